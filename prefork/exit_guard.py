@@ -1,0 +1,87 @@
+"""May a retiring worker exit yet?
+
+The counterpart of ``psgix.exit_guard``: an application that goes on working after its answer tells the worker so, and
+a worker that retires waits for it. ``environ["prefork.exit_guard"]`` is the worker's guard.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import RLock
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hold:
+    """One reason not to exit yet: ``why`` in the application's words, ``since`` on the guard's clock in seconds."""
+
+    why: str
+    since: float
+
+
+class ExitGuard:
+    """Counts what must be finished before this process may exit. Safe in any thread and in async code.
+
+    ``clock`` dates the holds, ``on_free`` is called, in the thread that ended it, whenever the last hold has ended.
+    """
+
+    def __init__(
+        self, *, clock: Callable[[], float] = lambda: 0.0, on_free: Callable[[], object] | None = None
+    ) -> None:
+        self._clock = clock
+        self._on_free = on_free
+        # Reentrant, because a finalizer that ends a hold may run in the very thread that is in here.
+        self._lock = RLock()
+        self._begun: list[Hold] = []  # by begin(): any end() ends the oldest
+        self._held: list[Hold] = []  # by hold(): each block ends its own
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing is held."""
+        return not (self._begun or self._held)
+
+    @property
+    def holds(self) -> tuple[Hold, ...]:
+        """What is held now, the oldest first."""
+        with self._lock:
+            return tuple(sorted((*self._begun, *self._held), key=lambda hold: hold.since))
+
+    def begin(self, why: str = "") -> None:
+        """Keep the worker alive until one matching ``end()``; ``why`` names the work in the log."""
+        with self._lock:
+            self._begun.append(Hold(why, self._clock()))
+
+    def end(self) -> None:
+        """End the oldest hold that ``begin()`` took.
+
+        Raises ``RuntimeError`` if there is none: a surplus ``end()`` would let the worker exit under somebody's work.
+        """
+        with self._lock:
+            if not self._begun:
+                raise RuntimeError("exit guard: end() without begin()")
+            del self._begun[0]
+            free = self.free
+        self._tell(free)
+
+    @contextmanager
+    def hold(self, why: str = "") -> Iterator[None]:
+        """Keep the worker alive for the length of a block."""
+        hold = Hold(why, self._clock())
+        with self._lock:
+            self._held.append(hold)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._held.remove(hold)
+                free = self.free
+            self._tell(free)
+
+    def _tell(self, free: bool) -> None:
+        # Outside of the lock: the callback may look at the guard from another thread.
+        if free and self._on_free is not None:
+            self._on_free()
