@@ -1,0 +1,144 @@
+"""How is a worker process forked, spoken to, seen dead and reaped?
+
+Workers are ``multiprocessing`` processes and are reaped through them, so that exit codes are kept. Their deaths are
+seen by pidfds: the sentinel of ``multiprocessing`` is a pipe, and stays open while a grandchild holds it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import multiprocessing
+import os
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prefork.signals import ORDERS, held_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container
+    from multiprocessing.process import BaseProcess
+
+CONTEXT = multiprocessing.get_context("fork")
+HAS_PIDFD = hasattr(os, "pidfd_open")
+_PR_GET_CHILD_SUBREAPER = 37
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Child:
+    """The parent's view of one worker process.
+
+    ``worker`` is its serial number, never reused; ``number`` its place, reused. ``lifeline`` is the writing end of the
+    pipe that tells it what to do, and, by its end, that the parent is dead. ``pidfd`` is ``None`` where there are none.
+    ``inherited`` are further descriptors that belong to it in the parent: siblings must not keep them open.
+    """
+
+    worker: int
+    number: int
+    process: BaseProcess
+    pid: int
+    lifeline: int
+    pidfd: int | None
+    inherited: frozenset[int]
+
+    @property
+    def descriptors(self) -> frozenset[int]:
+        """All that the parent holds for it."""
+        own = {self.lifeline} if self.pidfd is None else {self.lifeline, self.pidfd}
+        return self.inherited | own
+
+    def tell(self, order: bytes) -> None:
+        """Send one order. A worker that is dead, or stopped and deaf, does not hold the parent up."""
+        with suppress(BrokenPipeError, BlockingIOError):
+            os.write(self.lifeline, order)
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.process.kill()
+
+    def close(self) -> None:
+        """Let go of its descriptors; it must be dead."""
+        self.process.join()
+        self.process.close()
+        os.close(self.lifeline)
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+
+
+def fork_child(worker: int, number: int, main: Callable[[int, int, set[int]], object]) -> Child:
+    """Fork a process that runs ``main(lifeline, other_end, mask)``; ``OSError`` when the system refuses.
+
+    ``main`` starts with the signals of ``ORDERS`` held back; ``mask`` is what to restore when it can take them, and
+    ``other_end`` the parent's end of the lifeline, which it must close.
+    """
+    reader, writer = os.pipe()
+    before = open_descriptors()
+    with held_back(*ORDERS, signal.SIGCHLD) as mask:
+        process = CONTEXT.Process(target=main, args=(reader, writer, mask), name=f"prefork-worker-{number}")
+        try:
+            process.start()
+        except OSError:
+            # A failed start leaves the pipes open that multiprocessing had made for the child.
+            for descriptor in {reader, writer} | (open_descriptors() - before):
+                os.close(descriptor)
+            raise
+    os.close(reader)
+    os.set_blocking(writer, False)
+    inherited = open_descriptors() - before
+    assert process.pid is not None  # noqa: S101 - it was started
+    pidfd = open_pidfd(process.pid)
+    return Child(worker, number, process, process.pid, writer, pidfd, frozenset(inherited))
+
+
+def open_pidfd(pid: int) -> int | None:
+    """Return a descriptor that becomes readable when the process dies; ``None`` if the system has none to give."""
+    if HAS_PIDFD:
+        with suppress(OSError):
+            return os.pidfd_open(pid)
+    return None
+
+
+def open_descriptors() -> set[int]:
+    """Return the descriptors of this process."""
+    try:
+        listed = {int(name) for name in os.listdir("/dev/fd")}
+    except OSError:
+        return set()
+    return {descriptor for descriptor in listed if is_open(descriptor)}  # the listing's own is closed again
+
+
+def is_open(descriptor: int) -> bool:
+    """Whether the number stands for an open file."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
+
+
+def inherits_orphans() -> bool:
+    """Whether orphaned processes become children of this one: process 1 of a container, or a subreaper."""
+    if os.getpid() == 1:
+        return True
+    if not sys.platform.startswith("linux"):
+        return False
+    flag = ctypes.c_int(0)
+    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(flag), 0, 0, 0)
+    return bool(flag.value)
+
+
+def reap_orphans(ours: Container[int]) -> None:
+    """Reap dead children that nobody waits for, until the next dead one is one of ``ours`` or there is none.
+
+    A look comes first (``WNOWAIT``), then exactly that process is reaped: to reap whatever is dead would take the exit
+    code of a worker away from ``multiprocessing``.
+    """
+    multiprocessing.active_children()  # reaps the dead ones of multiprocessing that are not workers
+    with suppress(ChildProcessError):
+        while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) is not None:
+            if dead.si_pid in ours:
+                return
+            os.waitpid(dead.si_pid, 0)

@@ -1,0 +1,71 @@
+"""Who is called when, and what if it raises?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from prefork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prefork.config import Config
+    from prefork.records import Records
+
+Moment: TypeAlias = Literal["before_fork", "worker_started", "worker_exiting"]
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What to call at the turns of a pool's life, each list in its order.
+
+    ``before_fork(pool)`` runs in the parent before each fork, ``worker_started(worker)`` and ``worker_exiting(worker)``
+    in the worker. An entry may be the name of a function, ``"module:function"``, which ``load()`` replaces.
+    """
+
+    before_fork: list[Callable[..., object] | str] = field(default_factory=list)
+    worker_started: list[Callable[..., object] | str] = field(default_factory=list)
+    worker_exiting: list[Callable[..., object] | str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, config: Config) -> Hooks:
+        """Take over what the configuration names."""
+        return cls(*([hook] if hook else [] for hook in (config.before_fork, config.worker_started, config.worker_exiting)))
+
+    def load(self) -> None:
+        """Import what is only named; ``ConfigError`` if there is no such function."""
+        for hooks in (self.before_fork, self.worker_started, self.worker_exiting):
+            hooks[:] = [load_hook(hook) for hook in hooks]
+
+    def run(self, moment: Moment, *subject: Any, records: Records) -> None:
+        """Call the hooks of a moment. One that raises is recorded, and the others are called all the same."""
+        for hook in getattr(self, moment):
+            try:
+                hook(*subject)
+            except Exception as error:
+                records.emit("hook.failed", hook=moment, exc_info=error)
+
+    def run_or_raise(self, moment: Moment, *subject: Any) -> None:
+        """Call the hooks of a moment after which a process whose hook failed cannot be trusted."""
+        for hook in getattr(self, moment):
+            hook(*subject)
+
+
+def load_hook(hook: Callable[..., object] | str) -> Callable[..., object]:
+    """Return the function that ``"module:function"`` names; a callable is returned as it is."""
+    if not isinstance(hook, str):
+        return hook
+    module, _, path = hook.partition(":")
+    try:
+        found: Any = import_module(module)
+        for name in path.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            "PF403", f"the hook {hook!r} cannot be loaded ({error})", "name it as module:function"
+        ) from error
+    if not callable(found):
+        raise ConfigError("PF403", f"the hook {hook!r} is a {type(found).__name__}", "name a function")
+    return found  # type: ignore[no-any-return]  # callable() narrows Any to Any

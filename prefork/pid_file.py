@@ -1,0 +1,92 @@
+"""Which process is the pool, and is there one already?"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prefork.errors import BootError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def pid_file(name: str | None) -> Iterator[None]:
+    """Keep this process's id in a file for the length of a block; with ``None`` do nothing.
+
+    A file that a dead process left is replaced; ``BootError`` if the process in it is alive, or the file cannot be
+    written.
+    """
+    if name is None:
+        yield
+        return
+    path = Path(name).absolute()  # the directory may change meanwhile
+    owner = os.getpid()
+    if (living := living_owner(path)) is not None:
+        raise BootError(
+            "PF401",
+            f"{path} belongs to process {living}, which is alive",
+            "stop that pool first, or remove the file if the process is something else",
+        )
+    write(path, owner)
+    try:
+        yield
+    finally:
+        # By its owner only: a worker is a copy of this process, and a later pool may have replaced the file.
+        if os.getpid() == owner and read_pid(path) == owner:
+            with suppress(OSError):  # after privileges were dropped the directory may refuse; the next start replaces it
+                path.unlink()
+
+
+def write(path: Path, pid: int) -> None:
+    """Write the file at once as a whole: who reads it never sees half a number."""
+    draft = path.with_name(f".{path.name}.{pid}")
+    try:
+        draft.write_text(f"{pid}\n")
+        draft.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            draft.unlink()
+        raise BootError(
+            "PF402", f"cannot write the pid file {path}: {error.strerror}", "make its directory writable for this user"
+        ) from error
+
+
+def read_pid(path: Path) -> int | None:
+    """Return the process id in the file, ``None`` without one."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def living_owner(path: Path) -> int | None:
+    """Return the id of the process that wrote the file, if it is alive and is not this one.
+
+    A process that began after the file was written has only inherited the number: that is what a container that keeps
+    the file on a volume meets at each start.
+    """
+    pid = read_pid(path)
+    if pid is None or pid in (0, os.getpid()):
+        return None
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    began = beginning_of(pid)
+    return None if began is not None and began > path.stat().st_mtime + 1 else pid
+
+
+def beginning_of(pid: int) -> float | None:
+    """Return when a process began, in seconds since the epoch; ``None`` where the system does not tell."""
+    with suppress(OSError, ValueError, IndexError, StopIteration):
+        # Source: proc(5). The name, in parentheses, may hold blanks itself; the start is the 22nd field.
+        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
+        return int(boot.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
+    return None

@@ -1,0 +1,158 @@
+"""How does a program hold a pool that has a parent of its own?
+
+By a process and a pipe: the pipe carries the orders to stop, and its end tells the pool that the program is gone,
+however it went. So the program need not do anything for the pool to end with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_until_ready
+from multiprocessing.util import Finalize
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from prefork.children import CONTEXT, open_pidfd
+from prefork.errors import BootError, PreforkError
+from prefork.signals import ORDERS, held_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.process import BaseProcess
+
+#: What a caller writes into the pipe. Its end means the same as ``STOP``.
+STOP, STOP_QUICKLY = b"t", b"q"
+#: How much longer than ``graceful_timeout`` a caller waits before it kills a pool that does not stop, in seconds.
+PATIENCE = 10.0
+
+
+@dataclass(slots=True, eq=False)
+class Caller:
+    """The program, as its pool's parent sees it.
+
+    ``orders`` is the reading end of the pipe, ``answer`` the writing end of another one, which is closed (-1) as soon
+    as the caller knows how the start went. ``mask`` is the signal mask to restore when signals can be taken.
+    """
+
+    pid: int
+    orders: int
+    answer: int
+    mask: set[int]
+
+    @property
+    def descriptors(self) -> set[int]:
+        """What no worker may keep open, or the caller would not see the end of it."""
+        return {self.orders, self.answer} - {-1}
+
+    def tell(self, answer: dict[str, str]) -> None:
+        """Say how the start went; only the first answer counts."""
+        if self.answer < 0:
+            return
+        with suppress(BrokenPipeError), open(self.answer, "w") as pipe:  # noqa: PTH123 - a descriptor
+            self.answer = -1
+            json.dump(answer, pipe)
+
+    def tell_ready(self) -> None:
+        """Say that the pool serves."""
+        self.tell({})
+
+    def tell_failed(self, error: BaseException) -> None:
+        """Say why the pool cannot be brought up."""
+        known = error if isinstance(error, PreforkError) else BootError("PF405", f"{type(error).__name__}: {error}")
+        trace = "".join(traceback.format_exception(error.__cause__ or error))
+        self.tell({"code": known.code, "message": known.message, "hint": known.hint, "traceback": trace})
+
+
+class Supervised:
+    """A pool's parent process, as the program sees it. Safe in any thread."""
+
+    def __init__(self, process: BaseProcess, orders: int, answer: int, graceful_timeout: float) -> None:
+        assert process.pid is not None  # noqa: S101 - it was started
+        self.pid = process.pid
+        self.graceful_timeout = graceful_timeout
+        self._process, self._orders, self._answer = process, orders, answer
+        self._pidfd = open_pidfd(process.pid)
+        self._lock = Lock()
+        self._status: int | None = None
+        # When this object is forgotten, or the program ends without a word. multiprocessing, which would wait for the
+        # process at the end of the program, calls this first.
+        self._abandon = Finalize(self, os.close, args=(orders,), exitpriority=100)
+
+    def await_ready(self) -> None:
+        """Return when the pool serves; ``BootError``, with the traceback in its notes, if it cannot."""
+        with open(self._answer) as pipe:  # noqa: PTH123 - a descriptor
+            text = pipe.read()
+        answer: dict[str, str] = json.loads(text) if text else {"code": "PF405", "message": "the pool's parent died"}
+        if not answer:
+            return
+        error = BootError(answer["code"], answer["message"], answer.get("hint", ""))
+        if "traceback" in answer:
+            error.add_note(answer["traceback"])
+        raise error
+
+    def stop(self, order: bytes) -> None:
+        """Order the pool to stop, and wait for its end."""
+        with self._lock:
+            if self._status is None:
+                with suppress(BrokenPipeError):
+                    os.write(self._orders, order)
+        if self.wait(self.graceful_timeout + PATIENCE) is None:
+            self._process.kill()  # stopped itself, or stuck; its workers notice and drain
+            self.wait()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end; return the exit status, or ``None`` after ``timeout`` seconds."""
+        if self._status is None:
+            wait_until_ready([self._process.sentinel if self._pidfd is None else self._pidfd], timeout)
+        with self._lock:  # not while waiting, or nobody could stop what somebody waits for
+            if self._status is None:
+                self._bury()
+            return self._status
+
+    def _bury(self) -> None:
+        self._process.join(0)
+        self._status = self._process.exitcode
+        if self._status is None:
+            return
+        self._abandon()  # closes the pipe
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+        self._process.close()
+
+
+def supervise(main: Callable[[Caller], int], graceful_timeout: float) -> Supervised:
+    """Fork a process that runs ``main``, as a pool's parent."""
+    orders, our_orders = os.pipe()
+    our_answer, answer = os.pipe()
+    with held_back(*ORDERS, signal.SIGCHLD) as mask:
+        caller = Caller(os.getpid(), orders, answer, mask)
+        process = CONTEXT.Process(target=be_parent, args=(main, caller, (our_orders, our_answer)), name="prefork-parent")
+        try:
+            process.start()
+        except OSError as error:
+            for descriptor in (orders, our_orders, our_answer, answer):
+                os.close(descriptor)
+            raise BootError("PF406", f"cannot fork: {error}", "raise the limit of processes or of memory") from error
+    os.close(orders)
+    os.close(answer)
+    return Supervised(process, our_orders, our_answer, graceful_timeout)
+
+
+def be_parent(main: Callable[[Caller], int], caller: Caller, foreign: tuple[int, ...]) -> None:
+    """Be a pool's parent, in a process that was forked for it."""
+    # A signal must not wake the event loop of the caller, whose descriptor this process has inherited.
+    signal.set_wakeup_fd(-1)
+    for descriptor in foreign:
+        os.close(descriptor)
+    try:
+        status = main(caller)
+    except Exception as error:
+        caller.tell_failed(error)
+        status = error.exit_code if isinstance(error, PreforkError) else 1
+    raise SystemExit(status)

@@ -1,0 +1,281 @@
+"""In which order does a worker start, serve, retire and exit?
+
+It runs in the child, from the fork to the exit. Its main thread never serves a request: it sleeps until the parent,
+a signal, the driver or the exit guard has something to say, so nothing that an application does can make it deaf.
+"""
+
+from __future__ import annotations
+
+import atexit
+import enum
+import os
+import select
+import signal
+import sys
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from prefork.exit_guard import ExitGuard
+from prefork.loading import load_app
+from prefork.process_name import set_process_name
+from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, encode
+from prefork.signals import ORDERS, SignalInbox
+from prefork.wsgi.driver import WorkerFacts, WsgiDriver
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable, Iterable, Sequence
+
+    from prefork.config import Config
+    from prefork.hooks import Hooks
+    from prefork.listeners import Listeners
+    from prefork.records import Records
+
+#: What the parent writes into a lifeline. The end of the file says that the parent is dead.
+RELEASE, RETIRE, STOP, STOP_QUICKLY, REOPEN_LOGS = b"s", b"r", b"t", b"q", b"l"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """All that a worker is given by its parent.
+
+    ``worker`` is its serial number, ``number`` its place; ``born`` the monotonic time of the fork. ``app`` is a
+    callable, or without preload the name of one. ``foreign`` are the parent's descriptors, not for a child to keep.
+    ``child_hygiene`` is called first of all, ``thread_exit`` in each request thread when the worker leaves.
+    """
+
+    worker: int
+    number: int
+    generation: int
+    budget: int | None
+    born: float
+    app: Callable[..., Any] | str
+    config: Config
+    listeners: Listeners
+    records: Records
+    hooks: Hooks
+    reports: socket.socket
+    foreign: Iterable[int]
+    child_hygiene: Sequence[Callable[[], None]]
+    thread_exit: Callable[[], None] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker:
+    """A worker process, as the hooks ``worker_started`` and ``worker_exiting`` are given it, inside of it.
+
+    ``number`` is its place, 0 to ``max_workers`` - 1 and a few more while workers are replaced; ``generation`` counts
+    the images of the application; ``app`` is the application; ``exit_guard`` keeps the process alive.
+    """
+
+    number: int
+    generation: int
+    app: Callable[..., Any]
+    config: Config
+    exit_guard: ExitGuard
+    pid: int = field(default_factory=os.getpid)
+
+
+class Phase(enum.Enum):
+    """How far a worker is on its way out."""
+
+    SERVING = "serving"
+    ANNOUNCED = "announced"  # the parent knows that a successor is needed; serves on
+    RELEASED = "released"  # the successor serves; serves on until its own budget is spent
+    LEAVING = "leaving"  # takes nothing new, and goes when all is answered and the exit guard is free
+
+
+def be_worker(birth: Birth, lifeline: int, parents_end: int, mask: set[int]) -> None:
+    """Be a worker, from the fork to the exit; ``SystemExit`` with status 1 if it could not start."""
+    # From Python 3.13 on multiprocessing does this, and the same at the end, by itself: what was registered in the
+    # parent is for the parent, what the application registers in here is run in here.
+    bare = sys.version_info < (3, 13)
+    if bare:
+        atexit._clear()
+    try:
+        inbox = settle(birth, parents_end, mask)
+        live(birth, lifeline, inbox)
+    finally:
+        if bare:
+            atexit._run_exitfuncs()
+
+
+def settle(birth: Birth, parents_end: int, mask: set[int]) -> SignalInbox:
+    """Make the copy of the parent a process of its own."""
+    for descriptor in (parents_end, *birth.foreign):
+        with suppress(OSError):
+            os.close(descriptor)
+    inbox = SignalInbox(*ORDERS)
+    inbox.open()  # and never closed: a stray thread that ends a hold at the very end must find the pipe
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for clean in birth.child_hygiene:
+        clean()
+    replace_used_executor()
+    set_process_name(birth.config.proc_name, f"worker {birth.number}")
+    return inbox
+
+
+def replace_used_executor() -> None:
+    """Give asgiref a new executor if the parent used the present one.
+
+    Its thread stayed in the parent, and the first ``sync_to_async`` of the child would wait for it for ever.
+    """
+    asgiref = sys.modules.get("asgiref.sync")
+    executor = getattr(getattr(asgiref, "SyncToAsync", None), "single_thread_executor", None)
+    if asgiref is not None and executor is not None and executor._threads:
+        asgiref.SyncToAsync.single_thread_executor = type(executor)(max_workers=1)
+
+
+def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
+    """Start, serve and leave."""
+    try:
+        life = boot(birth, lifeline, inbox)
+    except BaseException as error:  # an application that calls sys.exit() while it is imported has failed as well
+        summary = "".join(traceback.format_exception_only(error)).strip()
+        send(birth.reports, BootFailed(birth.worker, traceback=traceback.format_exc(), summary=summary))
+        raise SystemExit(1) from None
+    life.run()
+    life.leave()
+
+
+def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
+    """Do all that has to be done before the first request, and report ready."""
+    config, records = birth.config, birth.records.bind(role="worker", worker=birth.number, generation=birth.generation)
+    app = load_app(birth.app, config.app_dir) if isinstance(birth.app, str) else birth.app
+    guard = ExitGuard(clock=monotonic, on_free=inbox.wake)
+    worker = Worker(number=birth.number, generation=birth.generation, app=app, config=config, exit_guard=guard)
+    birth.hooks.run_or_raise("worker_started", worker)
+    facts = WorkerFacts(number=birth.number, generation=birth.generation)
+    driver = WsgiDriver(app, birth.listeners, config, facts, records, guard)
+    driver.start()
+    boot_s = monotonic() - birth.born
+    send(birth.reports, Ready(birth.worker, boot_s=boot_s))
+    return Life(birth, worker, driver, lifeline, inbox, records)
+
+
+def send(reports: socket.socket, report: Report) -> None:
+    """Tell the parent, and wait until it has room. That it is dead is noticed by the lifeline, not here."""
+    with suppress(OSError):
+        reports.send(encode(report))
+
+
+class Life:
+    """A worker that serves, and then leaves."""
+
+    def __init__(
+        self, birth: Birth, worker: Worker, driver: WsgiDriver, lifeline: int, inbox: SignalInbox, records: Records
+    ) -> None:
+        self.birth, self.worker, self.driver, self.records = birth, worker, driver, records
+        self.lifeline, self.inbox = lifeline, inbox
+        self.phase = Phase.SERVING
+        self.due = birth.budget  # requests after which it retires, once it is released; None: never by itself
+        self.announce_at = announcement(birth.budget)
+        self.poller = select.poll()
+        self.sources = {lifeline: self.obey, inbox.fileno(): self.heed, driver.monitor_fd: self.take_stock}
+        for descriptor in self.sources:
+            self.poller.register(descriptor, select.POLLIN)
+        driver.set_thresholds(self.announce_at, birth.budget)
+
+    def run(self) -> None:
+        """Serve until there is nothing left to do."""
+        while not self.over:
+            for descriptor, _ in self.poller.poll(self.driver.tick(monotonic())):
+                self.sources[descriptor]()
+
+    @property
+    def over(self) -> bool:
+        """Whether the process may exit."""
+        return self.phase is Phase.LEAVING and self.driver.drained and self.worker.exit_guard.free
+
+    # The way out, in its order: announce, be released, retire, leave.
+
+    def take_stock(self) -> None:
+        """Compare what has been served with the budget."""
+        served = self.driver.served
+        if self.phase is Phase.SERVING and self.announce_at is not None and served >= self.announce_at:
+            self.announce("max_requests")
+        if self.phase is Phase.RELEASED and self.due is not None and served >= self.due:
+            self.retire()
+
+    def announce(self, reason: str) -> None:
+        """Ask for a successor, and serve on until it is there."""
+        self.phase = Phase.ANNOUNCED
+        send(self.birth.reports, Retiring(self.birth.worker, reason=reason, requests=self.driver.served))
+
+    def release(self) -> None:
+        """The successor serves: nothing is lost when this one retires."""
+        if self.phase is not Phase.LEAVING:
+            self.phase = Phase.RELEASED
+            self.take_stock()
+
+    def retire(self) -> None:
+        """Leave the listeners to the others, and finish politely what is there."""
+        if self.phase is not Phase.LEAVING:
+            self.phase = Phase.LEAVING
+            self.driver.retire()
+
+    def stop(self, *, quick: bool) -> None:
+        """Stop together with the whole pool: there is nobody to leave anything to."""
+        self.phase = Phase.LEAVING
+        self.driver.stop(quick=quick)
+
+    def leave(self) -> None:
+        """Say goodbye: nothing is served any more."""
+        self.birth.hooks.run("worker_exiting", self.worker, records=self.records)
+        self.driver.close()
+        served, budget = self.driver.served, self.birth.budget
+        overrun = 0 if budget is None else max(0, served - budget)
+        send(self.birth.reports, Leaving(self.birth.worker, requests=served, overrun=overrun))
+
+    # Who may say so: the parent, a signal, the parent's death.
+
+    def obey(self) -> None:
+        """Do what the parent has written into the lifeline."""
+        orders = os.read(self.lifeline, 64)
+        if not orders:
+            self.outlive_parent()
+        for order in orders:
+            self.perform(bytes([order]))
+
+    def perform(self, order: bytes) -> None:
+        """Carry out one order; one that is not known is from a newer parent and not for us."""
+        match order:
+            case b"s":
+                self.release()
+            case b"r":
+                self.retire()
+            case b"t":
+                self.stop(quick=False)
+            case b"q":
+                self.stop(quick=True)
+            case b"l":
+                self.records.reopen()
+
+    def heed(self) -> None:
+        """Act upon signals sent to this worker alone. Only TERM means something: retire, a successor first."""
+        if signal.SIGTERM in self.inbox.read():
+            self.due = 0
+            if self.phase is Phase.SERVING:
+                self.announce("signal")
+            elif self.phase is Phase.RELEASED:
+                self.take_stock()
+
+    def outlive_parent(self) -> None:
+        """Drain without a parent, which would have set the limit: the kernel does, whatever this process is stuck in."""
+        self.poller.unregister(self.lifeline)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.setitimer(signal.ITIMER_REAL, max(self.birth.config.graceful_timeout, 0.001))
+        self.stop(quick=False)
+
+
+def announcement(budget: int | None) -> int | None:
+    """Return after how many requests a worker asks for its successor: a quarter of the budget before its end.
+
+    At least one request comes first: workers that ask at once would be replaced without end, and without serving.
+    """
+    return None if budget is None else max(1, budget - max(1, budget // 4))
