@@ -1,0 +1,45 @@
+"""Which octets may stand where in a request?
+
+Both parsers see only what passed here, so that neither can be laxer than the other, or than the RFC. The patterns are
+those of RFC 9112 (request line, field lines, chunks) and RFC 3986 (authority), with the lenient readings left out.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
+
+# RFC 9112 section 3: one space between the words; a target has no fragment and no octets beyond ASCII (RFC 3986).
+HEAD = re.compile(
+    rb"(?P<method>%b) (?P<target>[\x21\x22\x24-\x7e]+) HTTP/(?P<major>[0-9])\.(?P<minor>[0-9])\r\n(?P<fields>(?:%b:%b\r\n)*)\r\n"
+    % (TOKEN, TOKEN, VALUE)
+)
+REQUEST_LINE = re.compile(rb"%b [\x21\x22\x24-\x7e]+ HTTP/[0-9]\.[0-9]" % TOKEN)
+FIELD_LINES = re.compile(rb"(?:%b:%b\r\n)*" % (TOKEN, VALUE))
+SPACE_BEFORE_COLON = re.compile(rb"(?m)^%b[ \t]+:" % TOKEN)
+FOLDED = re.compile(rb"\r\n[ \t]")
+# RFC 9112 section 2.2: a recipient may take LF for a line end; two recipients that differ here are how smuggling works.
+STRAY_LINE_END = re.compile(rb"\r(?!\n|\Z)|(?<!\r)\n")
+
+# RFC 9112 section 7.1.1, with the "bad" whitespace that a recipient must parse and drop.
+CHUNK_LINE = re.compile(
+    rb"(?P<size>[0-9A-Fa-f]+)(?:[ \t]*;[ \t]*%b(?:[ \t]*=[ \t]*(?:%b|\"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*\"))?)*"
+    % (TOKEN, TOKEN)
+)
+
+_NAME = rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})"
+_PORT = rb"(?::[0-9]*)?"
+_LITERAL = rb"\[(?:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*|[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
+_HOST = re.compile(rb"(?:%b|%b*)%b" % (_LITERAL, _NAME, _PORT))
+ABSOLUTE = re.compile(
+    rb"(?i:https?)://(?P<host>(?:%b|%b+)%b)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?" % (_LITERAL, _NAME, _PORT)
+)
+
+
+@lru_cache(maxsize=1024)
+def is_host(value: bytes) -> bool:
+    """Tell whether ``value`` is a ``Host`` by RFC 9112 section 3.2: a host of RFC 3986 and a port, or nothing."""
+    return _HOST.fullmatch(value) is not None

@@ -1,0 +1,67 @@
+"""Which words do a connection and its driver share?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+Field: TypeAlias = tuple[bytes, bytes]
+
+CHUNKED = -1
+"""The ``Request.length`` of a body whose end is told by its last chunk."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """The head of one request, checked against RFC 9112 and RFC 9110.
+
+    ``target`` is what the client sent, ``path`` and ``query`` are its two parts, still percent-encoded.
+    ``fields`` are in order of arrival, with names in whatever case the parser gives and values without padding.
+    ``length`` is the size of the body in bytes, 0 without one, ``CHUNKED`` where only its end tells.
+    ``keep_alive`` is what the client wishes, ``awaits_continue`` that it holds its body back (RFC 9110 10.1.1).
+    """
+
+    method: str
+    target: bytes
+    path: bytes
+    query: bytes
+    version: str
+    fields: list[Field]
+    host: bytes
+    length: int
+    keep_alive: bool
+    awaits_continue: bool
+
+
+@dataclass(slots=True, eq=False)
+class Body:
+    """A piece of a request's body, never empty."""
+
+    data: bytes
+
+
+@dataclass(slots=True, eq=False)
+class End:
+    """The body is complete; a request without a body has no ``End``."""
+
+    trailers: list[Field]
+
+
+class Refused(Exception):
+    """A request that must not be served: answer with ``status`` and close the connection.
+
+    ``reason`` says in a few words what was wrong, ``source`` names the rule.
+    """
+
+    def __init__(self, status: int, reason: str, source: str) -> None:
+        super().__init__(f"{reason} ({source})")
+        self.status = status
+        self.reason = reason
+        self.source = source
+
+
+class Misanswered(Exception):
+    """An answer that would break HTTP: the application's mistake, told in words for its log."""
+
+
+Event: TypeAlias = Request | Body | End

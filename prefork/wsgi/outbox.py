@@ -1,0 +1,117 @@
+"""Where does an answer wait for a slow client?
+
+In memory first, then in a temporary file, so that the thread that made it is free. What is to be sent from a file is
+not read at all: the kernel sends it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import socket
+
+MEMORY = 1024 * 1024
+"""How many unsent bytes are kept in memory for one client."""
+SPOOL = 256 * 1024 * 1024
+"""How many unsent bytes are kept at all; beyond it the application's thread waits for the client."""
+_BLOCK = 1024 * 1024
+
+
+class _Part:
+    """Bytes ``at`` to ``end`` of an open file."""
+
+    __slots__ = ("at", "end", "file")
+
+    def __init__(self, file: int, at: int, end: int) -> None:
+        self.file = file
+        self.at = at
+        self.end = end
+
+
+class Outbox:
+    """What was answered and not yet taken by the client, in order."""
+
+    __slots__ = ("_items", "_memory", "_spool", "_spool_dir", "size")
+
+    def __init__(self, spool_dir: str | None) -> None:
+        self._spool_dir = spool_dir
+        self._items: deque[memoryview | _Part] = deque()
+        self._memory = 0
+        self._spool: IO[bytes] | None = None
+        self.size = 0
+        """Unsent bytes, those of files that the kernel sends not counted."""
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Keep ``data`` behind what is there; raises ``OSError`` if it must go to a disk that is full."""
+        self.size += len(data)
+        if self._memory + len(data) <= MEMORY or not self._items:
+            self._memory += len(data)
+            self._items.append(memoryview(data))
+            return
+        if self._spool is None:
+            self._spool = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - closed with the outbox
+        at = self._spool.seek(0, os.SEEK_END)
+        self._spool.write(data)
+        self._spool.flush()
+        last = self._items[-1]
+        if isinstance(last, _Part) and last.file == self._spool.fileno() and last.end == at:
+            last.end += len(data)
+        else:
+            self._items.append(_Part(self._spool.fileno(), at, at + len(data)))
+
+    def add_file(self, file: int, offset: int, size: int) -> None:
+        """Keep a part of a file, which may be closed afterwards."""
+        if size:
+            self._items.append(_Part(os.dup(file), offset, offset + size))
+
+    def flush(self, sock: socket.socket) -> int:
+        """Send what the client takes now; return how much that was. Raises ``OSError`` once it is gone."""
+        total = 0
+        try:
+            while self._items:
+                sent = self._send(sock, self._items[0])
+                total += sent
+        except BlockingIOError:
+            pass
+        return total
+
+    def _send(self, sock: socket.socket, item: memoryview | _Part) -> int:
+        if isinstance(item, memoryview):
+            sent = sock.send(item)
+            self._memory -= sent
+            self.size -= sent
+            if sent == len(item):
+                self._items.popleft()
+            else:
+                self._items[0] = item[sent:]
+            return sent
+        sent = os.sendfile(sock.fileno(), item.file, item.at, min(item.end - item.at, _BLOCK))
+        if not sent:
+            raise ConnectionAbortedError("the file became shorter while it was sent")
+        item.at += sent
+        spooled = self._spool is not None and item.file == self._spool.fileno()
+        if spooled:
+            self.size -= sent
+        if item.at >= item.end:
+            self._items.popleft()
+            if not spooled:
+                os.close(item.file)
+        return sent
+
+    def close(self) -> None:
+        """Throw away what is left."""
+        for item in self._items:
+            if isinstance(item, _Part) and (self._spool is None or item.file != self._spool.fileno()):
+                os.close(item.file)
+        self._items.clear()
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        self.size = self._memory = 0

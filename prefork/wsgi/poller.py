@@ -1,0 +1,89 @@
+"""Which descriptors are ready?
+
+One interface over epoll and, where there is none, poll: both take registrations from other threads while one waits.
+"""
+
+from __future__ import annotations
+
+import select
+import threading
+from typing import Protocol
+
+READ = 1  # EPOLLIN and POLLIN
+WRITE = 4  # EPOLLOUT and POLLOUT
+
+
+class Poller(Protocol):
+    """What the driver asks of a poller."""
+
+    def register(self, descriptor: int, events: int, *, shared: bool = False) -> None:
+        """Watch a descriptor; ``shared`` says that other processes wait for it too and one of them is enough."""
+
+    def modify(self, descriptor: int, events: int) -> None:
+        """Watch it for something else."""
+
+    def unregister(self, descriptor: int) -> None:
+        """Watch it no longer."""
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Wait for at most ``timeout`` seconds; return descriptors and events."""
+
+    def close(self) -> None:
+        """Give everything back."""
+
+
+class EpollPoller:
+    """Linux."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self.modify = self._epoll.modify
+        self.unregister = self._epoll.unregister
+        self.close = self._epoll.close
+
+    def register(self, descriptor: int, events: int, *, shared: bool = False) -> None:
+        """Watch a descriptor. ``EPOLLEXCLUSIVE`` spares the siblings a wake-up for nothing."""
+        self._epoll.register(descriptor, events | select.EPOLLEXCLUSIVE if shared else events)
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Wait for at most ``timeout`` seconds; return descriptors and events."""
+        return self._epoll.poll(timeout)
+
+
+class PollPoller:
+    """Everything else. A change made while a thread waits counts from its next wait: wake it if it matters."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watched: dict[int, int] = {}
+
+    def register(self, descriptor: int, events: int, *, shared: bool = False) -> None:  # noqa: ARG002 - poll cannot
+        """Watch a descriptor."""
+        with self._lock:
+            self._watched[descriptor] = events
+
+    def modify(self, descriptor: int, events: int) -> None:
+        """Watch it for something else."""
+        self.register(descriptor, events)
+
+    def unregister(self, descriptor: int) -> None:
+        """Watch it no longer."""
+        with self._lock:
+            del self._watched[descriptor]
+
+    def poll(self, timeout: float | None) -> list[tuple[int, int]]:
+        """Wait for at most ``timeout`` seconds; return descriptors and events."""
+        poll = select.poll()
+        with self._lock:
+            for descriptor, events in self._watched.items():
+                poll.register(descriptor, events)
+        return poll.poll(None if timeout is None else timeout * 1000)
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._watched.clear()
+
+
+def new_poller() -> Poller:
+    """Return the best poller of this system."""
+    return EpollPoller() if hasattr(select, "epoll") else PollPoller()
