@@ -1,0 +1,136 @@
+"""Which command line means which configuration, and with which status does the command end?"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from prefork.config import OPTIONS, Resolved, resolve
+from prefork.errors import AppFailed, AppNotFound, PlatformUnsupported, PreforkError
+from prefork.options_click import click_options
+
+HINT = "prefork module:app, such as prefork shop.wsgi:application"
+
+
+class Command(click.Command):
+    """Shows the common options by use, and all of them with ``--help-all``."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, grouped by what they are for."""
+        everything = bool(ctx.meta.get("prefork.help_all"))
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            option = OPTIONS.get(parameter.name or "")
+            if record is not None and (everything or option is None or option.common):
+                groups.setdefault(option.group if option else "Command", []).append(record)
+        for group, rows in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
+
+def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["prefork.help_all"] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
+
+
+@click.pass_context
+def _run(ctx: click.Context, app: str | None, config: str | None, **options: Any) -> None:
+    show_config, check_config = options.pop("show_config"), options.pop("check_config")
+    flags = {name: value for name, value in options.items() if value is not None and value != ()}
+    resolved = resolve(flags=flags, file=config)
+    if show_config:
+        _show(resolved)
+        return
+    if app is None:
+        raise AppNotFound("PF208", "no application is named", HINT)
+    ctx.exit(_check(app, resolved) if check_config else _serve(app, resolved))
+
+
+def _serve(app: str, resolved: Resolved) -> int:
+    if not hasattr(os, "fork"):
+        raise PlatformUnsupported("PF407", "this system cannot fork", "prefork runs on Linux and macOS")
+    if resolved.config.reload:
+        from prefork import reloader
+
+        if not reloader.inside():
+            return reloader.run_outer(resolved.config)
+        from prefork.pool import WorkerPool
+
+        with reloader.inherited_listeners() as listeners:
+            watch = reloader.watcher(resolved.config)
+            return WorkerPool(app, config=resolved.config, listeners=listeners, files_changed=watch).serve()
+    from prefork.pool import WorkerPool
+
+    return WorkerPool(app, config=resolved.config).serve()
+
+
+def _check(app: str, resolved: Resolved) -> int:
+    from prefork.listeners import parse_bind
+    from prefork.loading import load_app
+
+    for text in resolved.config.bind:
+        parse_bind(text)
+    load_app(app, resolved.config.app_dir)
+    click.echo(f"{app} can be served on {', '.join(resolved.config.bind)}")
+    return 0
+
+
+def _show(resolved: Resolved) -> None:
+    """Print each effective value, and where it came from."""
+    width = max(map(len, OPTIONS))
+    for name in OPTIONS:
+        value = getattr(resolved.config, name)
+        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
+        click.echo(f"{name:<{width}}  {shown:<24}  {resolved.origins[name]}".rstrip())
+
+
+def command() -> click.Command:
+    """Return the command ``prefork``."""
+    return Command(
+        "prefork",
+        callback=_run,
+        params=[
+            click.Argument(["app"], required=False),
+            *click_options(),
+            click.Option(["--config"], metavar="FILE", help="Read options from a TOML file."),
+            click.Option(["--show-config"], is_flag=True, help="Print each effective value and where it came from."),
+            click.Option(["--check-config"], is_flag=True, help="Load the application and say whether it would serve."),
+            click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_help_all, help="Show all options."),
+            click.version_option(version("prefork"), prog_name="prefork")(lambda: None).__click_params__[0],  # type: ignore[attr-defined]
+        ],
+        help="Serve the WSGI application APP: module:attribute, module:factory(), or module with an app or application.",
+        no_args_is_help=True,
+    )
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command; return its exit status: 0, 1 if it cannot bind or boot, 2 for a user's mistake, 3 to reload."""
+    # The console script has its own folder there; python -m prefork the current one.
+    if sys.path[0] != "":
+        sys.path.insert(0, "")
+    try:
+        result = command().main(args, prog_name="prefork", standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"prefork: error: {error.format_message()}", err=True)
+        return error.exit_code
+    except click.Abort:
+        return 1
+    except PreforkError as error:
+        return report(error)
+    return result if isinstance(result, int) else 0
+
+
+def report(error: PreforkError) -> int:
+    """Tell the user of an error, and return the exit status: a line, with the traceback of an application's failure."""
+    if isinstance(error, AppFailed) and error.__cause__ is not None:
+        traceback.print_exception(error.__cause__)
+    click.echo(f"prefork: error: {error}", err=True)
+    return error.exit_code

@@ -1,0 +1,74 @@
+"""What can a worker tell its parent, and in which form?
+
+A pair of datagram sockets carries one report a message: whole, in order, and never lost while the parent lives.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
+
+TRACEBACK_LIMIT = 32 * 1024
+"""How many characters of a traceback travel, its end; a message must fit a socket's buffer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The worker serves; starting took ``boot_s`` seconds."""
+
+    worker: int
+    boot_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Retiring:
+    """The worker wants a successor, because of ``reason``, after ``requests`` so far."""
+
+    worker: int
+    reason: str
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class BootFailed:
+    """The worker could not start: ``summary`` in one line, and the whole ``traceback``."""
+
+    worker: int
+    traceback: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The worker is about to exit after ``requests``, ``overrun`` of them beyond its budget."""
+
+    worker: int
+    requests: int
+    overrun: int
+
+
+Report: TypeAlias = Ready | Retiring | BootFailed | Leaving
+_KINDS: dict[str, type[Report]] = {kind.__name__: kind for kind in (Ready, Retiring, BootFailed, Leaving)}
+
+
+def open_reports() -> tuple[socket.socket, socket.socket]:
+    """Return the parent's end, which does not block, and the end that all workers share."""
+    parent, workers = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    parent.setblocking(False)
+    return parent, workers
+
+
+def encode(report: Report) -> bytes:
+    """Return the message of a report."""
+    values = asdict(report)
+    if isinstance(report, BootFailed):
+        values["traceback"] = report.traceback[-TRACEBACK_LIMIT:]
+    return json.dumps([type(report).__name__, values]).encode("ascii")
+
+
+def decode(message: bytes) -> Report:
+    """Return the report of a message; raises ``ValueError`` if it is none."""
+    kind, values = json.loads(message)
+    return _KINDS[kind](**values)

@@ -1,0 +1,542 @@
+"""When is a worker forked, retired, signalled or killed, and when do we give up?
+
+Events in, actions out. No clock, no process, no log: time and randomness are arguments, and the parent performs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from random import Random
+from typing import Any, TypeAlias
+
+from prefork.config import Config
+
+# What can happen.
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A worker serves."""
+
+    worker: int
+    boot_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRetiring:
+    """A worker wants a successor."""
+
+    worker: int
+    reason: str
+    requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerBootFailed:
+    """A worker could not start, and says why."""
+
+    worker: int
+    summary: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLeaving:
+    """A worker is about to exit, after ``requests``, ``overrun`` of them beyond its budget."""
+
+    worker: int
+    requests: int
+    overrun: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """A worker's process is dead: by itself with ``exit_code``, or by ``signal``."""
+
+    worker: int
+    exit_code: int | None
+    signal: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ForkFailed:
+    """The system refused to fork ``worker``."""
+
+    worker: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class SignalReceived:
+    """The parent got a signal, named without SIG."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilesChanged:
+    """A watched file changed: the program is to be started anew."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Nothing happened but that time went by."""
+
+
+Event: TypeAlias = (
+    WorkerReady
+    | WorkerRetiring
+    | WorkerBootFailed
+    | WorkerLeaving
+    | WorkerExited
+    | ForkFailed
+    | SignalReceived
+    | FilesChanged
+    | Tick
+)
+
+# What the parent shall do.
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Fork a worker: ``worker`` is its serial number, never reused; ``number`` its place; ``budget`` its requests."""
+
+    worker: int
+    number: int
+    budget: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Tell a worker that its successor serves: it retires when its budget is spent."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Tell a worker to retire now."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Tell a worker to stop with the pool; ``quick``: to take in nothing more."""
+
+    worker: int
+    quick: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Kill a worker."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class CloseListeners:
+    """Close the parent's listening sockets; the workers keep theirs."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReopenLogs:
+    """Open log files anew, here and in the workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Write a record; about ``worker``, if that is given."""
+
+    record: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    worker: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """It is over."""
+
+    exit_code: int
+
+
+Action: TypeAlias = Spawn | Release | Retire | Stop | Kill | CloseListeners | ReopenLogs | Emit | Finish
+
+
+class Life(Enum):
+    """How far a worker's life has come."""
+
+    STARTING = auto()
+    SERVING = auto()
+    RETIRING = auto()
+    """Has a successor that serves, and leaves when its work is done."""
+    STOPPING = auto()
+    GONE = auto()
+
+
+NEXT: Mapping[Life, Mapping[type, Life]] = {
+    Life.STARTING: {WorkerReady: Life.SERVING, Stop: Life.STOPPING, WorkerExited: Life.GONE},
+    Life.SERVING: {Retire: Life.RETIRING, Release: Life.RETIRING, Stop: Life.STOPPING, WorkerExited: Life.GONE},
+    Life.RETIRING: {Stop: Life.STOPPING, WorkerExited: Life.GONE},
+    Life.STOPPING: {Stop: Life.STOPPING, WorkerExited: Life.GONE},
+    # The report socket may be read after the exit was seen: what a dead worker said last changes nothing.
+    Life.GONE: {},
+}
+COUNTED = {Life.STARTING, Life.SERVING}
+"""A retiring worker has left the count: its successor is in it already."""
+
+QUICK_STOP_S = 3.0
+"""How long running requests get after INT."""
+KILL_AGAIN_S = 5.0
+"""After how long a worker that did not die is killed once more."""
+YOUNG_S = 1.0
+"""A worker that dies sooner than this after it became ready has died quickly."""
+CALM_S = 10.0
+"""After so long without a quick death the next one is the first again."""
+FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
+SILENT_DEATHS = 3
+"""So many deaths before the first worker was ready, and without a word, end the pool."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """What is known of one worker. ``successor_of`` is the worker it shall relieve, ``successor`` who relieves it."""
+
+    worker: int
+    number: int
+    born: float
+    life: Life = Life.STARTING
+    ready_at: float | None = None
+    successor_of: int | None = None
+    successor: int | None = None
+    retire_at_once: bool = False
+    reason: str = ""
+    requests: int = 0
+    overrun: int = 0
+    kill_at: float | None = None
+
+
+class Supervisor:
+    """Decides for one pool."""
+
+    def __init__(self, config: Config, random: Random) -> None:
+        self._config = config
+        self._random = random
+        self._serial = 0
+        self._wanted = config.max_workers
+        self._first_ready = False
+        self._announced_ready = False
+        self._started_at = 0.0
+        self._silent_deaths = 0
+        self._quick_deaths = 0
+        self._last_quick_death = 0.0
+        self._not_before = 0.0
+        self._stopping = False
+        self._quick = False
+        self.workers: dict[int, Worker] = {}
+        self.finished = False
+        self.exit_code = 0
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When to send a ``Tick`` if nothing happens before."""
+        times = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None]
+        if not self._stopping and (self._missing() or self._unrelieved()):
+            times.append(self._not_before)
+        return min(times, default=None)
+
+    def start(self, now: float) -> list[Action]:
+        """Return what to do first."""
+        self._started_at = now
+        return self._restore(now)
+
+    def handle(self, event: Event, now: float) -> list[Action]:  # noqa: PLR0911 - a list of decisions, one line each
+        """Return what to do about an event."""
+        if self.finished:
+            return []
+        match event:
+            case WorkerReady():
+                return self._ready(event, now)
+            case WorkerRetiring():
+                return self._asks_for_successor(event, now)
+            case WorkerBootFailed():
+                return self._boot_failed(event, now)
+            case WorkerLeaving():
+                return self._leaving(event)
+            case WorkerExited():
+                return self._exited(event, now)
+            case ForkFailed():
+                return self._fork_failed(event, now)
+            case SignalReceived():
+                return self._signalled(event.name, now)
+            case FilesChanged():
+                found: list[Action] = [Emit("pool.reloading", {"reason": "file", "path": event.path})]
+                return found + self._stop(now, quick=True, exit_code=3)
+            case Tick():
+                return self._late(now) + self._restore(now)
+
+    # The number of workers.
+
+    def _live(self, *lives: Life) -> list[Worker]:
+        return [worker for worker in self.workers.values() if worker.life in lives]
+
+    def _missing(self) -> int:
+        """Return how many workers to fork so that capacity does not drop; successors come on top."""
+        counted = [worker for worker in self._live(*COUNTED) if worker.successor_of is None]
+        return max(0, self._wanted - len(counted))
+
+    def _unrelieved(self) -> list[Worker]:
+        """Return who waits for a successor that is not even under way."""
+        waiting = [w for w in self._live(Life.SERVING) if w.reason and w.successor is None]
+        room = 2 * self._config.max_workers - len(self._live(Life.RETIRING))
+        under_way = sum(w.successor_of is not None for w in self._live(Life.STARTING))
+        return waiting[: max(0, min(room, self._config.max_workers - under_way))]
+
+    def _restore(self, now: float) -> list[Action]:
+        """Fork what is missing, unless workers die too quickly."""
+        if self._stopping or now < self._not_before:
+            return []
+        actions = [self._spawn(now, None) for _ in range(self._missing())]
+        return actions + [self._spawn(now, old) for old in self._unrelieved()]
+
+    def _spawn(self, now: float, old: Worker | None) -> Action:
+        serial = self._serial
+        self._serial += 1
+        taken = {worker.number for worker in self.workers.values()}
+        number = next(n for n in range(len(taken) + 1) if n not in taken)
+        worker = Worker(serial, number, now, kill_at=now + self._config.boot_timeout)
+        if old is not None:
+            worker.successor_of = old.worker
+            old.successor = serial
+        self.workers[serial] = worker
+        return Spawn(serial, number, draw_budget(self._config, self._random))
+
+    # Lives.
+
+    def _go(self, worker: Worker, cause: type) -> None:
+        worker.life = NEXT[worker.life].get(cause, worker.life)
+
+    def _ready(self, event: WorkerReady, now: float) -> list[Action]:
+        worker = self.workers.get(event.worker)
+        if worker is None or worker.life is not Life.STARTING:
+            return []
+        self._go(worker, WorkerReady)
+        worker.ready_at = now
+        worker.kill_at = None
+        self._first_ready = True
+        actions: list[Action] = [Emit("worker.ready", {"boot_s": round(event.boot_s, 4)}, worker.worker)]
+        serving = len(self._live(Life.SERVING))
+        if not self._announced_ready and serving >= self._wanted:
+            self._announced_ready = True
+            actions.append(Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._started_at, 3)}))
+        return actions + self._relieve(worker)
+
+    def _relieve(self, successor: Worker) -> list[Action]:
+        """Let the one retire whom ``successor`` relieves; from now on it counts in his place."""
+        old = self.workers.get(-1 if successor.successor_of is None else successor.successor_of)
+        successor.successor_of = None
+        if old is None or old.life is not Life.SERVING:
+            return []
+        action = Retire(old.worker) if old.retire_at_once else Release(old.worker)
+        self._go(old, type(action))
+        return [action]
+
+    def _asks_for_successor(self, event: WorkerRetiring, now: float) -> list[Action]:
+        worker = self.workers.get(event.worker)
+        if worker is None or worker.life is not Life.SERVING or worker.reason:
+            return []
+        worker.reason = event.reason
+        worker.requests = event.requests
+        told = {"reason": event.reason, "requests": event.requests}
+        return [Emit("worker.retiring", told, worker.worker), *self._restore(now)]
+
+    def _recycle(self, now: float, reason: str) -> list[Action]:
+        for worker in self._live(Life.SERVING):
+            worker.retire_at_once = True
+            worker.reason = worker.reason or reason
+        return self._restore(now)
+
+    def _leaving(self, event: WorkerLeaving) -> list[Action]:
+        worker = self.workers.get(event.worker)
+        if worker is not None:
+            worker.requests, worker.overrun = event.requests, event.overrun
+        return []
+
+    def _boot_failed(self, event: WorkerBootFailed, now: float) -> list[Action]:
+        worker = self.workers.get(event.worker)
+        if worker is None or self._stopping:
+            return []
+        worker.reason = "boot"
+        told = {"reason": event.summary, "traceback": event.traceback}
+        if self._first_ready:
+            return [Emit("worker.boot_failed", told, event.worker)]
+        # The first word on it is enough: the others fail for the same reason.
+        failed = Emit("pool.boot_failed", {"reason": "app", "attempts": 1, **told, "code": "PF401"})
+        return [failed, *self._stop(now, quick=True, exit_code=1)]
+
+    def _exited(self, event: WorkerExited, now: float) -> list[Action]:
+        worker = self.workers.pop(event.worker, None)
+        if worker is None:
+            return []
+        before = worker.life
+        self._go(worker, WorkerExited)
+        expected = before in {Life.RETIRING, Life.STOPPING} and event.exit_code == 0
+        fields = {
+            "exit_code": event.exit_code if event.signal is None else None,
+            "signal": event.signal,
+            "expected": expected,
+            "reason": worker.reason or ("stop" if before is Life.STOPPING else "crash"),
+            "requests": worker.requests,
+            "overrun": worker.overrun,
+            "uptime_s": round(now - worker.born, 3),
+        }
+        actions: list[Action] = [Emit("worker.exited", fields, event.worker)]
+        if (old := self.workers.get(-1 if worker.successor_of is None else worker.successor_of)) is not None:
+            old.successor = None
+        if (heir := self.workers.get(-1 if worker.successor is None else worker.successor)) is not None:
+            heir.successor_of = None
+        if self._stopping:
+            return actions + self._finish_if_empty()
+        if before is Life.STARTING or (before is Life.SERVING and now - (worker.ready_at or now) < YOUNG_S):
+            actions += self._died_quickly(worker, now)
+        return actions + self._restore(now)
+
+    def _died_quickly(self, worker: Worker, now: float) -> list[Action]:
+        """Wait before the next fork, longer each time: an application that dies at once must not eat the machine."""
+        if not self._first_ready:
+            self._silent_deaths += 1
+            if self._silent_deaths >= SILENT_DEATHS:
+                told = {"reason": "crash_loop", "attempts": self._silent_deaths, "code": "PF402"}
+                return [Emit("pool.boot_failed", told), *self._stop(now, quick=True, exit_code=1)]
+        if now - self._last_quick_death > CALM_S + back_off(self._quick_deaths):
+            self._quick_deaths = 0
+        delay = back_off(self._quick_deaths)
+        self._quick_deaths += 1
+        self._last_quick_death = now
+        if not delay:
+            return []
+        self._not_before = now + delay
+        return [Emit("worker.respawn_delayed", {"delay_s": delay, "failures": self._quick_deaths}, worker.worker)]
+
+    def _fork_failed(self, event: ForkFailed, now: float) -> list[Action]:
+        worker = self.workers.pop(event.worker, None)
+        if worker is None:
+            return []
+        if (old := self.workers.get(-1 if worker.successor_of is None else worker.successor_of)) is not None:
+            old.successor = None
+        if self._stopping:
+            return self._finish_if_empty()
+        delay = back_off(self._quick_deaths + 1)
+        self._quick_deaths += 1
+        self._last_quick_death = now
+        self._not_before = now + delay
+        actions: list[Action] = [Emit("pool.fork_failed", {"error": event.error, "delay_s": delay, "code": "PF404"})]
+        if not self.workers and not self._first_ready and now - self._started_at > self._config.boot_timeout:
+            return actions + self._stop(now, quick=True, exit_code=1)
+        return actions
+
+    # Signals and stops.
+
+    def _signalled(self, name: str, now: float) -> list[Action]:
+        match name:
+            case "TERM" | "QUIT":
+                return self._stop(now, quick=False, exit_code=0, signal=name)
+            case "INT":
+                return self._stop(now, quick=True, exit_code=0, signal=name)
+            case "USR1":
+                return [ReopenLogs()]
+            case "HUP" | "USR2" if not self._stopping:
+                note = "the workers are replaced; new code needs a restart" if name == "HUP" else "the workers are replaced"
+                return [Emit("pool.recycling", {"signal": name, "note": note}), *self._recycle(now, name.lower())]
+            case "TTIN" | "TTOU" if not self._stopping:
+                return self._scale(1 if name == "TTIN" else -1, now, name)
+            case _:
+                return []
+
+    def _scale(self, step: int, now: float, name: str) -> list[Action]:
+        before, self._wanted = self._wanted, max(1, self._wanted + step)
+        told = {"workers_from": before, "workers_to": self._wanted, "reason": name}
+        actions: list[Action] = [Emit("pool.scaling", told)]
+        if step < 0 and self._wanted < before:
+            oldest = min(self._live(Life.SERVING), key=lambda worker: worker.worker, default=None)
+            if oldest is not None:
+                oldest.reason = "scale_down"
+                if (heir := self.workers.get(-1 if oldest.successor is None else oldest.successor)) is not None:
+                    heir.successor_of = None
+                self._go(oldest, Retire)
+                actions.append(Retire(oldest.worker))
+        return actions + self._restore(now)
+
+    def _stop(self, now: float, *, quick: bool, exit_code: int, signal: str = "") -> list[Action]:
+        """Stop the pool. TERM again is the same drain; INT again is the end of patience."""
+        if self._stopping:
+            if quick and self._quick and signal:
+                return self._kill_all(now)
+            if not quick:
+                return []
+        actions: list[Action] = []
+        patience = QUICK_STOP_S if quick else self._config.graceful_timeout
+        if not self._stopping:
+            self.exit_code = exit_code
+            if signal:
+                told = {"signal": signal, "graceful": not quick, "timeout_s": patience}
+                actions.append(Emit("pool.stopping", told))
+            actions.append(CloseListeners())
+        self._stopping, self._quick = True, quick
+        for worker in self.workers.values():
+            self._go(worker, Stop)
+            worker.kill_at = now + patience
+            actions.append(Stop(worker.worker, quick=quick))
+        return actions + self._finish_if_empty()
+
+    def _kill_all(self, now: float) -> list[Action]:
+        for worker in self.workers.values():
+            worker.kill_at = now
+        return self._late(now)
+
+    def _late(self, now: float) -> list[Action]:
+        """Kill whose time is up."""
+        actions: list[Action] = []
+        for worker in self.workers.values():
+            if worker.kill_at is None or worker.kill_at > now:
+                continue
+            worker.kill_at = now + KILL_AGAIN_S
+            if worker.life is Life.STARTING:
+                worker.reason = "boot_timeout"
+                told = {"reason": f"not ready after {self._config.boot_timeout:g} s", "traceback": ""}
+                actions.append(Emit("worker.boot_failed", told, worker.worker))
+            else:
+                actions.append(Emit("worker.killed", {"after_s": round(now - worker.born, 3)}, worker.worker))
+            actions.append(Kill(worker.worker))
+        return actions
+
+    def _finish_if_empty(self) -> list[Action]:
+        if self.workers:
+            return []
+        self.finished = True
+        return [Finish(self.exit_code)]
+
+
+def draw_budget(config: Config, random: Random) -> int | None:
+    """Return how many requests one worker serves before it retires, or ``None`` for no limit.
+
+    Drawn for each worker, uniformly from ``min_reqs_per_child`` to ``max_reqs_per_child``, both included, so that
+    workers forked together do not retire together. Counts requests, not connections.
+
+    Source: the options of Twiggy::Prefork, in the inclusive reading of Starlet and Gazelle.
+    """
+    if not config.max_reqs_per_child:
+        return None
+    low = config.min_reqs_per_child
+    return random.randint(config.max_reqs_per_child if low is None else low, config.max_reqs_per_child)
+
+
+def back_off(failures: int) -> float:
+    """Return how long to wait after so many failures: nothing, 0.5 s, 1 s, 2 s … 30 s."""
+    return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 10)) if failures else 0.0
