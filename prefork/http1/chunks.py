@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prefork.http1.grammar import CHUNK_LINE, FIELD_LINES, STRAY_LINE_END
-from prefork.http1.messages import Body, End, Field, Refused
+from prefork.http1.grammar import CHUNK_LINE, FIELD_LINES, STRAY_LINE_END, split_fields
+from prefork.http1.messages import Body, End, Refused
 
 LINE_LIMIT = 4096
 """The longest chunk line, extensions included, in bytes: nobody needs more, and an endless one must end."""
@@ -88,9 +88,4 @@ class ChunkDecoder:
         block = buffer[at : end + 2]
         if FIELD_LINES.fullmatch(block) is None:
             raise Refused(400, "malformed trailer", "RFC 9112 section 7.1.2")
-        return End(_fields(block)), end + 4, True
-
-
-def _fields(block: bytes) -> list[Field]:
-    lines = (line.partition(b":") for line in block.split(b"\r\n") if line)
-    return [(name, value.strip(b" \t")) for name, _, value in lines]
+        return End(split_fields(block)), end + 4, True

@@ -452,6 +452,8 @@ def _request(method: str, target: bytes, version: str, fields: list[Field]) -> R
     size = _body_length(length, codings, version)
     if expect is not None and expect.lower() != b"100-continue":
         raise Refused(417, "unknown expectation", "RFC 9110 section 10.1.1")
+    if method == "CONNECT":
+        raise Refused(501, "no tunnels here", "RFC 9110 section 9.3.6")
     if target.startswith(b"/"):
         path, _, query = target.partition(b"?")
     else:
@@ -496,12 +498,10 @@ def _body_length(length: bytes | None, codings: list[bytes], version: str) -> in
 
 def _other_target(method: str, target: bytes, host: bytes) -> tuple[bytes, bytes, bytes]:
     """Return host, path and query of a target that is no path (RFC 9112 section 3.2); raises ``Refused``."""
-    if method == "CONNECT":
-        raise Refused(501, "no tunnels here", "RFC 9110 section 9.3.6")
     if target == b"*":
         if method != "OPTIONS":
             raise Refused(400, "asterisk-form is for OPTIONS", "RFC 9112 section 3.2.4")
-        return host, b"*", b""
+        return host, b"/", b""
     match = ABSOLUTE.fullmatch(target)
     if match is None:
         raise Refused(400, "malformed target", "RFC 9112 section 3.2")

@@ -43,3 +43,9 @@ ABSOLUTE = re.compile(
 def is_host(value: bytes) -> bool:
     """Tell whether ``value`` is a ``Host`` by RFC 9112 section 3.2: a host of RFC 3986 and a port, or nothing."""
     return _HOST.fullmatch(value) is not None
+
+
+def split_fields(block: bytes) -> list[tuple[bytes, bytes]]:
+    """Return names and values of field lines that ``FIELD_LINES`` knows, without the white space around values."""
+    lines = (line.partition(b":") for line in block.split(b"\r\n") if line)
+    return [(name, value.strip(b" \t")) for name, _, value in lines]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import h11
 
+from prefork.http1.grammar import split_fields
 from prefork.http1.messages import Field, Refused
 
 # One more than any head that the connection lets through: its limits decide, not h11's.
@@ -24,7 +25,8 @@ class H11Parser:
             raise Refused(error.error_status_hint, str(error), "h11") from None
         if not isinstance(event, h11.Request):  # pragma: no cover - the block is whole, so h11 has all it needs
             raise Refused(400, "unfinished head", "h11")
-        return event.headers.raw_items()
+        # Not h11's own list, which makes one of equal lengths: that is for the connection to judge.
+        return split_fields(block)
 
     def forget(self) -> None:
         """Do nothing: h11 starts anew with every head."""

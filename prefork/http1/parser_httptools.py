@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import httptools
 
 from prefork.http1.messages import Field, Refused
+
+_PADDING = re.compile(rb"[ \t]+\r\n")
 
 
 class HttptoolsParser:
@@ -20,8 +24,12 @@ class HttptoolsParser:
         """Return the fields of ``block``, whole field lines with their line ends; raises ``Refused``."""
         fields = self._fields = []
         parser = self._parser
+        used = parser is not None
         if parser is None:
             parser = self._parser = httptools.HttpRequestParser(self)
+        # llhttp drops white space before a value, keeps it behind, and refuses it behind a transfer coding.
+        if b" \r\n" in block or b"\t\r\n" in block:
+            block = _PADDING.sub(b"\r\n", block)
         try:
             # The request line was read by the grammar; a plain one stands for it, since llhttp knows fewer methods.
             parser.feed_data(b"GET / HTTP/%b\r\n%b\r\n" % (version, block))
@@ -29,10 +37,10 @@ class HttptoolsParser:
             self._parser = None
         except httptools.HttpParserError as error:
             self._parser = None
+            if used:
+                # After what it reads as a "close" it takes nothing more: whether the connection goes on is not its matter.
+                return self.fields(version, block)
             raise Refused(400, str(error), "llhttp") from None
-        # llhttp drops white space before a value but keeps it behind.
-        if b" \r\n" in block or b"\t\r\n" in block:
-            return [(name, value.rstrip(b" \t")) for name, value in fields]
         return fields
 
     def forget(self) -> None:

@@ -26,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefork.http1.connection import Connection, Parser, Phase
-from prefork.http1.messages import Body, End, Refused, Request
+from prefork.http1.messages import Body, End, Misanswered, Refused, Request
 from prefork.http1.parser_h11 import H11Parser
 from prefork.wsgi.body import RequestBody
 from prefork.wsgi.deadlines import Deadlines
@@ -515,8 +515,6 @@ class WsgiDriver(Driver):
         if not client.registered:
             client.registered = True
             self._poller.register(client.fd, events)
-            if events == WRITE:
-                client.connection.head_only = client.connection.head_only
         elif events == WRITE or client.outbox is not None:
             self._poller.modify(client.fd, events)
 
@@ -695,6 +693,8 @@ class WsgiDriver(Driver):
             # The answer must not look whole: neither a last chunk nor a kept connection.
             client.broken = True
         else:
+            if isinstance(error, Misanswered):
+                client.connection.answer_close = True
             answer.fail()
 
     def _log_access(self, client: Client, request: Request, answer: Answer, duration: float) -> None:

@@ -112,9 +112,10 @@ def request_environ(base: dict[str, Any], request: Request, body: IO[bytes] | No
             environ[key] += separator + value.decode("latin-1")
         elif key:
             environ[key] = value.decode("latin-1")
-    if request.length == CHUNKED:
-        del environ["HTTP_TRANSFER_ENCODING"]
+    if body is not None:
         environ["CONTENT_LENGTH"] = str(size)
+        if request.length == CHUNKED:
+            del environ["HTTP_TRANSFER_ENCODING"]
     return environ
 
 
