@@ -42,6 +42,7 @@ _HOMES = {
     "WorkerPool": "pool",
 }
 
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,7 +32,9 @@ class Hooks:
     @classmethod
     def of(cls, config: Config) -> Hooks:
         """Take over what the configuration names."""
-        return cls(*([hook] if hook else [] for hook in (config.before_fork, config.worker_started, config.worker_exiting)))
+        return cls(
+            *([hook] if hook else [] for hook in (config.before_fork, config.worker_started, config.worker_exiting))
+        )
 
     def load(self) -> None:
         """Import what is only named; ``ConfigError`` if there is no such function."""
@@ -44,7 +46,7 @@ class Hooks:
         for hook in getattr(self, moment):
             try:
                 hook(*subject)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - anybody's code
                 records.emit("hook.failed", hook=moment, exc_info=error)
 
     def run_or_raise(self, moment: Moment, *subject: Any) -> None:
@@ -64,8 +66,8 @@ def load_hook(hook: Callable[..., object] | str) -> Callable[..., object]:
             found = getattr(found, name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            "PF403", f"the hook {hook!r} cannot be loaded ({error})", "name it as module:function"
+            "PF413", f"the hook {hook!r} cannot be loaded ({error})", "name it as module:function"
         ) from error
     if not callable(found):
-        raise ConfigError("PF403", f"the hook {hook!r} is a {type(found).__name__}", "name a function")
+        raise ConfigError("PF413", f"the hook {hook!r} is a {type(found).__name__}", "name a function")
     return found  # type: ignore[no-any-return]  # callable() narrows Any to Any

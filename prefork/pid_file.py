@@ -27,7 +27,7 @@ def pid_file(name: str | None) -> Iterator[None]:
     owner = os.getpid()
     if (living := living_owner(path)) is not None:
         raise BootError(
-            "PF401",
+            "PF411",
             f"{path} belongs to process {living}, which is alive",
             "stop that pool first, or remove the file if the process is something else",
         )
@@ -37,7 +37,9 @@ def pid_file(name: str | None) -> Iterator[None]:
     finally:
         # By its owner only: a worker is a copy of this process, and a later pool may have replaced the file.
         if os.getpid() == owner and read_pid(path) == owner:
-            with suppress(OSError):  # after privileges were dropped the directory may refuse; the next start replaces it
+            with suppress(
+                OSError
+            ):  # after privileges were dropped the directory may refuse; the next start replaces it
                 path.unlink()
 
 
@@ -51,7 +53,7 @@ def write(path: Path, pid: int) -> None:
         with suppress(OSError):
             draft.unlink()
         raise BootError(
-            "PF402", f"cannot write the pid file {path}: {error.strerror}", "make its directory writable for this user"
+            "PF412", f"cannot write the pid file {path}: {error.strerror}", "make its directory writable for this user"
         ) from error
 
 

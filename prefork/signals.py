@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
+
+from prefork.errors import PlatformUnsupported
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,15 +19,17 @@ if TYPE_CHECKING:
 
     Handler = Callable[[int, FrameType | None], object] | int | None
 
+# Here, because all that forks imports this module first.
+if not hasattr(os, "fork"):
+    raise PlatformUnsupported("PF407", "this system cannot fork", "prefork runs on Linux and macOS")
+
 #: What a pool acts upon.
-ORDERS = tuple(
-    signal.Signals[f"SIG{name}"] for name in ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU")
-)
+ORDERS = tuple(signal.Signals[f"SIG{name}"] for name in ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU"))
 STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 
 
-class StoppedEarly(BaseException):
-    """A stop was asked for while nothing could be stopped yet; not an ``Exception``, so that no app swallows it."""
+class StoppedEarly(KeyboardInterrupt):
+    """A stop was asked for while nothing could be stopped yet; no ``Exception``, so that no app swallows it."""
 
 
 class SignalInbox:
@@ -85,10 +89,8 @@ class SignalInbox:
 
     def wake(self) -> None:
         """Make ``fileno()`` readable; from any thread, without a signal being read."""
-        try:
+        with suppress(BlockingIOError):  # full: it is readable
             os.write(self._writer, b"\0")
-        except BlockingIOError:
-            pass  # full: it is readable
 
     def read(self) -> list[signal.Signals]:
         """Return the signals that have arrived since the last call, in their order."""

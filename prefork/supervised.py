@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_until_ready
 from multiprocessing.util import Finalize
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefork.children import CONTEXT, open_pidfd
 from prefork.errors import BootError, PreforkError
@@ -61,10 +61,10 @@ class Caller:
         """Say that the pool serves."""
         self.tell({})
 
-    def tell_failed(self, error: BaseException) -> None:
-        """Say why the pool cannot be brought up."""
-        known = error if isinstance(error, PreforkError) else BootError("PF405", f"{type(error).__name__}: {error}")
-        trace = "".join(traceback.format_exception(error.__cause__ or error))
+    def tell_failed(self, error: BaseException, trace: str = "") -> None:
+        """Say why the pool cannot be brought up; ``trace`` is the traceback of what is to blame, if not the error's."""
+        known = error if isinstance(error, PreforkError) else BootError("PF415", f"{type(error).__name__}: {error}")
+        trace = trace or "".join(traceback.format_exception(error.__cause__ or error))
         self.tell({"code": known.code, "message": known.message, "hint": known.hint, "traceback": trace})
 
 
@@ -87,7 +87,7 @@ class Supervised:
         """Return when the pool serves; ``BootError``, with the traceback in its notes, if it cannot."""
         with open(self._answer) as pipe:  # noqa: PTH123 - a descriptor
             text = pipe.read()
-        answer: dict[str, str] = json.loads(text) if text else {"code": "PF405", "message": "the pool's parent died"}
+        answer: dict[str, str] = json.loads(text) if text else {"code": "PF415", "message": "the pool's parent died"}
         if not answer:
             return
         error = BootError(answer["code"], answer["message"], answer.get("hint", ""))
@@ -132,13 +132,15 @@ def supervise(main: Callable[[Caller], int], graceful_timeout: float) -> Supervi
     our_answer, answer = os.pipe()
     with held_back(*ORDERS, signal.SIGCHLD) as mask:
         caller = Caller(os.getpid(), orders, answer, mask)
-        process = CONTEXT.Process(target=be_parent, args=(main, caller, (our_orders, our_answer)), name="prefork-parent")
+        process = CONTEXT.Process(
+            target=be_parent, args=(main, caller, (our_orders, our_answer)), name="prefork-parent"
+        )
         try:
             process.start()
         except OSError as error:
             for descriptor in (orders, our_orders, our_answer, answer):
                 os.close(descriptor)
-            raise BootError("PF406", f"cannot fork: {error}", "raise the limit of processes or of memory") from error
+            raise BootError("PF416", f"cannot fork: {error}", "raise the limit of processes or of memory") from error
     os.close(orders)
     os.close(answer)
     return Supervised(process, our_orders, our_answer, graceful_timeout)
@@ -152,7 +154,7 @@ def be_parent(main: Callable[[Caller], int], caller: Caller, foreign: tuple[int,
         os.close(descriptor)
     try:
         status = main(caller)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the caller raises it
         caller.tell_failed(error)
         status = error.exit_code if isinstance(error, PreforkError) else 1
     raise SystemExit(status)

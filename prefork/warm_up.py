@@ -27,7 +27,7 @@ def warm_up(app: Callable[..., Any], how: Callable[..., object] | Sequence[str] 
             for path in [how] if isinstance(how, str) else how:
                 ask(app, path)
     except Exception as error:
-        raise AppFailed("PF404", f"warm_up failed: {type(error).__name__}: {error}", "see the traceback") from error
+        raise AppFailed("PF414", f"warm_up failed: {type(error).__name__}: {error}", "see the traceback") from error
 
 
 def ask(app: Callable[..., Any], path: str) -> None:

@@ -94,13 +94,13 @@ def be_worker(birth: Birth, lifeline: int, parents_end: int, mask: set[int]) -> 
     # parent is for the parent, what the application registers in here is run in here.
     bare = sys.version_info < (3, 13)
     if bare:
-        atexit._clear()
+        atexit._clear()  # noqa: SLF001 - as multiprocessing does
     try:
         inbox = settle(birth, parents_end, mask)
         live(birth, lifeline, inbox)
     finally:
         if bare:
-            atexit._run_exitfuncs()
+            atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does
 
 
 def settle(birth: Birth, parents_end: int, mask: set[int]) -> SignalInbox:
@@ -126,7 +126,7 @@ def replace_used_executor() -> None:
     """
     asgiref = sys.modules.get("asgiref.sync")
     executor = getattr(getattr(asgiref, "SyncToAsync", None), "single_thread_executor", None)
-    if asgiref is not None and executor is not None and executor._threads:
+    if asgiref is not None and executor is not None and executor._threads:  # noqa: SLF001 - nothing else tells
         asgiref.SyncToAsync.single_thread_executor = type(executor)(max_workers=1)
 
 
@@ -134,7 +134,7 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
     """Start, serve and leave."""
     try:
         life = boot(birth, lifeline, inbox)
-    except BaseException as error:  # an application that calls sys.exit() while it is imported has failed as well
+    except BaseException as error:  # noqa: BLE001 - an app that calls sys.exit() while it is imported has failed as well
         summary = "".join(traceback.format_exception_only(error)).strip()
         send(birth.reports, BootFailed(birth.worker, traceback=traceback.format_exc(), summary=summary))
         raise SystemExit(1) from None
@@ -150,7 +150,7 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     worker = Worker(number=birth.number, generation=birth.generation, app=app, config=config, exit_guard=guard)
     birth.hooks.run_or_raise("worker_started", worker)
     facts = WorkerFacts(number=birth.number, generation=birth.generation)
-    driver = WsgiDriver(app, birth.listeners, config, facts, records, guard)
+    driver = WsgiDriver(app, birth.listeners, config, facts, records, guard, birth.thread_exit)
     driver.start()
     boot_s = monotonic() - birth.born
     send(birth.reports, Ready(birth.worker, boot_s=boot_s))
@@ -175,21 +175,21 @@ class Life:
         self.due = birth.budget  # requests after which it retires, once it is released; None: never by itself
         self.announce_at = announcement(birth.budget)
         self.poller = select.poll()
-        self.sources = {lifeline: self.obey, inbox.fileno(): self.heed, driver.monitor_fd: self.take_stock}
+        self.sources = {lifeline: self.obey, inbox.fileno(): self.heed, driver.monitor_fd: _nothing}
         for descriptor in self.sources:
             self.poller.register(descriptor, select.POLLIN)
         driver.set_thresholds(self.announce_at, birth.budget)
 
     def run(self) -> None:
         """Serve until there is nothing left to do."""
-        while not self.over:
-            for descriptor, _ in self.poller.poll(self.driver.tick(monotonic())):
+        while True:
+            patience = self.driver.tick(monotonic())
+            # After the tick, which empties monitor_fd: what is told from now on wakes the poll.
+            self.take_stock()
+            if self.phase is Phase.LEAVING and self.driver.drained and self.worker.exit_guard.free:
+                return
+            for descriptor, _ in self.poller.poll(patience):
                 self.sources[descriptor]()
-
-    @property
-    def over(self) -> bool:
-        """Whether the process may exit."""
-        return self.phase is Phase.LEAVING and self.driver.drained and self.worker.exit_guard.free
 
     # The way out, in its order: announce, be released, retire, leave.
 
@@ -207,10 +207,9 @@ class Life:
         send(self.birth.reports, Retiring(self.birth.worker, reason=reason, requests=self.driver.served))
 
     def release(self) -> None:
-        """The successor serves: nothing is lost when this one retires."""
+        """Retire when the budget is spent: the successor serves, so that nothing is lost."""
         if self.phase is not Phase.LEAVING:
             self.phase = Phase.RELEASED
-            self.take_stock()
 
     def retire(self) -> None:
         """Leave the listeners to the others, and finish politely what is there."""
@@ -261,8 +260,6 @@ class Life:
             self.due = 0
             if self.phase is Phase.SERVING:
                 self.announce("signal")
-            elif self.phase is Phase.RELEASED:
-                self.take_stock()
 
     def outlive_parent(self) -> None:
         """Drain without a parent, which would have set the limit: the kernel does, whatever this process is stuck in."""
@@ -271,6 +268,10 @@ class Life:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.setitimer(signal.ITIMER_REAL, max(self.birth.config.graceful_timeout, 0.001))
         self.stop(quick=False)
+
+
+def _nothing() -> None:
+    """Let the loop go round: the driver only wakes it."""
 
 
 def announcement(budget: int | None) -> int | None:

@@ -1,0 +1,430 @@
+"""In which order does the parent make its system calls around fork, wait and stop?
+
+One process, one thread, one loop: what happens becomes events, the supervisor answers with actions, and ``perform``
+lists all that a parent can do. No decision is made here.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import platform
+import select
+import signal
+from collections import deque
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from random import Random
+from time import monotonic
+from typing import TYPE_CHECKING, Any, assert_never
+
+from prefork import __version__
+from prefork.children import Child, fork_child, inherits_orphans, open_pidfd, reap_orphans
+from prefork.errors import BootError
+from prefork.fork_audit import audit
+from prefork.loading import load_app
+from prefork.pid_file import pid_file
+from prefork.privileges import drop
+from prefork.process_name import set_process_name
+from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, decode, open_reports
+from prefork.signals import ORDERS, SignalInbox, StoppedEarly
+from prefork.supervisor import (
+    Action,
+    CloseListeners,
+    Emit,
+    Event,
+    FilesChanged,
+    Finish,
+    ForkFailed,
+    Kill,
+    Release,
+    ReopenLogs,
+    Retire,
+    SignalReceived,
+    Spawn,
+    Stop,
+    Supervisor,
+    Tick,
+    WorkerBootFailed,
+    WorkerExited,
+    WorkerLeaving,
+    WorkerReady,
+    WorkerRetiring,
+)
+from prefork.warm_up import warm_up
+from prefork.worker import RELEASE, REOPEN_LOGS, RETIRE, STOP, STOP_QUICKLY, Birth, be_worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+
+    from prefork.fork_audit import Finding
+    from prefork.listeners import Listener, Listeners
+    from prefork.pool import WorkerPool
+    from prefork.supervised import Caller
+
+GENERATION = 1
+#: How often changed files are looked for, in seconds.
+LOOK_AT_FILES = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a framework's adapter has its say in (see ``WorkerPool``)."""
+
+    hygiene: Sequence[Callable[[], None]] = ()
+    child_hygiene: Sequence[Callable[[], None]] = ()
+    thread_exit: Callable[[], None] | None = None
+    files_changed: Callable[[], str | None] | None = None
+    on_listening: Callable[[Sequence[str]], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What a parent is given to look after.
+
+    ``known`` is what an earlier fork audit has found; ``caller`` is there when the pool was started, and not served.
+    """
+
+    pool: WorkerPool
+    app: Callable[..., Any] | str
+    listeners: Listeners
+    adapter: Adapter
+    known: Sequence[Finding] = ()
+    caller: Caller | None = None
+
+
+class Parent:
+    """The process that forks the workers and sees them die."""
+
+    def __init__(self, charge: Charge) -> None:
+        self.charge, self.adapter, self.config = charge, charge.adapter, charge.pool.config
+        self.hooks, self.records = charge.pool.hooks, charge.pool.records.bind(role="parent", generation=GENERATION)
+        self.supervisor = Supervisor(self.config, Random())  # noqa: S311 - it spreads budgets, it keeps no secret
+        self.children: dict[int, Child] = {}
+        self.dead: list[Child] = []  # told to the supervisor; let go of once their records are written
+        self.unasked: deque[Event] = deque()  # what an action has led to
+        self.signals = SignalInbox(*ORDERS, signal.SIGCHLD)
+        self.poller = select.poll()
+        self.caller_pidfd = None if charge.caller is None else open_pidfd(charge.caller.pid)
+        self.app = charge.app
+        self.began = monotonic()
+        self.requests = 0  # of workers that have left
+        self.forked = False
+        self.thawed = gc.get_freeze_count() == 0  # whether what is frozen is ours to thaw in the end
+
+    def run(self) -> int:
+        """Serve until the supervisor says that it is over; return the exit status.
+
+        Raises ``PreforkError`` if the pool cannot be brought up, before any worker was forked.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self.signals)
+            if self.charge.caller is not None:
+                signal.pthread_sigmask(signal.SIG_SETMASK, self.charge.caller.mask)
+            self.reports, self.workers_end = (stack.enter_context(end) for end in open_reports())
+            stack.enter_context(pid_file(self.config.pid_file))
+            self.init = inherits_orphans()
+            with suppress(StoppedEarly):
+                self.boot()
+                self.loop()
+            self.end()
+        return self.supervisor.exit_code
+
+    # Before the first fork.
+
+    def boot(self) -> None:
+        """Drop privileges, then load the app: its code never runs with those of the socket's owner."""
+        self.announce()
+        set_process_name(self.config.proc_name, "parent")
+        drop(self.config)
+        self.signals.impatient = True
+        try:
+            self.hooks.load()
+            if self.config.preload and isinstance(self.app, str):
+                self.app = load_app(self.app, self.config.app_dir)
+            if callable(self.app):
+                warm_up(self.app, self.config.warm_up)
+        finally:
+            self.signals.impatient = False
+
+    def announce(self) -> None:
+        """Say what starts, and where, before the app is imported."""
+        self.records.emit("pool.starting", **facts(self.charge))
+        for listener in self.charge.listeners:
+            self.records.emit("pool.listening", **listener_facts(listener))
+        if self.adapter.on_listening is not None:
+            self.adapter.on_listening([listener.url for listener in self.charge.listeners])
+
+    def loop(self) -> None:
+        """Let the supervisor decide, and perform."""
+        for descriptor in self.sources():
+            self.poller.register(descriptor, select.POLLIN)
+        self.obey(self.supervisor.start(monotonic()))
+        while not self.supervisor.finished:
+            for event in self.wait():
+                self.obey(self.supervisor.handle(event, monotonic()))
+            self.bury()
+
+    def obey(self, actions: Iterable[Action]) -> None:
+        """Perform actions, and let the supervisor know what came of them."""
+        for action in actions:
+            self.perform(action)
+        while self.unasked:
+            self.obey(self.supervisor.handle(self.unasked.popleft(), monotonic()))
+
+    def end(self) -> None:
+        """Say the last word, and leave the process as it was."""
+        uptime_s, status = round(monotonic() - self.began, 3), self.supervisor.exit_code
+        self.records.emit("pool.stopped", uptime_s=uptime_s, requests=self.requests, exit_code=status)
+        if self.forked and self.thawed:
+            gc.unfreeze()
+
+    # What can happen.
+
+    def sources(self) -> list[int]:
+        """Return the descriptors to watch that are there all the time."""
+        return [self.signals.fileno(), self.reports.fileno(), *self.caller_ends()]
+
+    def caller_ends(self) -> list[int]:
+        """Return what tells of the caller's orders and death.
+
+        Of his death twice: a process that he forks keeps his end of the pipe open, but is not him.
+        """
+        caller = self.charge.caller
+        return [] if caller is None else [caller.orders, *([] if self.caller_pidfd is None else [self.caller_pidfd])]
+
+    def wait(self) -> list[Event]:
+        """Sleep until something happens, and return all that did, in an order in which it can have happened."""
+        awake = {descriptor for descriptor, _ in self.poller.poll(self.patience())}
+        # Deaths are looked for first and told last: what a worker has said before it died is in the socket by now.
+        dead = [child for child in self.children.values() if has_died(child, awake)]
+        events: list[Event] = [*self.read_signals(), *self.read_caller(awake), *self.read_reports()]
+        events += [self.reap(child) for child in dead]
+        if self.init:
+            reap_orphans({child.pid for child in self.children.values()})
+        if (path := self.changed_file()) is not None:
+            events.append(FilesChanged(path))
+        return events or [Tick()]
+
+    def patience(self) -> int | None:
+        """Return how long to sleep at most, in milliseconds."""
+        deadline = self.supervisor.next_deadline
+        waits = [] if deadline is None else [max(0.0, deadline - monotonic())]
+        if self.adapter.files_changed is not None:
+            waits.append(LOOK_AT_FILES)
+        return math.ceil(min(waits) * 1000) if waits else None
+
+    def read_signals(self) -> list[Event]:
+        """Return the signals that came in. A started pool leaves Ctrl-C to its caller, who is asked as well."""
+        mine = [number for number in self.signals.read() if number is not signal.SIGCHLD]
+        if self.charge.caller is not None:
+            mine = [number for number in mine if number is not signal.SIGINT]
+        return [SignalReceived(number.name.removeprefix("SIG")) for number in mine]
+
+    def read_caller(self, awake: set[int]) -> list[Event]:
+        """Return the caller's orders; his death is an order to stop."""
+        caller = self.charge.caller
+        if caller is None or awake.isdisjoint(self.caller_ends()):
+            return []
+        order = os.read(caller.orders, 1) if caller.orders in awake else b""
+        if not order:
+            for descriptor in self.caller_ends():
+                self.poller.unregister(descriptor)
+        return [SignalReceived("INT" if order == STOP_QUICKLY else "TERM")]
+
+    def read_reports(self) -> list[Event]:
+        """Return what the workers have reported."""
+        events = []
+        with suppress(BlockingIOError):
+            while True:
+                events.append(event_of(decode(self.reports.recv(65536))))
+        return events
+
+    def reap(self, child: Child) -> Event:
+        """Take a dead worker's exit code."""
+        self.dead.append(child)
+        del self.children[child.worker]
+        if child.pidfd is not None:
+            self.poller.unregister(child.pidfd)
+        code = child.process.exitcode
+        return WorkerExited(child.worker, exit_code=code, signal=signal_name(code))
+
+    def changed_file(self) -> str | None:
+        """Return a file that changed since the last look."""
+        return None if self.adapter.files_changed is None else self.adapter.files_changed()
+
+    # What can be done about it.
+
+    def perform(self, action: Action) -> None:
+        """Do one thing."""
+        match action:
+            case Spawn():
+                self.spawn(action)
+            case Release(worker=worker):
+                self.tell(worker, RELEASE)
+            case Retire(worker=worker):
+                self.tell(worker, RETIRE)
+            case Stop(worker=worker, quick=quick):
+                self.tell(worker, STOP_QUICKLY if quick else STOP)
+            case Kill(worker=worker):
+                self.kill(worker)
+            case CloseListeners():
+                self.charge.listeners.close()
+            case ReopenLogs():
+                self.reopen_logs()
+            case Emit():
+                self.emit(action)
+            case Finish():
+                pass  # the loop asks the supervisor
+            case _:
+                assert_never(action)
+
+    def spawn(self, order: Spawn) -> None:
+        """Fork a worker, or say that the system refused."""
+        self.prepare_fork()
+        birth = self.birth(order)
+        try:
+            child = fork_child(order.worker, order.number, partial(be_worker, birth))
+        except OSError as error:
+            self.unasked.append(ForkFailed(order.worker, error=str(error)))
+            return
+        self.children[order.worker] = child
+        if child.pidfd is not None:
+            self.poller.register(child.pidfd, select.POLLIN)
+        self.records.emit("worker.spawned", worker=child.number, child_pid=child.pid)
+
+    def prepare_fork(self) -> None:
+        """Leave nothing open or running that a child would share. Before every fork: hooks run in between."""
+        for clean in self.adapter.hygiene:
+            try:
+                clean()
+            except Exception as error:  # noqa: BLE001 - anybody's code
+                self.records.emit("hook.failed", hook="hygiene", exc_info=error)
+        self.hooks.run("before_fork", self.charge.pool, records=self.records)
+        if not self.forked:
+            self.forked = True
+            self.warn_of_leftovers()
+            # What is there now is there for good: the collector of a child need not touch, and so copy, its pages.
+            gc.collect()
+            gc.freeze()
+
+    def warn_of_leftovers(self) -> None:
+        """Record, once, what would not survive a fork or be shared by it."""
+        findings = [finding for finding in audit() if finding not in self.charge.known]
+        if findings := [*self.charge.known, *findings]:
+            self.records.emit("pool.fork_unsafe", findings=[asdict(finding) for finding in findings], code="PF405")
+
+    def birth(self, order: Spawn) -> Birth:
+        """Put together what a worker is given."""
+        return Birth(
+            worker=order.worker,
+            number=order.number,
+            generation=GENERATION,
+            budget=order.budget,
+            born=monotonic(),
+            app=self.app,
+            config=self.config,
+            listeners=self.charge.listeners,
+            records=self.charge.pool.records,
+            hooks=self.hooks,
+            reports=self.workers_end,
+            foreign=self.private_descriptors(),
+            child_hygiene=self.adapter.child_hygiene,
+            thread_exit=self.adapter.thread_exit,
+        )
+
+    def private_descriptors(self) -> set[int]:
+        """Return what no child may keep open, or a death would go unnoticed by who waits for the end of a pipe."""
+        private = {*self.signals.descriptors, self.reports.fileno()}
+        if self.charge.caller is not None:
+            private |= {*self.charge.caller.descriptors, *self.caller_ends()}
+        return private.union(*(child.descriptors for child in [*self.children.values(), *self.dead]))
+
+    def tell(self, worker: int, order: bytes) -> None:
+        """Send an order, unless the worker is gone."""
+        if (child := self.children.get(worker)) is not None:
+            child.tell(order)
+
+    def kill(self, worker: int) -> None:
+        """Kill a worker, unless it is gone."""
+        if (child := self.children.get(worker)) is not None:
+            child.kill()
+
+    def reopen_logs(self) -> None:
+        """Open the log files anew, here and in each worker."""
+        self.records.reopen()
+        for child in self.children.values():
+            child.tell(REOPEN_LOGS)
+
+    def emit(self, order: Emit) -> None:
+        """Write a record, with the place and the process id of the worker that it is about."""
+        fields = dict(order.fields)
+        child = next((child for child in [*self.children.values(), *self.dead] if child.worker == order.worker), None)
+        if child is not None:
+            fields |= {"worker": child.number, "child_pid": child.pid}
+        self.records.emit(order.record, **fields)
+        if order.record == "worker.exited":
+            self.requests += fields["requests"]
+        elif self.charge.caller is not None:
+            answer(self.charge.caller, order.record, fields)
+
+    def bury(self) -> None:
+        """Let go of the dead, whose records are written."""
+        while self.dead:
+            self.dead.pop().close()
+
+
+def has_died(child: Child, awake: Container[int]) -> bool:
+    """Whether a worker is dead; where there is no pidfd to be awake, each is asked."""
+    return child.process.exitcode is not None if child.pidfd is None else child.pidfd in awake
+
+
+def signal_name(exit_code: int | None) -> str | None:
+    """Return the name of the signal that a process died of, if it did."""
+    if exit_code is None or exit_code >= 0:
+        return None
+    try:
+        return signal.Signals(-exit_code).name
+    except ValueError:  # a real-time signal has none
+        return f"SIG{-exit_code}"
+
+
+def event_of(report: Report) -> Event:
+    """Return what a report means to the supervisor."""
+    match report:
+        case Ready(worker=worker, boot_s=boot_s):
+            return WorkerReady(worker, boot_s)
+        case Retiring(worker=worker, reason=reason, requests=requests):
+            return WorkerRetiring(worker, reason, requests)
+        case BootFailed(worker=worker, traceback=traceback, summary=summary):
+            return WorkerBootFailed(worker, summary, traceback)
+        case Leaving(worker=worker, requests=requests, overrun=overrun):
+            return WorkerLeaving(worker, requests, overrun)
+
+
+def answer(caller: Caller, record: str, fields: Mapping[str, Any]) -> None:
+    """Tell the caller of a pool how its start went."""
+    if record == "pool.ready":
+        caller.tell_ready()
+    elif record == "pool.boot_failed":
+        error = BootError(fields["code"], f"the pool cannot be brought up ({fields['reason']})")
+        caller.tell_failed(error, fields.get("traceback", ""))
+
+
+def facts(charge: Charge) -> dict[str, Any]:
+    """Return what there is to say about a pool before it runs."""
+    app, config = charge.app, charge.pool.config
+    name = app if isinstance(app, str) else getattr(app, "__qualname__", type(app).__qualname__)
+    python = platform.python_version()
+    shown = {"workers": config.max_workers, "threads": config.threads, "preload": config.preload}
+    return {"version": __version__, "python": python, "app": name, **shown}
+
+
+def listener_facts(listener: Listener) -> dict[str, Any]:
+    """Return what there is to say about a listener."""
+    url = {"url": listener.url, "inherited_fd": listener.socket.fileno() if listener.inherited else None}
+    if not listener.tcp:
+        return url
+    return {**url, "scheme": "http", "address": listener.server_name, "port": int(listener.server_port)}
