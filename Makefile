@@ -1,44 +1,76 @@
-# Two commands do everything on a fresh machine: make run, make test. PYTHON and VENV choose another interpreter.
-PYTHON ?= python3
-VENV ?= .venv
-BIN := $(VENV)/bin
+# On a machine with Python 3.11 or later and make:  make run  serves the example,  make test  runs every test.
+# Another interpreter or environment:  make test PYTHON=python3.13 VENV=.venv-3.13.  More arguments:  make test ARGS="-k guard"
 
-.PHONY: run test lint format docs bench wheel-test clean
+VENV   ?= .venv
+PYTHON ?= $(or $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done),python3)
+BIN    := $(VENV)/bin
+ARGS   ?=
+BENCH  ?= raw flask django io recycle memory startup
 
-$(VENV)/.installed: pyproject.toml
+PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
+NATIVE := bjoern fastpysgi gunicorn_h1c uwsgi
+
+.DEFAULT_GOAL := help
+.PHONY: help run test coverage lint format docs bench wheel-test clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=/path/to/python")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[fast,flask,django]' --group dev
-	touch $@
 
-run: $(VENV)/.installed
-	$(BIN)/flask --app examples/flask_app.py run-prefork
+$(VENV)/.run: pyproject.toml | $(BIN)/python
+	$(PIP) --editable '.[fast,flask]'
+	@touch $@
 
-test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+# The pip that comes with Python 3.11 does not know dependency groups yet.
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) --editable . --group dev
+	@touch $@ $(VENV)/.run
 
-lint: $(VENV)/.installed
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+run: $(VENV)/.run  ## serve the example Flask application
+	$(BIN)/flask --app examples/flask_app.py run-prefork $(ARGS)
+
+test: $(VENV)/.dev  ## run every test
+	$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(VENV)/.dev  ## hold that unit tests alone enter every branch of the two state machines
+	$(BIN)/python -m pytest tests/unit -q --cov=prefork.supervisor --cov=prefork.http1.connection --cov-branch \
+		--cov-report=term-missing --cov-fail-under=100 $(ARGS)
+
+lint: $(VENV)/.dev  ## style, types, direction of imports, generated pages
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
-format: $(VENV)/.installed
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+format: $(VENV)/.dev  ## put the code into the form that lint asks for
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
-docs: $(VENV)/.installed
+docs: $(VENV)/.dev  ## write the pages that are made from the code
 	$(BIN)/python docs/generate.py
 
-wheel-test: $(VENV)/.installed
-	sh tests/wheel.sh $(BIN)/python
+bench:  ## measure side by side with other servers, in .venv-bench; BENCH="raw flask" chooses
+	@$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.bench
+	.venv-bench/bin/python benchmarks/bench.py $(BENCH) $(ARGS)
 
-bench:
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install --quiet --upgrade pip
-	.venv-bench/bin/python -m pip install --quiet --editable . --group bench
-	cd benchmarks && ../.venv-bench/bin/python bench.py raw flask --servers prefork,granian-wsgi-bt4,gunicorn-gthread-h1c,bjoern
+$(VENV)/.bench: pyproject.toml | $(BIN)/python
+	$(PIP) --upgrade 'pip>=25.1'
+	$(PIP) --editable . --group bench
+	@for peer in $(NATIVE); do $(PIP) $$peer || echo "$$peer cannot be built here, so it is left out"; done
+	@touch $@
 
-clean:
-	rm -rf .venv .venv-3.* .venv-bench dist bench-results benchmarks/bench-results
+wheel-test: $(VENV)/.dev  ## build sdist and wheel, and try the wheel in a clean environment
+	tests/wheel.sh $(BIN)/python
+
+clean:  ## remove what tools left
+	rm -rf dist build bench-results .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
+	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
+
+distclean: clean  ## remove the environments too
+	rm -rf $(VENV) .venv-bench

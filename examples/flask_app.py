@@ -1,12 +1,19 @@
-"""The smallest Flask application: `flask --app examples/flask_app.py run-prefork`."""
+"""A Flask application: flask --app examples/flask_app.py run-prefork"""
 
 from __future__ import annotations
 
-from flask import Flask, request
+import os
+
+from flask import Flask, jsonify, request
 
 app = Flask(__name__)
 
 
 @app.get("/")
 def hello() -> str:
-    return f"Hello from worker {request.environ.get('prefork.worker', '?')}\n"
+    return f"Hello from worker {request.environ.get('prefork.worker', '?')}, process {os.getpid()}\n"
+
+
+@app.get("/health")
+def health():  # noqa: ANN201 - what Flask allows here has no short name
+    return jsonify(status="ok")

@@ -1,0 +1,75 @@
+"""Which pages of the documentation are made from the code, and are they up to date?
+
+``python docs/generate.py`` writes them; with ``--check`` it names those that differ, and ends with status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from prefork.config import render_options_markdown
+from prefork.records import render_records_markdown
+
+DOCS = Path(__file__).resolve().parent
+
+# In the order of their codes: PF1xx, PF2xx …
+ERROR_PARTS = ("options", "loading", "listening", "workers", "requests", "adapters")
+
+ERRORS_HEAD = """\
+# What does this error mean?
+
+Each error and warning that you can do something about ends with a code in brackets, such as `[PF301]`, or has it in
+the field `code` of its record. The code stays the same from version to version.
+
+Made from `docs/errors/` by `make docs`.
+"""
+
+
+def render_errors_markdown() -> str:
+    """Return one page of all codes, joined from a file for each range of codes."""
+    parts = [(DOCS / "errors" / f"{name}.md").read_text() for name in ERROR_PARTS]
+    return "\n".join([ERRORS_HEAD, *(without_title(part).strip() + "\n" for part in parts)])
+
+
+def without_title(page: str) -> str:
+    """Return the page without its own first-level heading; there is one for the joined page."""
+    return re.sub(r"\A\s*# .*\n", "", page)
+
+
+PAGES = {
+    "options.md": render_options_markdown,
+    "records.md": render_records_markdown,
+    "errors.md": render_errors_markdown,
+}
+
+
+def outdated() -> list[str]:
+    """Return the names of the pages that are not what the code says, missing ones included."""
+    return [name for name, render in PAGES.items() if not is_current(DOCS / name, render())]
+
+
+def is_current(page: Path, text: str) -> bool:
+    """Return whether the file is there and has this content."""
+    return page.is_file() and page.read_text() == text
+
+
+def main() -> int:
+    """Write the pages, or compare them."""
+    parser = argparse.ArgumentParser(description="Write the pages that are made from the code.")
+    parser.add_argument("--check", action="store_true", help="compare only; status 1 if a page is out of date")
+    stale = outdated()
+    if parser.parse_args().check:
+        for name in stale:
+            print(f"docs/{name} is out of date: run `make docs`")
+        return 1 if stale else 0
+    for name in stale:
+        (DOCS / name).write_text(PAGES[name]())
+        print(f"docs/{name} written")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
