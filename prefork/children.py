@@ -7,7 +7,7 @@ seen by pidfds: the sentinel of ``multiprocessing`` is a pipe, and stays open wh
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
+import multiprocessing.popen_fork  # which multiprocessing would import at the first fork, when it may be too late
 import os
 import signal
 import sys
@@ -87,7 +87,7 @@ def fork_child(worker: int, number: int, main: Callable[[int, int, set[int]], ob
     os.close(reader)
     os.set_blocking(writer, False)
     inherited = open_descriptors() - before
-    assert process.pid is not None  # noqa: S101 - it was started
+    assert process.pid is not None
     pidfd = open_pidfd(process.pid)
     return Child(worker, number, process, process.pid, writer, pidfd, frozenset(inherited))
 

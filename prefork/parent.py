@@ -111,6 +111,7 @@ class Parent:
         self.app = charge.app
         self.began = monotonic()
         self.requests = 0  # of workers that have left
+        self.look_at = 0.0  # when to look for changed files
         self.forked = False
         self.thawed = gc.get_freeze_count() == 0  # whether what is frozen is ours to thaw in the end
 
@@ -125,6 +126,7 @@ class Parent:
                 signal.pthread_sigmask(signal.SIG_SETMASK, self.charge.caller.mask)
             self.reports, self.workers_end = (stack.enter_context(end) for end in open_reports())
             stack.enter_context(pid_file(self.config.pid_file))
+            stack.callback(self.thaw)
             self.init = inherits_orphans()
             with suppress(StoppedEarly):
                 self.boot()
@@ -175,9 +177,12 @@ class Parent:
             self.obey(self.supervisor.handle(self.unasked.popleft(), monotonic()))
 
     def end(self) -> None:
-        """Say the last word, and leave the process as it was."""
+        """Say the last word."""
         uptime_s, status = round(monotonic() - self.began, 3), self.supervisor.exit_code
         self.records.emit("pool.stopped", uptime_s=uptime_s, requests=self.requests, exit_code=status)
+
+    def thaw(self) -> None:
+        """Leave the garbage collector as it was."""
         if self.forked and self.thawed:
             gc.unfreeze()
 
@@ -212,7 +217,7 @@ class Parent:
         """Return how long to sleep at most, in milliseconds."""
         deadline = self.supervisor.next_deadline
         waits = [] if deadline is None else [max(0.0, deadline - monotonic())]
-        if self.adapter.files_changed is not None:
+        if self.adapter.files_changed is not None and self.look_at < math.inf:
             waits.append(LOOK_AT_FILES)
         return math.ceil(min(waits) * 1000) if waits else None
 
@@ -253,7 +258,11 @@ class Parent:
 
     def changed_file(self) -> str | None:
         """Return a file that changed since the last look."""
-        return None if self.adapter.files_changed is None else self.adapter.files_changed()
+        if self.adapter.files_changed is None or monotonic() < self.look_at:
+            return None
+        path = self.adapter.files_changed()
+        self.look_at = monotonic() + LOOK_AT_FILES if path is None else math.inf  # one change is enough
+        return path
 
     # What can be done about it.
 

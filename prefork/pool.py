@@ -105,7 +105,7 @@ class WorkerPool:
         if threading.current_thread() is not threading.main_thread():
             self.start()
             status = self.wait()
-            assert status is not None  # noqa: S101 - there was no limit to the wait
+            assert status is not None
             return status
         self._begin()
         self._parent_here = os.getpid()

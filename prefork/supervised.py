@@ -22,7 +22,7 @@ from prefork.errors import BootError, PreforkError
 from prefork.signals import ORDERS, held_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from multiprocessing.process import BaseProcess
 
 #: What a caller writes into the pipe. Its end means the same as ``STOP``.
@@ -65,23 +65,26 @@ class Caller:
         """Say why the pool cannot be brought up; ``trace`` is the traceback of what is to blame, if not the error's."""
         known = error if isinstance(error, PreforkError) else BootError("PF415", f"{type(error).__name__}: {error}")
         trace = trace or "".join(traceback.format_exception(error.__cause__ or error))
-        self.tell({"code": known.code, "message": known.message, "hint": known.hint, "traceback": trace})
+        status = str(known.exit_code)
+        told = {"code": known.code, "message": known.message, "hint": known.hint, "status": status, "traceback": trace}
+        self.tell(told)
 
 
 class Supervised:
     """A pool's parent process, as the program sees it. Safe in any thread."""
 
     def __init__(self, process: BaseProcess, orders: int, answer: int, graceful_timeout: float) -> None:
-        assert process.pid is not None  # noqa: S101 - it was started
+        assert process.pid is not None
         self.pid = process.pid
         self.graceful_timeout = graceful_timeout
         self._process, self._orders, self._answer = process, orders, answer
         self._pidfd = open_pidfd(process.pid)
         self._lock = Lock()
         self._status: int | None = None
+        ends = [orders] if self._pidfd is None else [orders, self._pidfd]
         # When this object is forgotten, or the program ends without a word. multiprocessing, which would wait for the
         # process at the end of the program, calls this first.
-        self._abandon = Finalize(self, os.close, args=(orders,), exitpriority=100)
+        self._abandon = Finalize(self, close_all, args=(ends,), exitpriority=100)
 
     def await_ready(self) -> None:
         """Return when the pool serves; ``BootError``, with the traceback in its notes, if it cannot."""
@@ -91,6 +94,7 @@ class Supervised:
         if not answer:
             return
         error = BootError(answer["code"], answer["message"], answer.get("hint", ""))
+        error.exit_code = int(answer.get("status", "1"))
         if "traceback" in answer:
             error.add_note(answer["traceback"])
         raise error
@@ -119,11 +123,14 @@ class Supervised:
         self._status = self._process.exitcode
         if self._status is None:
             return
-        self._abandon()  # closes the pipe
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
+        self._abandon()
         self._process.close()
+
+
+def close_all(descriptors: Iterable[int]) -> None:
+    """Close descriptors."""
+    for descriptor in descriptors:
+        os.close(descriptor)
 
 
 def supervise(main: Callable[[Caller], int], graceful_timeout: float) -> Supervised:
@@ -138,8 +145,7 @@ def supervise(main: Callable[[Caller], int], graceful_timeout: float) -> Supervi
         try:
             process.start()
         except OSError as error:
-            for descriptor in (orders, our_orders, our_answer, answer):
-                os.close(descriptor)
+            close_all((orders, our_orders, our_answer, answer))
             raise BootError("PF416", f"cannot fork: {error}", "raise the limit of processes or of memory") from error
     os.close(orders)
     os.close(answer)
@@ -150,8 +156,7 @@ def be_parent(main: Callable[[Caller], int], caller: Caller, foreign: tuple[int,
     """Be a pool's parent, in a process that was forked for it."""
     # A signal must not wake the event loop of the caller, whose descriptor this process has inherited.
     signal.set_wakeup_fd(-1)
-    for descriptor in foreign:
-        os.close(descriptor)
+    close_all(foreign)
     try:
         status = main(caller)
     except Exception as error:  # noqa: BLE001 - the caller raises it

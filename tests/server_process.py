@@ -122,7 +122,7 @@ class LiveServer:
         try:
             if kind is None:
                 self.stop()
-                assert not self.group(), f"processes left behind: {self.group()}"
+                wait_until_gone(self.group())  # a pool's parent of its own outlives the program by a moment
         except BaseException:
             print(self.log)
             raise
@@ -220,7 +220,7 @@ class LiveServer:
         finally:
             connection.close()
 
-    def signal(self, number: signal.Signals, *, to: int | None = None) -> None:
+    def send(self, number: signal.Signals, *, to: int | None = None) -> None:
         """Send a signal, to the workers' parent if nobody else is named."""
         os.kill(self.parent_pid if to is None else to, number)
 

@@ -1,0 +1,63 @@
+"""What do all tests share?"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+CODE = """
+import os, sys, time
+
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d" % os.getpid()]
+"""
+
+
+@pytest.fixture
+def write_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write a module with an ``app`` that answers with its process id, and more code after it; return the folder."""
+    monkeypatch.setattr(sys, "path", [*sys.path])  # what loads the app in this process adds the folder
+
+    def write(more: str = "", *, name: str = "sample") -> Path:
+        (tmp_path / f"{name}.py").write_text(CODE + more)
+        return tmp_path
+
+    return write
+
+
+@pytest.fixture
+def leaves_nothing() -> Iterator[None]:
+    """Fail if the test leaves descriptors, threads, children or signal handlers behind in this process."""
+    before = _leavings()
+    yield
+    gc.collect()
+    assert _leavings() == before
+
+
+def _leavings() -> dict[str, object]:
+    handlers = {
+        number: signal.getsignal(number) for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+    }
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    return {
+        "descriptors": sorted(int(path.name) for path in Path("/dev/fd").iterdir()),
+        "threads": threading.active_count(),
+        "children": [process.pid for process in multiprocessing.active_children()],
+        "handlers": handlers,
+        "wakeup": wakeup,
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "frozen": gc.get_freeze_count(),
+        "directory": Path.cwd(),
+    }
