@@ -1,0 +1,41 @@
+"""Does what we show to others work?"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from server_process import LiveServer
+
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
+
+
+def test_plain_wsgi_example_is_served() -> None:
+    with LiveServer.of("wsgi_hello", "--app-dir", str(EXAMPLES)) as server:
+        assert server.get("/")[1].startswith(b"Hello from worker ")
+
+
+def test_flask_example_is_served() -> None:
+    command = [sys.executable, "-m", "flask", "--app", str(EXAMPLES / "flask_app.py"), "run-prefork", "--port", "0"]
+    with LiveServer(*command) as server:
+        assert json.loads(server.get("/health")[1]) == {"status": "ok"}
+
+
+def test_django_example_is_served() -> None:
+    with LiveServer(sys.executable, str(EXAMPLES / "django_site" / "manage.py"), "runprefork", "127.0.0.1:0") as server:
+        assert server.get("/")[1].startswith(b"Hello from worker ")
+
+
+def test_background_job_is_finished_although_the_server_stops() -> None:
+    with LiveServer.of("background_job", "--app-dir", str(EXAMPLES)) as server:
+        assert server.get("/") == (202, b"accepted\n")
+    assert "job done" in server.output
+
+
+def test_embedded_example_serves_and_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "embedded.py")], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert "it says Hello" in done.stdout
