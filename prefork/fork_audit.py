@@ -9,10 +9,12 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,9 @@ def _executors() -> Iterator[Finding]:
     for found in gc.get_objects():
         if type(found) is futures.ThreadPoolExecutor and found._threads:
             name = found._thread_name_prefix
-            yield Finding("executor", name, "concurrent.futures", "make it in the hook worker_started: its threads stay behind")
+            yield Finding(
+                "executor", name, "concurrent.futures", "make it in the hook worker_started: its threads stay behind"
+            )
 
 
 def _event_loop() -> Iterator[Finding]:

@@ -6,14 +6,17 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from prefork.config import Config
 from prefork.errors import BindError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from prefork.config import Config
 
 _PORTS = 65536
 _MODE = 0o666
@@ -83,7 +86,9 @@ class Listeners:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -146,8 +151,8 @@ def open_listeners(config: Config) -> Listeners:
     """Open all sockets of ``config.bind``, non-blocking; raises ``BindError`` or ``ConfigError``."""
     opened: list[Listener] = []
     try:
-        for address in [parse_bind(text) for text in config.bind]:
-            opened.append(_open(address, config.backlog))
+        addresses = [parse_bind(text) for text in config.bind]
+        opened.extend(_open(address, config.backlog) for address in addresses)
     except BaseException:
         Listeners(opened).close()
         raise
@@ -227,19 +232,27 @@ def _make_room(path: Path) -> None:
         except ConnectionRefusedError:
             path.unlink()
         else:
-            raise BindError("PF303", f"{path} is in use", "another server listens there: stop it, or choose another path")
+            raise BindError(
+                "PF303", f"{path} is in use", "another server listens there: stop it, or choose another path"
+            )
 
 
 def _bind_error(address: Address, error: OSError) -> BindError:
     where = address.path or f"{address.host}:{address.port}"
     if isinstance(error, socket.gaierror):
-        return BindError("PF305", f"cannot listen on {where}", f"{address.host!r} does not resolve to an address of ours")
+        return BindError(
+            "PF305", f"cannot listen on {where}", f"{address.host!r} does not resolve to an address of ours"
+        )
     match error.errno:
         case errno.EADDRINUSE:
             hint = f"it is in use; find who with: ss -ltnp 'sport = :{address.port}', or choose another port"
             return BindError("PF303", f"cannot listen on {where}", hint)
         case errno.EACCES | errno.EPERM:
-            hint = "permission denied; ports below 1024 are for root: use a higher one" if not address.path else "permission denied"
+            hint = (
+                "permission denied; ports below 1024 are for root: use a higher one"
+                if not address.path
+                else "permission denied"
+            )
             return BindError("PF304", f"cannot listen on {where}", hint)
         case errno.EADDRNOTAVAIL:
             return BindError("PF305", f"cannot listen on {where}", "this machine has no such address")

@@ -7,12 +7,14 @@ import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefork.errors import AppFailed, AppNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
 
 _NAMES = ("app", "application")
 
@@ -76,6 +78,9 @@ def _nearest_module(name: str, directory: str) -> str:
 
 def _evaluate(module: ModuleType, expression: str) -> Any:
     """Return the attribute, or what the factory makes; literals alone may be its arguments."""
+    call: ast.Call | None = None
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
     try:
         tree = ast.parse(expression, mode="eval").body
         call = tree if isinstance(tree, ast.Call) else None
@@ -85,7 +90,9 @@ def _evaluate(module: ModuleType, expression: str) -> Any:
     except (SyntaxError, ValueError):
         path = [""]
     if not all(part.isidentifier() for part in path):
-        raise AppNotFound("PF201", f"{expression!r} names no attribute", "give an attribute, or a factory with literals")
+        raise AppNotFound(
+            "PF201", f"{expression!r} names no attribute", "give an attribute, or a factory with literals"
+        )
     target: Any = module
     for part in path:
         if not hasattr(target, part):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from typing import TYPE_CHECKING
 
-from prefork.config import Config
 from prefork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prefork.config import Config
 
 
 def resolve_ids(user: str | None, group: str | None) -> tuple[int | None, int | None]:
@@ -45,4 +48,6 @@ def drop(config: Config) -> None:
             os.setuid(uid)
     except PermissionError:
         wanted = config.user or config.group
-        raise ConfigError("PF310", f"cannot become {wanted!r}", "only root can: start as root, or leave user and group out") from None
+        raise ConfigError(
+            "PF310", f"cannot become {wanted!r}", "only root can: start as root, or leave user and group out"
+        ) from None
