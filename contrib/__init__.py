@@ -1,0 +1,1 @@
+"""Which frameworks have an adapter of ours?"""

@@ -87,7 +87,7 @@ def fork_child(worker: int, number: int, main: Callable[[int, int, set[int]], ob
     os.close(reader)
     os.set_blocking(writer, False)
     inherited = open_descriptors() - before
-    assert process.pid is not None
+    assert process.pid is not None  # noqa: RUF100, S101
     pidfd = open_pidfd(process.pid)
     return Child(worker, number, process, process.pid, writer, pidfd, frozenset(inherited))
 

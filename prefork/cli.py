@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from importlib.metadata import version
 from typing import Any
 
 import click
 
 from prefork.config import OPTIONS, Resolved, resolve
-from prefork.errors import AppFailed, AppNotFound, PlatformUnsupported, PreforkError
+from prefork.errors import AppNotFound, PlatformUnsupported, PreforkError, report
 from prefork.options_click import click_options
 
 HINT = "prefork module:app, such as prefork shop.wsgi:application"
@@ -41,17 +40,16 @@ def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-@click.pass_context
-def _run(ctx: click.Context, app: str | None, config: str | None, **options: Any) -> None:
+def _run(app: str | None, config: str | None, **options: Any) -> int:
     show_config, check_config = options.pop("show_config"), options.pop("check_config")
     flags = {name: value for name, value in options.items() if value is not None and value != ()}
     resolved = resolve(flags=flags, file=config)
     if show_config:
         _show(resolved)
-        return
+        return 0
     if app is None:
         raise AppNotFound("PF208", "no application is named", HINT)
-    ctx.exit(_check(app, resolved) if check_config else _serve(app, resolved))
+    return _check(app, resolved) if check_config else _serve(app, resolved)
 
 
 def _serve(app: str, resolved: Resolved) -> int:
@@ -103,7 +101,14 @@ def command() -> click.Command:
             click.Option(["--config"], metavar="FILE", help="Read options from a TOML file."),
             click.Option(["--show-config"], is_flag=True, help="Print each effective value and where it came from."),
             click.Option(["--check-config"], is_flag=True, help="Load the application and say whether it would serve."),
-            click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False, callback=_help_all, help="Show all options."),
+            click.Option(
+                ["--help-all"],
+                is_flag=True,
+                is_eager=True,
+                expose_value=False,
+                callback=_help_all,
+                help="Show all options.",
+            ),
             click.version_option(version("prefork"), prog_name="prefork")(lambda: None).__click_params__[0],  # type: ignore[attr-defined]
         ],
         help="Serve the WSGI application APP: module:attribute, module:factory(), or module with an app or application.",
@@ -126,11 +131,3 @@ def main(args: list[str] | None = None) -> int:
     except PreforkError as error:
         return report(error)
     return result if isinstance(result, int) else 0
-
-
-def report(error: PreforkError) -> int:
-    """Tell the user of an error, and return the exit status: a line, with the traceback of an application's failure."""
-    if isinstance(error, AppFailed) and error.__cause__ is not None:
-        traceback.print_exception(error.__cause__)
-    click.echo(f"prefork: error: {error}", err=True)
-    return error.exit_code

@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 KIB, GIB = 1024, 1024**3
 _UNITS = {"": 1, "K": KIB, "M": KIB**2, "G": GIB}
@@ -95,7 +97,9 @@ def _read_int(option: Option, value: Any) -> int:
     try:
         return int(text)
     except ValueError:
-        raise option.wrong(value, "give a whole number" + (", or auto" if option.name == "max_workers" else "")) from None
+        raise option.wrong(
+            value, "give a whole number" + (", or auto" if option.name == "max_workers" else "")
+        ) from None
 
 
 def _read_float(option: Option, value: Any) -> float:
@@ -266,7 +270,9 @@ OPTIONS: Mapping[str, Option] = {declared.name: _declared(declared) for declared
 def unknown(name: str) -> ConfigError:
     """Return the error for an option that does not exist."""
     near = difflib.get_close_matches(name.lower(), OPTIONS, n=1, cutoff=_NEAREST)
-    return ConfigError("PF101", f"there is no option {name!r}", f"did you mean {near[0]!r}?" if near else "see --help-all")
+    return ConfigError(
+        "PF101", f"there is no option {name!r}", f"did you mean {near[0]!r}?" if near else "see --help-all"
+    )
 
 
 @dataclass(frozen=True, slots=True)

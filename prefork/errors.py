@@ -5,7 +5,52 @@ Every error of ours carries a stable code; the page ``docs/errors`` has a sectio
 
 from __future__ import annotations
 
-CODES: dict[str, str] = {}
+import sys
+import traceback
+
+CODES: dict[str, str] = {
+    "PF101": "there is no such option",
+    "PF102": "a value cannot be",
+    "PF103": "two options contradict each other",
+    "PF104": "the configuration file cannot be read",
+    "PF201": "that names no application",
+    "PF202": "there is no such module",
+    "PF203": "the module has no such attribute",
+    "PF204": "what was named is not callable",
+    "PF205": "this is an ASGI application",
+    "PF206": "importing the application failed",
+    "PF207": "the factory failed",
+    "PF208": "no application was named",
+    "PF301": "this is no address",
+    "PF302": "this is no port",
+    "PF303": "the address is in use",
+    "PF304": "permission denied",
+    "PF305": "the address is not ours",
+    "PF306": "the path is taken",
+    "PF307": "the descriptor cannot be served",
+    "PF308": "listening failed",
+    "PF309": "no such user or group",
+    "PF310": "privileges cannot be changed",
+    "PF401": "the application could not be started in a worker",
+    "PF402": "workers die before they are ready",
+    "PF404": "the system refuses to fork",
+    "PF405": "something in the parent is not safe to fork",
+    "PF407": "this system cannot fork",
+    "PF410": "the pool was used before",
+    "PF411": "the pid file belongs to a living process",
+    "PF412": "the pid file cannot be written",
+    "PF413": "a hook cannot be loaded",
+    "PF414": "warming up failed",
+    "PF415": "the pool could not be started",
+    "PF416": "the pool cannot be forked",
+    "PF417": "the pool was stopped before it was ready",
+    "PF418": "the directory cannot be entered",
+    "PF501": "no connection can be accepted",
+    "PF601": "the program is started anew after the next edit",
+    "PF602": "there are no sockets of a reloader",
+    "PF603": "TLS comes with a later release",
+}
+"""Every code, and what it stands for."""
 
 
 class PreforkError(Exception):
@@ -61,3 +106,14 @@ class PlatformUnsupported(PreforkError):
     """This system cannot run a preforking server."""
 
     exit_code = 2
+
+
+def report(error: PreforkError) -> int:
+    """Tell the user of an error on stderr, and return the exit status.
+
+    One line, behind the traceback of the application where that is what failed.
+    """
+    if isinstance(error, AppFailed) and error.__cause__ is not None:
+        traceback.print_exception(error.__cause__)
+    print(f"prefork: error: {error}", file=sys.stderr)  # noqa: T201
+    return error.exit_code

@@ -66,8 +66,8 @@ def _executors() -> Iterator[Finding]:
     if futures is None:
         return
     for found in gc.get_objects():
-        if type(found) is futures.ThreadPoolExecutor and found._threads:
-            name = found._thread_name_prefix
+        if type(found) is futures.ThreadPoolExecutor and found._threads:  # noqa: SLF001
+            name = found._thread_name_prefix  # noqa: SLF001
             yield Finding(
                 "executor", name, "concurrent.futures", "make it in the hook worker_started: its threads stay behind"
             )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from prefork.config import OPTIONS, Option
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def click_options(*, without: Iterable[str] = (), short: bool = True) -> list[click.Option]:

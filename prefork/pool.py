@@ -103,9 +103,9 @@ class WorkerPool:
         brought up.
         """
         if threading.current_thread() is not threading.main_thread():
-            self.start()
+            self._start()
             status = self.wait()
-            assert status is not None
+            assert status is not None  # noqa: RUF100, S101
             return status
         self._begin()
         self._parent_here = os.getpid()
@@ -125,6 +125,11 @@ class WorkerPool:
         Raises what ``serve()`` raises; for what went wrong in the new process that is ``BootError``, whose notes hold
         the traceback.
         """
+        if not self._start():
+            raise BootError("PF417", "the pool was stopped before it was ready", "start another one")
+
+    def _start(self) -> bool:
+        """Start the pool; return whether it serves, or was stopped before it did."""
         self._begin()
         with self._listening() as listeners:
             known = audit()
@@ -133,7 +138,7 @@ class WorkerPool:
             )
             listeners.release()
         try:
-            self._supervised.await_ready()
+            return self._supervised.await_ready()
         except BaseException:
             self._supervised.stop(STOP_QUICKLY)
             raise

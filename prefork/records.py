@@ -13,12 +13,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefork.config import Config
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from prefork.config import Config
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,9 @@ class Event(dict[str, Any]):
     """A record's fields, which a plain formatter shows as ``name key=value …``."""
 
     def __str__(self) -> str:
-        rest = " ".join(f"{key}={_plain(value)}" for key, value in self.items() if key not in _FIRST and key != "exc_info")
+        rest = " ".join(
+            f"{key}={_plain(value)}" for key, value in self.items() if key not in _FIRST and key != "exc_info"
+        )
         return f"{self.get('event', '')} {rest}".rstrip()
 
 
@@ -116,7 +120,9 @@ def _open(path: str | None) -> int:
 
 
 def _foreign(record: logging.LogRecord) -> Event:
-    event = Event(timestamp=_now(), level=record.levelname.lower(), logger=record.name, event=record.getMessage(), pid=os.getpid())
+    event = Event(
+        timestamp=_now(), level=record.levelname.lower(), logger=record.name, event=record.getMessage(), pid=os.getpid()
+    )
     if record.exc_info and record.exc_info[1] is not None:
         event["exc_info"] = record.exc_info[1]
     return event
@@ -128,7 +134,11 @@ def _now() -> str:
 
 def _traceback(event: Mapping[str, Any]) -> str:
     error = event.get("exc_info")
-    return "".join(traceback.format_exception(error)) if isinstance(error, BaseException) else str(event.get("traceback") or "")
+    return (
+        "".join(traceback.format_exception(error))
+        if isinstance(error, BaseException)
+        else str(event.get("traceback") or "")
+    )
 
 
 def _json(event: Event) -> str:
@@ -153,7 +163,9 @@ def _console(event: Event, *, colour: bool) -> str:
         )
         return f"{clock} {line}\n"
     hidden = {*_FIRST, "exc_info", "traceback", "pid", "role", "generation"}
-    rest = " ".join(f"{paint('36', key)}={_plain(value)}" for key, value in event.items() if key not in hidden and value is not None)
+    rest = " ".join(
+        f"{paint('36', key)}={_plain(value)}" for key, value in event.items() if key not in hidden and value is not None
+    )
     trace = _traceback(event)
     name = paint("1", f"{event.get('event', ''):<22}")
     return f"{clock} {paint(_COLOURS.get(level, '0'), f'{level:<8}')} {name} {rest}".rstrip() + "\n" + trace
@@ -223,20 +235,31 @@ class Records:
                 hook = self._hook = getattr(import_module(module), attribute)
             assert callable(hook)
             hook(name, dict(event))
-        except Exception:  # noqa: BLE001 - a hook cannot be let to stop the pool, nor to call itself by a record
+        except Exception:  # noqa: BLE001 - the log must never be what breaks a server
             self._hook = None
             self.emit("hook.failed", hook="on_record", exc_info=sys.exc_info()[1])
 
     def _write(self, spec: RecordSpec, level: str, event: Event) -> None:
         if self._logger is not None:
-            getattr(self._logger, level)(event["event"], **{key: value for key, value in event.items() if key not in _FIRST})
+            getattr(self._logger, level)(
+                event["event"], **{key: value for key, value in event.items() if key not in _FIRST}
+            )
             return
         self._outputs.prepare()
         logger = logging.getLogger(spec.logger)
         if logger.isEnabledFor(_LEVELS[level]):
             error = event.get("exc_info")
             info = (type(error), error, error.__traceback__) if isinstance(error, BaseException) else None
-            record = logger.makeRecord(spec.logger, _LEVELS[level], "prefork", 0, event, (), info, extra={"_logger": logger, "_name": event["event"]})
+            record = logger.makeRecord(
+                spec.logger,
+                _LEVELS[level],
+                "prefork",
+                0,
+                event,
+                (),
+                info,
+                extra={"_logger": logger, "_name": event["event"]},
+            )
             logger.handle(record)
 
 
@@ -315,5 +338,3 @@ def render_records_markdown() -> str:
         shown = ", ".join([*(f"`{field}`" for field in spec.fields), *(f"`{field}`?" for field in spec.optional)])
         lines.append(f"| `{name}` | {spec.level} | {spec.by} | {spec.help} | {shown} |")
     return "\n".join(lines) + "\n"
-
-

@@ -59,7 +59,7 @@ class Caller:
 
     def tell_ready(self) -> None:
         """Say that the pool serves."""
-        self.tell({})
+        self.tell({"ready": "yes"})
 
     def tell_failed(self, error: BaseException, trace: str = "") -> None:
         """Say why the pool cannot be brought up; ``trace`` is the traceback of what is to blame, if not the error's."""
@@ -74,7 +74,7 @@ class Supervised:
     """A pool's parent process, as the program sees it. Safe in any thread."""
 
     def __init__(self, process: BaseProcess, orders: int, answer: int, graceful_timeout: float) -> None:
-        assert process.pid is not None
+        assert process.pid is not None  # noqa: RUF100, S101
         self.pid = process.pid
         self.graceful_timeout = graceful_timeout
         self._process, self._orders, self._answer = process, orders, answer
@@ -86,13 +86,16 @@ class Supervised:
         # process at the end of the program, calls this first.
         self._abandon = Finalize(self, close_all, args=(ends,), exitpriority=100)
 
-    def await_ready(self) -> None:
-        """Return when the pool serves; ``BootError``, with the traceback in its notes, if it cannot."""
+    def await_ready(self) -> bool:
+        """Return whether the pool serves, or was stopped before it did.
+
+        Raises ``BootError``, with the traceback in its notes, if it cannot.
+        """
         with open(self._answer) as pipe:  # noqa: PTH123 - a descriptor
             text = pipe.read()
         answer: dict[str, str] = json.loads(text) if text else {"code": "PF415", "message": "the pool's parent died"}
-        if not answer:
-            return
+        if "ready" in answer:
+            return bool(answer["ready"])
         error = BootError(answer["code"], answer["message"], answer.get("hint", ""))
         error.exit_code = int(answer.get("status", "1"))
         if "traceback" in answer:
@@ -162,4 +165,6 @@ def be_parent(main: Callable[[Caller], int], caller: Caller, foreign: tuple[int,
     except Exception as error:  # noqa: BLE001 - the caller raises it
         caller.tell_failed(error)
         status = error.exit_code if isinstance(error, PreforkError) else 1
+    if status == 0:
+        caller.tell({"ready": ""})
     raise SystemExit(status)

@@ -5,13 +5,15 @@ Events in, actions out. No clock, no process, no log: time and randomness are ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from random import Random
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from prefork.config import Config
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from random import Random
+
+    from prefork.config import Config
 
 # What can happen.
 
@@ -256,7 +258,7 @@ class Supervisor:
         self._started_at = now
         return self._restore(now)
 
-    def handle(self, event: Event, now: float) -> list[Action]:  # noqa: PLR0911 - a list of decisions, one line each
+    def handle(self, event: Event, now: float) -> list[Action]:  # noqa: PLR0911, RUF100
         """Return what to do about an event."""
         if self.finished:
             return []
@@ -452,7 +454,11 @@ class Supervisor:
             case "USR1":
                 return [ReopenLogs()]
             case "HUP" | "USR2" if not self._stopping:
-                note = "the workers are replaced; new code needs a restart" if name == "HUP" else "the workers are replaced"
+                note = (
+                    "the workers are replaced; new code needs a restart"
+                    if name == "HUP"
+                    else "the workers are replaced"
+                )
                 return [Emit("pool.recycling", {"signal": name, "note": note}), *self._recycle(now, name.lower())]
             case "TTIN" | "TTOU" if not self._stopping:
                 return self._scale(1 if name == "TTIN" else -1, now, name)

@@ -10,15 +10,18 @@ Bytes go in and come out; there is no socket, no clock, no thread. Rules of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from prefork.config import Limits
 from prefork.http1.chunks import ChunkDecoder
 from prefork.http1.grammar import ABSOLUTE, FOLDED, HEAD, REQUEST_LINE, SPACE_BEFORE_COLON, STRAY_LINE_END, is_host
 from prefork.http1.messages import CHUNKED, Body, End, Event, Field, Misanswered, Refused, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prefork.config import Limits
 
 
 class Parser(Protocol):
@@ -286,7 +289,9 @@ class Connection:
 
     # What goes out
 
-    def start(self, status: str, fields: Sequence[tuple[str, str]], date: str, whole: int | None = None) -> bytes:
+    def start(  # noqa: C901
+        self, status: str, fields: Sequence[tuple[str, str]], date: str, whole: int | None = None
+    ) -> bytes:
         """Return the head of the answer.
 
         ``status`` is code and reason; ``date`` the value of ``Date`` for an application that gives none; ``whole`` the
@@ -352,7 +357,9 @@ class Connection:
         try:
             head = "\r\n".join(lines).encode("latin-1")
         except UnicodeEncodeError as error:
-            raise Misanswered(f"a field holds characters beyond latin-1: {error.object[error.start : error.end]!r}") from None
+            raise Misanswered(
+                f"a field holds characters beyond latin-1: {error.object[error.start : error.end]!r}"
+            ) from None
         breaks = len(lines)
         if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
             raise Misanswered(f"CR, LF or NUL in the status or a field: {_culprit(lines[:expected])!r}")
@@ -418,7 +425,9 @@ def _malformed(head: bytes) -> Refused:
     return Refused(400, "malformed field line", "RFC 9112 section 5")
 
 
-def _request(method: str, target: bytes, version: str, fields: list[Field]) -> Request:
+def _request(  # noqa: C901
+    method: str, target: bytes, version: str, fields: list[Field]
+) -> Request:
     """Judge what the fields say together; raises ``Refused``."""
     host: bytes | None = None
     length: bytes | None = None

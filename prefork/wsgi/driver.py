@@ -72,11 +72,29 @@ class Client:
     """
 
     __slots__ = (
-        "away", "base", "body", "broken", "connection", "deadline", "driver", "fd", "gone", "listed", "lock", "outbox",
-        "peer", "registered", "request", "reading_out", "served", "sock",
+        "away",
+        "base",
+        "body",
+        "broken",
+        "connection",
+        "deadline",
+        "driver",
+        "fd",
+        "gone",
+        "listed",
+        "lock",
+        "outbox",
+        "peer",
+        "reading_out",
+        "registered",
+        "request",
+        "served",
+        "sock",
     )  # fmt: skip
 
-    def __init__(self, driver: Driver, sock: socket.socket, connection: Connection, base: dict[str, Any], peer: str) -> None:
+    def __init__(
+        self, driver: WsgiDriver, sock: socket.socket, connection: Connection, base: dict[str, Any], peer: str
+    ) -> None:
         self.driver = driver
         self.sock = sock
         self.fd = sock.fileno()
@@ -160,11 +178,7 @@ class Client:
         return self.lock
 
 
-class Driver:
-    """Request threads around one poller."""
-
-
-class WsgiDriver(Driver):
+class WsgiDriver:
     """Serves a WSGI application on ``config.threads`` request threads.
 
     The worker's main thread calls ``tick`` in its loop, and again when ``monitor_fd`` is readable.
@@ -195,7 +209,11 @@ class WsgiDriver(Driver):
         self._poller = new_poller()
         self._poller.register(self._wake_end, READ)
         self._listeners = {listener.socket.fileno(): listener for listener in listeners}
-        extra = {"prefork.worker": facts.number, "prefork.generation": facts.generation, "prefork.exit_guard": exit_guard}
+        extra = {
+            "prefork.worker": facts.number,
+            "prefork.generation": facts.generation,
+            "prefork.exit_guard": exit_guard,
+        }
         self._bases = {
             fd: server_environ(
                 name=listener.server_name,
@@ -221,7 +239,9 @@ class WsgiDriver(Driver):
         self._thread_exit = thread_exit
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # guards the lead, taken only when it changes hands
-        self._waiting: list[threading.Semaphore] = []  # the last to come is the first to be promoted: caches and connections stay warm
+        self._waiting: list[
+            threading.Semaphore
+        ] = []  # the last to come is the first to be promoted: caches and connections stay warm
         self._leader: int | None = None
         self._serving: Client | None = None  # the connection that the leader is away with
         self._turn = 0
@@ -353,15 +373,13 @@ class WsgiDriver(Driver):
     def _follow(self) -> None:
         turn = threading.Semaphore(0)
         try:
-            while True:
+            while not self._done:
                 self._lead()
+                # Before the look at `_done`: close() lets go whom it finds waiting, and says so first.
                 with self._lock:
-                    if self._done:
-                        return
                     self._waiting.append(turn)
-                turn.acquire()
-                if self._done:
-                    return
+                if not self._done:
+                    turn.acquire()
         finally:
             if self._thread_exit is not None:
                 self._thread_exit()
@@ -438,7 +456,7 @@ class WsgiDriver(Driver):
         except OSError as error:
             self._pause_accepting()
             self._resume_at = time.monotonic() + PAUSE
-            self.records.emit("pool.accept_paused", reason=str(error), pause_s=PAUSE)
+            self.records.emit("pool.accept_paused", reason=str(error), pause_s=PAUSE, code="PF501")
             return False
         sock.setblocking(False)
         base = self._bases[fd].copy()
@@ -567,7 +585,9 @@ class WsgiDriver(Driver):
         try:
             client.body.add(event.data)
         except OSError as error:
-            self.records.emit("request.rejected", reason=f"body cannot be kept: {error}", status=507, client=client.peer)
+            self.records.emit(
+                "request.rejected", reason=f"body cannot be kept: {error}", status=507, client=client.peer
+            )
             raise Refused(507, "no room for the body", "RFC 4918 section 11.5") from None
 
     def _refuse(self, client: Client, refused: Refused) -> None:
@@ -606,17 +626,15 @@ class WsgiDriver(Driver):
             return
 
     def _expire(self, client: Client) -> None:
-        """A deadline has passed: which one, the client's state tells."""
+        """End what took too long: what that was, the client's state tells."""
         connection = client.connection
-        if connection.idle and client.outbox is None and not client.reading_out and client.served and not self._leaving:
+        if client.outbox is not None or client.reading_out:
             self._close(client)
-        elif connection.idle and client.outbox is None and not client.reading_out and self._leaving:
+        elif connection.idle:
             # What the client sent before it could know is still answered.
             self._serve(client, READ)
-            if not client.gone and connection.idle and client.outbox is None:
+            if client.connection.idle and client.outbox is None:
                 self._close(client)
-        elif client.outbox is not None or client.reading_out or not connection.buffered and connection.phase is Phase.HEAD:
-            self._close(client)
         elif connection.phase is not Phase.ANSWER:
             try:
                 self._refuse(client, Refused(408, "request not complete in time", "RFC 9110 section 15.5.9"))
@@ -750,7 +768,7 @@ def _nudge(fd: int) -> None:
 
 def _drain(fd: int) -> None:
     try:
-        while len(os.read(fd, 4096)) == 4096:
+        while os.read(fd, 4096):
             pass
     except BlockingIOError:
         return

@@ -16,7 +16,7 @@ WRITE = 4  # EPOLLOUT and POLLOUT
 class Poller(Protocol):
     """What the driver asks of a poller."""
 
-    def register(self, descriptor: int, events: int, *, shared: bool = False) -> None:
+    def register(self, descriptor: int, events: int, *, shared: bool = False) -> None:  # noqa: ARG002, RUF100
         """Watch a descriptor; ``shared`` says that other processes wait for it too and one of them is enough."""
 
     def modify(self, descriptor: int, events: int) -> None:
@@ -41,7 +41,7 @@ class EpollPoller:
         self.unregister = self._epoll.unregister
         self.close = self._epoll.close
 
-    def register(self, descriptor: int, events: int, *, shared: bool = False) -> None:
+    def register(self, descriptor: int, events: int, *, shared: bool = False) -> None:  # noqa: ARG002, RUF100
         """Watch a descriptor. ``EPOLLEXCLUSIVE`` spares the siblings a wake-up for nothing."""
         self._epoll.register(descriptor, events | select.EPOLLEXCLUSIVE if shared else events)
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -341,7 +342,7 @@ def test_hygiene_comes_before_every_fork_and_in_each_child(tmp_path: Path, leave
         on_record=log,
         before_fork=lambda _pool: calls.append("hook"),
         hygiene=[fails],
-        child_hygiene=[lambda: (marks / str(os.getpid())).touch()],
+        child_hygiene=[partial(_mark, marks)],
         on_listening=calls.extend,
     )
     assert pool.serve() == 0
@@ -486,6 +487,10 @@ def test_the_file_of_a_unix_socket_goes_with_the_pool(tmp_path: Path, leaves_not
         assert connection.getresponse().status == 200
         connection.close()
     assert not path.exists()
+
+
+def _mark(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
 
 
 # Before it serves.

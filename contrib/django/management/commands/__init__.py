@@ -1,0 +1,3 @@
+"""Where does Django look for commands?"""
+
+from __future__ import annotations

@@ -1,0 +1,206 @@
+"""Does a Django project get what it is used to from ``manage.py runprefork``, and no connection that is not its own?"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from server_process import LiveServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+MANAGE = """
+import os, sys
+os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+from django.core.management import execute_from_command_line
+execute_from_command_line(sys.argv)
+"""
+
+SETTINGS = """
+from pathlib import Path
+SECRET_KEY = "x" * 50
+DEBUG = False
+ALLOWED_HOSTS = ["127.0.0.1"]
+ROOT_URLCONF = "urls"
+STATIC_URL = "static/"
+INSTALLED_APPS = ["django.contrib.contenttypes", "django.contrib.staticfiles", "prefork.contrib.django"]
+STATICFILES_DIRS = [Path(__file__).parent / "files"]
+DATABASES = {"default": {
+    "ENGINE": "django.db.backends.sqlite3", "NAME": Path(__file__).parent / "db.sqlite3", "CONN_MAX_AGE": None,
+}}
+"""
+
+URLS = """
+import os
+from django.db import connection
+from django.http import HttpResponse, JsonResponse
+from django.urls import path
+
+IMPORTED_IN = os.getpid()
+
+def hello(request):
+    return HttpResponse("hello")
+
+def broken(request):
+    raise ZeroDivisionError("the view is broken")
+
+def database(request):
+    had = connection.connection is not None
+    with connection.cursor() as cursor:
+        cursor.execute("select 40 + 2")
+        return JsonResponse({"answer": cursor.fetchone()[0], "had": had})
+
+def place(request):
+    opened = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+    return JsonResponse({
+        "pid": os.getpid(), "imported_in": IMPORTED_IN, "databases": sum("sqlite3" in name for name in opened),
+    })
+
+urlpatterns = [path("", hello), path("broken", broken), path("db", database), path("place", place)]
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(settings: str = "") -> Path:
+        (tmp_path / "manage.py").write_text(MANAGE)
+        (tmp_path / "settings.py").write_text(SETTINGS + settings)
+        (tmp_path / "urls.py").write_text(URLS)
+        (tmp_path / "files").mkdir()
+        (tmp_path / "files" / "shop.css").write_text("body {}")
+        return tmp_path
+
+    return write
+
+
+def runprefork(folder: Path, *flags: str, address: str | None = "127.0.0.1:0", **where: Any) -> LiveServer:
+    at = () if address is None else (address,)
+    command = (sys.executable, "manage.py", "runprefork", *at, "--workers", "2", *flags)
+    return LiveServer(*command, cwd=folder, **where)
+
+
+def test_the_command_serves_the_project(write: Callable[..., Path]) -> None:
+    with runprefork(write()) as server:
+        assert server.get() == (200, b"hello")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_term_end_it_with_0(write: Callable[..., Path], number: signal.Signals) -> None:
+    with runprefork(write()) as server:
+        assert server.stop(number) == 0
+
+
+def test_a_view_that_raises_gives_500_and_its_traceback_in_the_log(write: Callable[..., Path]) -> None:
+    with runprefork(write()) as server:
+        status, body = server.get("/broken")
+        assert status == 500
+        assert b"the view is broken" not in body
+        server.stop()
+        assert "ZeroDivisionError: the view is broken" in server.log
+
+
+def test_a_view_asks_the_database(write: Callable[..., Path]) -> None:
+    with runprefork(write()) as server:
+        status, body = server.get("/db")
+        assert (status, json.loads(body)["answer"]) == (200, 42)
+
+
+def test_no_connection_is_shared_after_the_fork(write: Callable[..., Path]) -> None:
+    # An import that asks the database, as a check or AppConfig.ready() may; and again before each later fork.
+    folder = write("PREFORK = {'BEFORE_FORK': 'forking:open_connection', 'MAX_REQS_PER_CHILD': 1}\n")
+    (folder / "forking.py").write_text(
+        "def open_connection(pool):\n    from django.db import connection\n    connection.ensure_connection()\n"
+    )
+    with runprefork(folder) as server:
+        assert json.loads(server.get("/db")[1])["had"] is False
+        server.wait_for("worker.exited")
+        assert json.loads(server.get("/db")[1])["had"] is False
+        assert not server.all("hook.failed")
+
+
+def test_what_startup_left_open_is_closed_before_the_first_fork(write: Callable[..., Path]) -> None:
+    folder = write()
+    (folder / "urls.py").write_text(URLS + "\nconnection.ensure_connection()\n")
+    with runprefork(folder) as server:
+        assert json.loads(server.get("/place")[1])["databases"] == 0
+
+
+def test_the_urlconf_is_loaded_before_the_fork(write: Callable[..., Path]) -> None:
+    with runprefork(write(), "--skip-checks") as server:
+        assert json.loads(server.get("/place")[1])["imported_in"] == server.parent_pid
+
+
+def test_a_flag_goes_before_the_environment_and_that_before_the_settings(write: Callable[..., Path]) -> None:
+    folder = write("PREFORK = {'MAX_WORKERS': 7, 'THREADS': 7, 'BACKLOG': 77}\n")
+    with runprefork(folder, env={"PREFORK_THREADS": "5", "PREFORK_BIND": "127.0.0.1:1"}) as server:
+        started = server.wait_for("pool.starting")
+        assert (started["workers"], started["threads"]) == (2, 5)
+
+
+def test_the_port_variable_of_a_platform_is_honoured(write: Callable[..., Path]) -> None:
+    with runprefork(write(), address=None, env={"PREFORK_BIND": "127.0.0.1:0", "PORT": "1"}) as server:
+        assert server.address[1] > 1
+
+
+def test_static_files_are_served_under_debug_alone(write: Callable[..., Path]) -> None:
+    folder = write("import os\nDEBUG = 'DEBUGGING' in os.environ\n")
+    with runprefork(folder, env={"DEBUGGING": "1"}) as server:
+        assert server.get("/static/shop.css") == (200, b"body {}")
+    with runprefork(folder, "--nostatic", env={"DEBUGGING": "1"}) as server:
+        assert server.get("/static/shop.css")[0] == 404
+    with runprefork(folder, "--insecure") as server:
+        assert server.get("/static/shop.css")[0] == 200
+    with runprefork(folder) as server:
+        assert server.get("/static/shop.css")[0] == 404
+
+
+def test_without_allowed_hosts_it_does_not_start(write: Callable[..., Path]) -> None:
+    with runprefork(write("ALLOWED_HOSTS = []\n"), ready="") as server:
+        assert server.wait() == 1
+        assert "ALLOWED_HOSTS" in server.log
+
+
+def test_an_unknown_setting_is_named_with_the_nearest_one(write: Callable[..., Path]) -> None:
+    with runprefork(write("PREFORK = {'MAX_WORKER': 2}\n"), ready="") as server:
+        assert server.wait() != 0
+        assert "max_workers" in server.log.lower()
+        assert "Traceback" not in server.log
+
+
+def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
+    with runprefork(write(), address="nowhere:", ready="") as server:
+        assert server.wait() == 1
+        assert "'nowhere:' is not a valid port number" in server.log
+        assert "Traceback" not in server.log
+
+
+def messages(folder: Path) -> str:
+    with LiveServer(sys.executable, "manage.py", "check", cwd=folder, ready="") as server:
+        server.wait()
+        return server.log
+
+
+@pytest.mark.parametrize(
+    ("settings", "identity"),
+    [
+        ("PREFORK = {'TREADS': 2}", "prefork.E001"),
+        ("", "prefork.W002"),
+        ("CACHES = {'default': {'BACKEND': 'django.core.cache.backends.locmem.LocMemCache'}}", "prefork.W004"),
+        ("SESSION_ENGINE = 'django.contrib.sessions.backends.cache'", "prefork.W005"),
+        ("", "prefork.W008"),
+    ],
+)
+def test_the_checks_find_what_processes_would_trip_over(
+    write: Callable[..., Path], settings: str, identity: str
+) -> None:
+    assert identity in messages(write(settings + "\n"))
+
+
+def test_the_checks_are_silent_for_one_worker(write: Callable[..., Path]) -> None:
+    log = messages(write("PREFORK = {'MAX_WORKERS': 1}\nDATABASES['default']['CONN_MAX_AGE'] = 0\n"))
+    assert "prefork." not in log

@@ -1,0 +1,145 @@
+"""Does a Flask application get what it is used to, from ``flask run-prefork`` and from its own code?"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from server_process import LiveServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+APP = """
+import os
+from flask import Flask
+{more}
+app = Flask(__name__)
+
+@app.get("/")
+def hello():
+    return f"hello {{app.debug}}"
+
+@app.get("/broken")
+def broken():
+    raise ZeroDivisionError("the view is broken")
+
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    def write(more: str = "", end: str = "") -> Path:
+        (tmp_path / "shop.py").write_text(APP.format(more=more) + end)
+        return tmp_path
+
+    return write
+
+
+def run_prefork(folder: Path, *flags: str, port: str | None = "0", **where: Any) -> LiveServer:
+    port_flags = () if port is None else ("--port", port)
+    command = (sys.executable, "-m", "flask", "--app", "shop", "run-prefork", *port_flags, "--workers", "2", *flags)
+    return LiveServer(*command, cwd=folder, **where)
+
+
+def test_the_command_serves_the_app(write: Callable[..., Path]) -> None:
+    with run_prefork(write()) as server:
+        assert server.get() == (200, b"hello False")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_term_end_it_with_0(write: Callable[..., Path], number: signal.Signals) -> None:
+    with run_prefork(write()) as server:
+        assert server.stop(number) == 0
+
+
+def test_its_own_port_variable_goes_before_the_one_of_flask_run(write: Callable[..., Path]) -> None:
+    env = {"FLASK_RUN_PREFORK_PORT": "0", "FLASK_RUN_PORT": "1"}  # port 1 could not be bound as 0 can
+    with run_prefork(write(), port=None, env=env) as server:
+        assert server.address[1] > 1
+
+
+def test_the_port_variable_of_flask_run_is_honoured(write: Callable[..., Path]) -> None:
+    with run_prefork(write(), port=None, env={"FLASK_RUN_PORT": "0"}) as server:
+        assert server.address[1] != 5000
+
+
+def test_a_flag_goes_before_the_environment_and_that_before_app_config(write: Callable[..., Path]) -> None:
+    folder = write(end="\napp.config.update(PREFORK_THREADS=1, PREFORK_MAX_WORKERS=7)\n")
+    with run_prefork(folder, env={"PREFORK_THREADS": "3", "FLASK_RUN_PREFORK_THREADS": "5"}) as server:
+        started = server.wait_for("pool.starting")
+        assert (started["workers"], started["threads"]) == (2, 5)
+
+
+def test_app_config_goes_before_the_default(write: Callable[..., Path]) -> None:
+    with run_prefork(write(end="\napp.config['PREFORK_THREADS'] = 3\n")) as server:
+        assert server.wait_for("pool.starting")["threads"] == 3
+
+
+@pytest.mark.parametrize("debug", ["--debug", "--no-debug"])
+def test_a_view_that_raises_gives_500_and_its_traceback_in_the_log(write: Callable[..., Path], debug: str) -> None:
+    with run_prefork(write(), debug) as server:
+        status, body = server.get("/broken")
+        assert status == 500
+        assert b"the view is broken" not in body
+        server.stop()
+        assert "ZeroDivisionError: the view is broken" in server.log
+        assert server.log.count("Traceback (most recent call last)") == 1
+
+
+def test_the_debug_flag_after_the_command_reaches_the_app(write: Callable[..., Path]) -> None:
+    with run_prefork(write(), "--debug") as server:
+        assert server.get() == (200, b"hello True")
+
+
+def test_help_needs_no_working_app(write: Callable[..., Path]) -> None:
+    with run_prefork(write(more="import nothing_of_that_name"), "--help", port=None, ready="") as server:
+        assert server.wait() == 0
+        assert "--max-workers" in server.log
+
+
+def test_an_app_that_cannot_be_found_ends_it_with_2_and_one_line(tmp_path: Path) -> None:
+    with run_prefork(tmp_path, ready="") as server:
+        assert server.wait() == 2
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("flag", ["--cert", "--key"])
+def test_tls_is_refused_and_not_ignored(write: Callable[..., Path], flag: str) -> None:
+    with run_prefork(write(), flag, "adhoc", ready="") as server:
+        assert server.wait() == 2
+        assert "later release" in server.log
+
+
+def test_a_wrong_option_ends_it_with_2_and_one_line(write: Callable[..., Path]) -> None:
+    with run_prefork(write(), "--threads", "many", ready="") as server:
+        assert server.wait() == 2
+        assert "threads is 'many'" in server.log
+        assert "Traceback" not in server.log
+
+
+def test_an_app_serves_itself(write: Callable[..., Path]) -> None:
+    end = (
+        "\nif __name__ == '__main__':\n    Prefork(app)\n    raise SystemExit(app.run_prefork(port=0, max_workers=1))\n"
+    )
+    folder = write(more="from prefork.contrib.flask import Prefork", end=end)
+    with LiveServer(sys.executable, "shop.py", cwd=folder) as server:
+        assert server.get() == (200, b"hello False")
+        assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_call_at_import_starts_no_second_server_under_the_flask_command(write: Callable[..., Path]) -> None:
+    folder = write(more="from prefork.contrib.flask import run_prefork", end="\nrun_prefork(app, port=0)\n")
+    with run_prefork(folder) as server:
+        assert server.get()[0] == 200
+        server.wait_for_output("Ignoring a call to 'run_prefork'")
+        assert len(server.all("pool.starting")) == 1
+
+
+def test_importing_the_command_does_not_import_the_pool() -> None:
+    code = "import sys, prefork.contrib.flask.cli; raise SystemExit('structlog' in sys.modules or 'prefork.pool' in sys.modules)"
+    with LiveServer.script(code, ready="") as server:
+        assert server.wait() == 0
