@@ -14,19 +14,21 @@ import subprocess
 import sys
 import sysconfig
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefork.config import Config
 from prefork.errors import BindError
-from prefork.listeners import Listeners, open_listeners
+from prefork.listeners import open_listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import FrameType
+
+    from prefork.config import Config
+    from prefork.listeners import Listeners
 
 # Not PREFORK_RELOAD: that is the option.
 MARK = "_PREFORK_RELOADER"
@@ -42,6 +44,7 @@ _MOST_FOLDERS = 2000
 """Beyond so many folders only imported modules are watched: somebody's home is the root."""
 _RACY = 2 * 10**9
 """How many nanoseconds old a time stamp must be to be trusted: file systems count in steps of up to two seconds."""
+_AGAIN = "it is started again after the next edit"
 _FOREIGN = {"__pycache__", "node_modules", "site-packages"}
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
@@ -113,7 +116,7 @@ class Watch:
 
 def _stamp(path: str) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)  # noqa: PTH116
+        found = os.stat(path)  # noqa: PTH116 - thousands of them, twice a second  # noqa: PTH116
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
@@ -176,14 +179,14 @@ def inside() -> bool:
     return _mark() is not None
 
 
-def inherited_listeners() -> Listeners:
-    """Return the sockets that the outer process has opened; raises ``BindError`` if they are not there."""
+def inherited_listeners(config: Config) -> Listeners:
+    """Return the sockets that the outer process has opened for ``config``; ``BindError`` if they are not there."""
     descriptors = [int(text) for text in (_mark() or "").split(",") if text]
     if not descriptors:
         raise BindError("PF602", "there are no sockets of a reloader", "do not set " + MARK + " yourself")
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
-    return open_listeners(Config(bind=tuple(f"fd://{descriptor}" for descriptor in descriptors)))
+    return open_listeners(replace(config, bind=tuple(f"fd://{descriptor}" for descriptor in descriptors)))
 
 
 def watcher(config: Config, *, roots: Sequence[str] = (), files: Sequence[str] = ()) -> Callable[[], str | None]:

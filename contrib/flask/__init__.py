@@ -1,6 +1,8 @@
 """How is a Flask application served from its own code?
 
-``Prefork(app)`` gives an application the method ``run_prefork``; ``run_prefork(app)`` does the same without it.
+``Prefork(app)`` gives an application the method ``run_prefork``, ``PreforkFlask`` is an application that has it, and
+``run_prefork(app)`` does the same for any. Flask imports this package for each of its commands: what it needs to serve
+is imported when it serves.
 """
 
 from __future__ import annotations
@@ -9,89 +11,127 @@ if __name__ == "flask":
     raise ImportError("this is prefork.contrib.flask: run from the repository root, not from contrib/")
 
 import os
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from flask import Flask
 
-from prefork.config import resolve
-
 if TYPE_CHECKING:
-    from prefork.config import Resolved
+    from prefork.contrib.flask.signals import (
+        pool_ready as pool_ready,
+        worker_started as worker_started,
+        worker_stopping as worker_stopping,
+    )
 
-PREFIXES = ("FLASK_RUN_PREFORK_", "PREFORK_")
-DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 5000
+_SIGNALS = {"pool_ready", "worker_started", "worker_stopping"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _SIGNALS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from prefork.contrib.flask import signals
+
+    return getattr(signals, name)
 
 
 class Prefork:
-    """The extension: ``Prefork(app)``, or ``Prefork().init_app(app)`` in a factory."""
+    """The extension: ``Prefork(app)``, or ``prefork.init_app(app)`` where there is a factory.
+
+    The application gets a method ``run_prefork``, which takes what the function of that name takes. Options are read
+    from ``app.config["PREFORK_MAX_WORKERS"]`` and so on when the application is served.
+    """
 
     def __init__(self, app: Flask | None = None) -> None:
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Give ``app`` the method ``run_prefork(host=None, port=None, **options)``."""
+        """Give ``app`` the method ``run_prefork``."""
         app.extensions["prefork"] = self
 
-        def run(host: str | None = None, port: int | None = None, **options: Any) -> int:
+        def bound(host: str | None = None, port: int | None = None, **options: Any) -> int:
             return run_prefork(app, host, port, **options)
 
-        app.run_prefork = run  # type: ignore[attr-defined]
+        app.run_prefork = bound  # type: ignore[attr-defined]
 
 
 class PreforkMixin:
-    """For a class of applications with a typed ``run_prefork``: ``class Shop(PreforkMixin, Flask)``."""
+    """For typed code, ``class Shop(PreforkMixin, Flask)``: an application that has the method ``run_prefork``."""
 
-    def run_prefork(self, host: str | None = None, port: int | None = None, **options: Any) -> int:
-        """Serve this application until stopped; return the exit status."""
-        assert isinstance(self, Flask)
-        return run_prefork(self, host, port, **options)
+    def run_prefork(
+        self,
+        host: str | None = None,
+        port: int | None = None,
+        *,
+        debug: bool | None = None,
+        load_dotenv: bool = True,
+        **options: Any,
+    ) -> int:
+        """Serve this application; see the function ``run_prefork``."""
+        app = cast("Flask", self)
+        return run_prefork(app, host, port, debug=debug, load_dotenv=load_dotenv, **options)
 
 
 class PreforkFlask(PreforkMixin, Flask):
-    """A Flask application that can serve itself."""
+    """A Flask application that has the method ``run_prefork``."""
 
 
-def run_prefork(app: Flask, host: str | None = None, port: int | None = None, **options: Any) -> int:
-    """Serve ``app`` until stopped; return the exit status. ``options`` are those of a pool.
+def run_prefork(
+    app: Flask,
+    host: str | None = None,
+    port: int | None = None,
+    *,
+    debug: bool | None = None,
+    load_dotenv: bool = True,
+    **options: Any,
+) -> int:
+    """Serve ``app`` until stopped; return the exit status, 0 after a clean stop.
 
-    Under the ``flask`` command it does nothing but say so, as ``app.run()``: else the call would start a server while
-    the command only wants to import the application. Raises what ``WorkerPool.serve()`` raises.
+    ``host`` and ``port`` fall back to what ``FLASK_RUN_PREFORK_HOST`` and the like say, then to ``SERVER_NAME``, then
+    to 127.0.0.1 and 5000. ``debug`` sets debug mode, which turns ``reload`` on unless that is given; ``load_dotenv``
+    reads ``.env`` and ``.flaskenv`` where python-dotenv is installed. ``options`` are those of ``WorkerPool``.
+
+    Under a ``flask`` command it only says that it does nothing, as ``app.run()`` does. No ``__main__`` guard is needed
+    for the workers' sake: they are forked, and import nothing again.
+
+    Raises ``ConfigError`` for wrong options, and what ``WorkerPool.serve()`` raises.
     """
     if os.environ.get("FLASK_RUN_FROM_CLI") == "true":
-        click.secho(
-            " * Ignoring a call to 'run_prefork' that would block the current 'flask' CLI command.", fg="red", err=True
-        )
+        _say_ignored()
         return 0
-    from prefork.pool import WorkerPool
+    from flask import cli
+    from flask.helpers import get_debug_flag, get_load_dotenv
 
-    return WorkerPool(app, config=resolve_options(app, host, port, options).config).serve()
+    from prefork.contrib.flask.options import Given, resolve_options
+    from prefork.contrib.flask.serving import serve, serve_anew
 
+    if get_load_dotenv(load_dotenv):
+        cli.load_dotenv()
+        if "FLASK_DEBUG" in os.environ:
+            app.debug = get_debug_flag()
+    if debug is not None:
+        app.debug = debug
+    given = Given(host=host, port=None if port is None else str(port), options=options, settings=app.config)
+    config = resolve_options(given, debug=app.debug, server_name=app.config.get("SERVER_NAME")).config
+    if not config.reload:
+        return serve(app, config, name=app.name)
+    status = serve_anew(lambda: (app, config), config, name=app.name, debug=app.debug)
+    from prefork import reloader
 
-def resolve_options(app: Flask, host: str | None, port: int | None, flags: dict[str, Any]) -> Resolved:
-    """Merge flags, environment, ``app.config`` and Flask's own variables and defaults; raises ``ConfigError``."""
-    settings = {key.removeprefix("PREFORK_"): value for key, value in app.config.items() if key.startswith("PREFORK_")}
-    name, _, number = (app.config.get("SERVER_NAME") or "").partition(":")
-    default_host = os.environ.get("FLASK_RUN_HOST") or name or DEFAULT_HOST
-    default_port = os.environ.get("FLASK_RUN_PORT") or number or str(DEFAULT_PORT)
-    environ = dict(os.environ)
-    host = host or environ.get("FLASK_RUN_PREFORK_HOST")
-    chosen = port if port is not None else environ.get("FLASK_RUN_PREFORK_PORT")
-    if host is not None or chosen is not None:
-        flags = {"bind": (join(host or default_host, chosen if chosen is not None else default_port),), **flags}
-    if app.debug:
-        flags.setdefault("access_log", "-")
-    return resolve(
-        flags=flags,
-        environ=environ,
-        prefixes=PREFIXES,
-        settings=settings,
-        settings_name="app.config PREFORK_*",
-        defaults={"bind": (join(default_host, default_port),)},
-    )
+    if reloader.inside() and status:
+        # The program that called must not go on as if it had been served: it is about to be started anew.
+        sys.exit(status)
+    return status
 
 
-def join(host: str, port: int | str) -> str:
-    """Return host and port as an option ``bind``."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def _say_ignored() -> None:
+    from prefork import reloader
+
+    if not reloader.inside():
+        click.secho(
+            " * Ignoring a call to 'run_prefork()' that would block the current 'flask' CLI command.\n"
+            "   Only call it in an 'if __name__ == \"__main__\"' guard. [PF603]",
+            fg="red",
+            err=True,
+        )

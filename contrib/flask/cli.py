@@ -1,106 +1,204 @@
 """What does ``flask run-prefork`` do?
 
-Flask imports this module for every one of its commands, so it imports what that has imported already, and the pool only
-when it is to serve.
+Flask imports this module for each of its commands, and a failure to import it would break them all: so it imports what
+Flask's command has imported already, and anything else when it runs.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 from flask.cli import pass_script_info
 
-from prefork.errors import PreforkError, report
-from prefork.options_click import click_options
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from flask import Flask
     from flask.cli import ScriptInfo
 
+    from prefork.config import Config, Resolved
 
-def _set_debug(_: click.Context, __: click.Parameter, value: bool | None) -> bool | None:
-    # Before the application is loaded, which reads it.
+
+class _Command(click.Command):
+    """Makes its options when they are first asked for."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return the options."""
+        if not self.params:
+            self.params = _parameters()
+        return super().get_params(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, grouped by what they are for; all of them with ``--help-all``."""
+        from prefork.config import OPTIONS
+
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            option = OPTIONS.get(parameter.name or "")
+            row = parameter.get_help_record(ctx)
+            if row is not None and (option is None or option.common or "prefork.help_all" in ctx.meta):
+                groups.setdefault(option.group if option else "Command", []).append(row)
+        for group, rows in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(rows)
+
+
+def _parameters() -> list[click.Parameter]:
+    from prefork.options_click import click_options
+
+    def flag(*names: str, **more: Any) -> click.Option:
+        return click.Option(list(names), **more)
+
+    # Always preloaded, and found by Flask: neither --preload nor --app-dir. The environment is read by our own rules.
+    ours = click_options(without=("app_dir", "preload", "reload_extra_files", "reload_exclude_patterns"))
+    for option in ours:
+        option.allow_from_autoenv = False
+    return [
+        flag("-h", "--host", allow_from_autoenv=False, help="The interface to listen on.  [127.0.0.1; FLASK_RUN_PREFORK_HOST, FLASK_RUN_HOST]"),
+        flag("-p", "--port", allow_from_autoenv=False, type=click.IntRange(0, 65535), help="The port to listen on; 0: any that is free.  [5000; FLASK_RUN_PREFORK_PORT, FLASK_RUN_PORT]"),
+        flag("--debug/--no-debug", is_eager=True, expose_value=False, default=None, callback=_set_debug, help="Set debug mode, which turns --reload on.  [FLASK_DEBUG]"),
+        flag("reload_extra_files", "--extra-files", callback=_split, metavar="PATH", help=f"Further files to watch, separated by {os.pathsep!r}."),
+        flag("reload_exclude_patterns", "--exclude-patterns", callback=_split, metavar="PATTERN", help=f"Files not to watch, as patterns separated by {os.pathsep!r}."),
+        flag("--no-access-log", is_flag=True, help="Do not record requests, in debug mode or on a terminal either."),
+        flag("--cert", expose_value=False, callback=_no_tls, metavar="PATH", help="Comes with a later release."),
+        flag("--key", expose_value=False, callback=_no_tls, metavar="FILE", help="Comes with a later release."),
+        flag("--show-config", is_flag=True, help="Print each effective value and where it came from."),
+        flag("--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_help_all, help="Show all options."),
+        *ours,
+    ]  # fmt: skip
+
+
+def _set_debug(_: click.Context, __: click.Parameter, value: bool | None) -> None:
     if value is not None:
+        # In the environment, where a factory sees it as well.
         os.environ["FLASK_DEBUG"] = "1" if value else "0"
-    return value
+
+
+def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(value.split(os.pathsep)) if value else ()
 
 
 def _no_tls(_: click.Context, parameter: click.Parameter, value: str | None) -> None:
     if value is not None:
         raise click.UsageError(
-            f"--{parameter.name} needs TLS, which comes with a later release: put a proxy in front. [PF603]"
+            f"--{parameter.name}: TLS comes with a later release; until then put a proxy in front [PF604]"
         )
 
 
-@pass_script_info
-def _run(info: ScriptInfo, /, host: str | None, port: int | None, **options: Any) -> None:
-    """Load the application and serve it."""
-    from prefork.contrib.flask import resolve_options
+def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["prefork.help_all"] = True
+        click.echo(ctx.get_help())
+        ctx.exit()
 
-    os.environ["FLASK_RUN_FROM_CLI"] = "true"
+
+@pass_script_info
+def _run(info: ScriptInfo, /, **options: Any) -> None:
+    from prefork.errors import PreforkError, report
+
     try:
-        app = info.load_app()
-        flags = {name: value for name, value in options.items() if value is not None and value != ()}
-        config = resolve_options(app, host, port, flags).config
-        status = _serve(info, app, config)
+        status = _Run(info, options).run()
     except PreforkError as error:
         status = report(error)
-    sys.exit(status)
+    click.get_current_context().exit(status)
 
 
-def _serve(info: ScriptInfo, app: Any, config: Any) -> int:
-    from prefork.pool import WorkerPool
+class _Run:
+    """One run of the command."""
 
-    def banner(urls: Sequence[str]) -> None:
-        if sys.stderr.isatty():
-            click.echo(
-                f" * Serving Flask app '{info.app_import_path or app.name}'\n * Debug mode: {'on' if app.debug else 'off'}",
+    def __init__(self, info: ScriptInfo, options: dict[str, Any]) -> None:
+        self.info = info
+        self.show_config = options.pop("show_config")
+        self.no_access_log = options.pop("no_access_log")
+        self.host, self.port = options.pop("host"), options.pop("port")
+        self.options = {name: value for name, value in options.items() if value is not None and value != ()}
+
+    def run(self) -> int:
+        """Serve, or show how; return the exit status."""
+        from prefork.contrib.flask.serving import serve
+
+        if self.show_config:
+            return self.show()
+        # Without the application's settings: the outer process of the reloader must not load it, nor must root.
+        config = self.resolve().config
+        if config.reload:
+            return self.serve_anew(config)
+        if config.user is not None or config.group is not None:
+            return self.serve_as_somebody_else(config)
+        app = self.info.load_app()
+        config = self.resolve(app).config
+        return self.serve_anew(config) if config.reload else serve(app, config, name=self.name(app))
+
+    def resolve(self, app: Flask | None = None) -> Resolved:
+        """Merge what the command was given with everything else; raises ``ConfigError``."""
+        from flask.helpers import get_debug_flag
+
+        from prefork.contrib.flask.options import Given, resolve_options
+
+        port = None if self.port is None else str(self.port)
+        given = Given(
+            host=self.host,
+            port=port,
+            options=self.options,
+            settings={} if app is None else app.config,
+            no_access_log=self.no_access_log,
+        )
+        return resolve_options(given, debug=get_debug_flag() if app is None else app.debug)
+
+    def show(self) -> int:
+        """Print the options in effect."""
+        from prefork.contrib.serving import describe
+
+        click.echo(describe(self.resolve(self.info.load_app())))
+        return 0
+
+    def serve_anew(self, config: Config) -> int:
+        """Serve under the reloader."""
+        from flask.helpers import get_debug_flag
+
+        from prefork.contrib.flask.serving import serve_anew
+
+        return serve_anew(
+            lambda: self.load(config),
+            config,
+            name=self.name(),
+            debug=get_debug_flag(),
+            import_path=self.info.app_import_path,
+        )
+
+    def load(self, listening: Config) -> tuple[Flask, Config]:
+        """Return the application, and the options with its settings; say if they ask for another address."""
+        app = self.info.load_app()
+        config = self.resolve(app).config
+        if config.bind != listening.bind:
+            click.secho(
+                f" * app.config asks for {', '.join(config.bind)}, but with --reload the address is chosen before the "
+                f"application is loaded: it is {', '.join(listening.bind)}.\n"
+                "   Set FLASK_RUN_PREFORK_BIND, for instance in .flaskenv. [PF606]",
+                fg="yellow",
                 err=True,
             )
-            for url in urls:
-                click.echo(f" * Running on {url}", err=True)
-            click.echo("Press CTRL+C to quit", err=True)
+        return app, config
 
-    if not config.reload:
-        return WorkerPool(app, config=config, on_listening=banner).serve()
-    from prefork import reloader
+    def serve_as_somebody_else(self, config: Config) -> int:
+        """Listen and become the user before the application's code runs."""
+        from prefork.contrib.flask.serving import serve
+        from prefork.listeners import open_listeners
+        from prefork.privileges import drop
 
-    if not reloader.inside():
-        return reloader.run_outer(config)
-    watch = reloader.watcher(config)
-    return WorkerPool(
-        app, config=config, on_listening=banner, listeners=reloader.inherited_listeners(), files_changed=watch
-    ).serve()
+        with open_listeners(config) as listeners:
+            drop(config)
+            app = self.info.load_app()
+            return serve(app, self.resolve(app).config, name=self.name(app), listeners=listeners)
+
+    def name(self, app: Flask | None = None) -> str:
+        """Return what the banner calls the application."""
+        return self.info.app_import_path or (app.name if app is not None else "app")
 
 
-run_prefork = click.Command(
+run_prefork = _Command(
     "run-prefork",
     callback=_run,
-    params=[
-        click.Option(
-            ["-h", "--host"], help="The interface to bind to.  [127.0.0.1; FLASK_RUN_PREFORK_HOST, FLASK_RUN_HOST]"
-        ),
-        click.Option(
-            ["-p", "--port"],
-            type=click.IntRange(0, 65535),
-            help="The port to bind to.  [5000; FLASK_RUN_PREFORK_PORT, FLASK_RUN_PORT]",
-        ),
-        click.Option(
-            ["--debug/--no-debug"],
-            default=None,
-            is_eager=True,
-            expose_value=False,
-            callback=_set_debug,
-            help="Set debug mode.",
-        ),
-        click.Option(["--cert"], expose_value=False, callback=_no_tls, hidden=True),
-        click.Option(["--key"], expose_value=False, callback=_no_tls, hidden=True),
-        *click_options(without=("app_dir",)),
-    ],
     short_help="Run a pool of prefork workers.",
-    help="Serve the application with a pool of preforked worker processes: fit for production.",
+    help="Serve the application with a pool of preforked worker processes, in development and in production.",
 )

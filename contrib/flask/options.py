@@ -1,0 +1,125 @@
+"""Which source says how a Flask application is served?
+
+For each option the first that gives it: a flag or argument, ``FLASK_RUN_PREFORK_*``, ``PREFORK_*``, ``app.config``,
+``FLASK_RUN_HOST`` and ``FLASK_RUN_PORT`` (which a project may have for ``flask run``), ``WEB_CONCURRENCY`` and
+``PORT``, ``SERVER_NAME`` (from code only, as in ``app.run()``), the default.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from prefork.config import resolve
+from prefork.contrib.serving import with_access_log_off
+from prefork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from prefork.config import Resolved
+
+PREFIXES = ("FLASK_RUN_PREFORK_", "PREFORK_")
+DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", "5000"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a command or a call gives: an address, other ``options``, and ``app.config`` as ``settings``."""
+
+    host: str | None = None
+    port: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    no_access_log: bool = False
+
+    @property
+    def own_settings(self) -> dict[str, Any]:
+        """The settings that are ours, without their prefix."""
+        return {
+            str(key).removeprefix("PREFORK_"): value
+            for key, value in self.settings.items()
+            if str(key).startswith("PREFORK_")
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """One place where an address may be given: by parts, or as ``bind``."""
+
+    origin: str
+    host: Any = None
+    port: Any = None
+    bind: Any = None
+    whole: bool = False  # its host goes with its port alone
+
+
+def resolve_options(
+    given: Given, *, debug: bool, server_name: str | None = None, environ: Mapping[str, str] | None = None
+) -> Resolved:
+    """Merge all sources. Raises ``ConfigError``."""
+    environ = os.environ if environ is None else environ
+    if given.options.get("bind") and (given.host is not None or given.port is not None):
+        raise ConfigError("PF605", "bind is given beside a host or a port", "give either --bind, or --host and --port")
+    settings = given.own_settings
+    flags = dict(given.options)
+    origin = None
+    if (address := _address(_sources(given, settings, environ, server_name))) is not None:
+        flags["bind"], origin = (address[0],), address[1]
+    settings = {key: value for key, value in settings.items() if key not in {"HOST", "PORT"}}
+    people = debug or sys.stderr.isatty()
+    resolved = resolve(
+        flags=flags,
+        environ=environ,
+        prefixes=PREFIXES,
+        settings=settings,
+        settings_name="app.config PREFORK_*",
+        defaults={
+            "bind": (join(DEFAULT_HOST, DEFAULT_PORT),),
+            "reload": debug,
+            "access_log": "-" if people else None,
+        },
+    )
+    if origin is not None:
+        resolved = replace(resolved, origins={**resolved.origins, "bind": origin})
+    return with_access_log_off(resolved) if given.no_access_log else resolved
+
+
+def _sources(
+    given: Given, settings: Mapping[str, Any], environ: Mapping[str, str], server_name: str | None
+) -> Iterator[_Source]:
+    yield _Source("flag --host, --port", given.host, given.port, given.options.get("bind"))
+    for prefix in PREFIXES:
+        host, port, bind = (environ.get(prefix + name) for name in ("HOST", "PORT", "BIND"))
+        yield _Source(f"environment {prefix}*", host, port, bind)
+    yield _Source("app.config PREFORK_*", settings.get("HOST"), settings.get("PORT"), settings.get("BIND"))
+    yield _Source("environment FLASK_RUN_*", environ.get("FLASK_RUN_HOST"), environ.get("FLASK_RUN_PORT"))
+    if environ.get("PORT"):
+        yield _Source("environment PORT", "0.0.0.0", environ["PORT"], whole=True)  # noqa: S104 - as platforms expect
+    if server_name:
+        name, _, number = server_name.partition(":")
+        yield _Source("app.config SERVER_NAME", name, number)
+
+
+def _address(sources: Iterator[_Source]) -> tuple[str, str] | None:
+    """Return the address that is given by its parts and by whom, ``None`` if there is none or a ``bind`` comes first."""
+    host = port = origin = None
+    for source in sources:
+        if source.bind and host is None and port is None:
+            return None
+        if source.whole and port is not None:
+            continue
+        if host is None and source.host:
+            host, origin = source.host, origin or source.origin
+        if port is None and source.port not in {None, ""}:
+            port, origin = source.port, origin or source.origin
+    return None if origin is None else (join(host or DEFAULT_HOST, port or DEFAULT_PORT), origin)
+
+
+def join(host: str, port: Any) -> str:
+    """Return host and port as a value of ``bind``; ``unix://PATH`` is a host as well, as for ``flask run``."""
+    if host.startswith("unix://"):
+        return "unix:" + host.removeprefix("unix://")
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

@@ -1,0 +1,47 @@
+"""What do the adapters have in common when they serve?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from prefork.config import OPTIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prefork.config import Config, Resolved
+
+
+def describe(resolved: Resolved) -> str:
+    """Return each effective value, a line each, and where it came from."""
+    width = max(map(len, OPTIONS))
+    rows = [(name, _plain(getattr(resolved.config, name)), resolved.origins[name]) for name in OPTIONS]
+    return "\n".join(f"{name:<{width}}  {shown:<24}  {origin}".rstrip() for name, shown, origin in rows)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def with_access_log_off(resolved: Resolved) -> Resolved:
+    """Return the same without an access log, for a flag that overrules every other source."""
+    origins = {**resolved.origins, "access_log": "flag --no-access-log"}
+    return replace(resolved, config=replace(resolved.config, access_log=None), origins=origins)
+
+
+def when_ready(config: Config, tell: Callable[[], object]) -> Config:
+    """Return a configuration that calls ``tell`` in the parent when all workers serve, besides its own ``on_record``."""
+    from prefork.hooks import load_hook
+
+    theirs = None if config.on_record is None else load_hook(config.on_record)
+
+    def on_record(name: str, fields: dict[str, Any]) -> None:
+        if theirs is not None:
+            theirs(name, fields)
+        if name == "pool.ready":
+            tell()
+
+    return replace(config, on_record=on_record)
