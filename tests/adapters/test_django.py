@@ -102,6 +102,7 @@ def test_a_view_that_raises_gives_500_and_its_traceback_in_the_log(write: Callab
         assert b"the view is broken" not in body
         server.stop()
         assert "ZeroDivisionError: the view is broken" in server.log
+        assert server.log.count("Traceback (most recent call last)") == 1
 
 
 def test_a_view_asks_the_database(write: Callable[..., Path]) -> None:
@@ -170,6 +171,16 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(write: Callable[..., P
         assert server.wait() != 0
         assert "max_workers" in server.log.lower()
         assert "Traceback" not in server.log
+
+
+def test_with_reload_an_edit_is_served(write: Callable[..., Path]) -> None:
+    folder = write()
+    with runprefork(folder, "--reload") as server:
+        assert server.get() == (200, b"hello")
+        (folder / "urls.py").write_text(URLS.replace('"hello"', '"good morning"'))
+        server.wait_for("pool.ready", count=2)
+        assert server.get() == (200, b"good morning")
+        assert server.stop(signal.SIGINT) == 0
 
 
 def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:

@@ -135,7 +135,7 @@ def test_a_call_at_import_starts_no_second_server_under_the_flask_command(write:
     folder = write(more="from prefork.contrib.flask import run_prefork", end="\nrun_prefork(app, port=0)\n")
     with run_prefork(folder) as server:
         assert server.get()[0] == 200
-        server.wait_for_output("Ignoring a call to 'run_prefork'")
+        server.wait_for_output("Ignoring a call to 'run_prefork")
         assert len(server.all("pool.starting")) == 1
 
 

@@ -91,8 +91,9 @@ class Command(BaseCommand):
 
         if not reloader.inside():
             return reloader.run_outer(config)
-        listeners, watch = reloader.inherited_listeners(), reloader.watcher(config)
-        return self.get_pool(handler, config, listeners=listeners, files_changed=watch).serve()
+        with reloader.inherited_listeners(config) as listeners:
+            watch = reloader.watcher(config)
+            return self.get_pool(handler, config, listeners=listeners, files_changed=watch).serve()
 
     def get_handler(self, **options: Any) -> Callable[..., Any]:
         """Return the WSGI application, with static files as ``runserver`` serves them."""
@@ -108,15 +109,22 @@ class Command(BaseCommand):
         """Return the pool that will serve ``handler``."""
         from prefork.pool import WorkerPool
 
-        return WorkerPool(
+        def listening(urls: Sequence[str]) -> None:
+            # Else Django says nothing at all about a view that raises: its own handlers are for DEBUG.
+            if not settings.DEBUG and not settings.LOGGING:
+                pool.records.adopt_root()
+            self.on_bind(urls)
+
+        pool = WorkerPool(
             handler,
             config=config,
             hygiene=(close_shared,),
             child_hygiene=(forget_connections,),
             thread_exit=connections.close_all,
-            on_listening=self.on_bind,
+            on_listening=listening,
             **more,
         )
+        return pool
 
     def on_bind(self, urls: Sequence[str]) -> None:
         """Say where the project is served, on a terminal."""
