@@ -45,6 +45,7 @@ lint: $(VENV)/.dev  ## style, types, direction of imports, generated pages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy tests examples docs
 	$(BIN)/lint-imports
 	$(BIN)/python docs/generate.py --check
 
