@@ -36,7 +36,7 @@ def when_ready(config: Config, tell: Callable[[], object]) -> Config:
     """Return a configuration that calls ``tell`` in the parent when all workers serve, besides its own ``on_record``."""
     from prefork.hooks import load_hook
 
-    theirs = None if config.on_record is None else load_hook(config.on_record)
+    theirs = None if config.on_record is None else load_hook(config.on_record, config.app_dir)
 
     def on_record(name: str, fields: dict[str, Any]) -> None:
         if theirs is not None:

@@ -62,7 +62,7 @@ def _serve(app: str, resolved: Resolved) -> int:
             return reloader.run_outer(resolved.config)
         from prefork.pool import WorkerPool
 
-        with reloader.inherited_listeners() as listeners:
+        with reloader.inherited_listeners(resolved.config) as listeners:
             watch = reloader.watcher(resolved.config)
             return WorkerPool(app, config=resolved.config, listeners=listeners, files_changed=watch).serve()
     from prefork.pool import WorkerPool

@@ -48,7 +48,10 @@ CODES: dict[str, str] = {
     "PF501": "no connection can be accepted",
     "PF601": "the program is started anew after the next edit",
     "PF602": "there are no sockets of a reloader",
-    "PF603": "TLS comes with a later release",
+    "PF603": "a call that would start a server inside of a flask command was ignored",
+    "PF604": "TLS comes with a later release",
+    "PF605": "the address is given twice",
+    "PF606": "the sockets had to be opened before the application could say where",
 }
 """Every code, and what it stands for."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from prefork.errors import ConfigError
+from prefork.errors import AppFailed, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +24,8 @@ class Hooks:
     """What to call at the turns of a pool's life, each list in its order.
 
     ``before_fork(pool)`` runs in the parent before each fork, ``worker_started(worker)`` and ``worker_exiting(worker)``
-    in the worker. An entry may be the name of a function, ``"module:function"``, which ``load()`` replaces.
+    in the worker. An entry may be the name of a function, ``"module:function"``, which ``load()`` replaces: named hooks
+    live with the app, and without preload the parent must not import that.
     """
 
     before_fork: list[Callable[..., object] | str] = field(default_factory=list)
@@ -36,10 +39,10 @@ class Hooks:
             *([hook] if hook else [] for hook in (config.before_fork, config.worker_started, config.worker_exiting))
         )
 
-    def load(self) -> None:
-        """Import what is only named; ``ConfigError`` if there is no such function."""
-        for hooks in (self.before_fork, self.worker_started, self.worker_exiting):
-            hooks[:] = [load_hook(hook) for hook in hooks]
+    def load(self, app_dir: str, *moments: Moment) -> None:
+        """Import what is only named, from ``app_dir`` first; ``ConfigError`` if there is no such function."""
+        for moment in moments:
+            setattr(self, moment, [load_hook(hook, app_dir) for hook in getattr(self, moment)])
 
     def run(self, moment: Moment, *subject: Any, records: Records) -> None:
         """Call the hooks of a moment. One that raises is recorded, and the others are called all the same."""
@@ -55,11 +58,13 @@ class Hooks:
             hook(*subject)
 
 
-def load_hook(hook: Callable[..., object] | str) -> Callable[..., object]:
+def load_hook(hook: Callable[..., object] | str, app_dir: str) -> Callable[..., object]:
     """Return the function that ``"module:function"`` names; a callable is returned as it is."""
     if not isinstance(hook, str):
         return hook
     module, _, path = hook.partition(":")
+    if (folder := str(Path(app_dir).resolve())) not in sys.path:
+        sys.path.insert(0, folder)
     try:
         found: Any = import_module(module)
         for name in path.split("."):
@@ -68,6 +73,8 @@ def load_hook(hook: Callable[..., object] | str) -> Callable[..., object]:
         raise ConfigError(
             "PF413", f"the hook {hook!r} cannot be loaded ({error})", "name it as module:function"
         ) from error
+    except Exception as error:
+        raise AppFailed("PF413", f"the hook {hook!r} cannot be loaded", "see the traceback") from error
     if not callable(found):
         raise ConfigError("PF413", f"the hook {hook!r} is a {type(found).__name__}", "name a function")
     return found  # type: ignore[no-any-return]  # callable() narrows Any to Any

@@ -143,11 +143,12 @@ class Parent:
         drop(self.config)
         self.signals.impatient = True
         try:
-            self.hooks.load()
+            self.hooks.load(self.config.app_dir, "before_fork")
             if self.config.preload and isinstance(self.app, str):
                 self.app = load_app(self.app, self.config.app_dir)
             if callable(self.app):
-                warm_up(self.app, self.config.warm_up)
+                warm_up(self.app, self.config.warm_up, self.config.app_dir)
+                self.hooks.load(self.config.app_dir, "worker_started", "worker_exiting")
         finally:
             self.signals.impatient = False
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -282,6 +282,8 @@ class Supervisor:
                 return found + self._stop(now, quick=True, exit_code=3)
             case Tick():
                 return self._late(now) + self._restore(now)
+            case _:
+                assert_never(event)
 
     # The number of workers.
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-def warm_up(app: Callable[..., Any], how: Callable[..., object] | Sequence[str] | str | None) -> None:
+def warm_up(app: Callable[..., Any], how: Callable[..., object] | Sequence[str] | str | None, app_dir: str) -> None:
     """Run the app's first requests in the parent, so that all workers share what they have built.
 
     ``how`` is a function that is given the app (or its name, ``"module:function"``), or paths to be asked for.
@@ -22,7 +22,7 @@ def warm_up(app: Callable[..., Any], how: Callable[..., object] | Sequence[str] 
         return
     try:
         if callable(how) or (isinstance(how, str) and not how.startswith("/")):
-            load_hook(how)(app)
+            load_hook(how, app_dir)(app)
         else:
             for path in [how] if isinstance(how, str) else how:
                 ask(app, path)

@@ -146,6 +146,7 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     """Do all that has to be done before the first request, and report ready."""
     config, records = birth.config, birth.records.bind(role="worker", worker=birth.number, generation=birth.generation)
     app = load_app(birth.app, config.app_dir) if isinstance(birth.app, str) else birth.app
+    birth.hooks.load(config.app_dir, "worker_started", "worker_exiting")
     guard = ExitGuard(clock=monotonic, on_free=inbox.wake)
     worker = Worker(number=birth.number, generation=birth.generation, app=app, config=config, exit_guard=guard)
     birth.hooks.run_or_raise("worker_started", worker)

@@ -15,7 +15,16 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol
 
 from prefork.http1.chunks import ChunkDecoder
-from prefork.http1.grammar import ABSOLUTE, FOLDED, HEAD, REQUEST_LINE, SPACE_BEFORE_COLON, STRAY_LINE_END, is_host
+from prefork.http1.grammar import (
+    ABSOLUTE,
+    FOLDED,
+    HEAD,
+    REQUEST_LINE,
+    SPACE_BEFORE_COLON,
+    STRAY_LINE_END,
+    is_host,
+    split_fields,
+)
 from prefork.http1.messages import CHUNKED, Body, End, Event, Field, Misanswered, Refused, Request
 
 if TYPE_CHECKING:
@@ -222,11 +231,20 @@ class Connection:
         self._at = end + 4
         # RFC 9110 section 2.5: a higher minor version is served as the highest that we know.
         version = "1.0" if minor == b"0" else "1.1"
-        request = _request(method.decode("ascii"), target, version, self._parser.fields(version.encode(), block))
+        request = self._parse(method.decode("ascii"), target, version, block)
         if request.length > self._limits.max_body_size:
             raise Refused(413, "body longer than max_body_size", "RFC 9110 section 15.5.14")
         self._expect(request)
         return request
+
+    def _parse(self, method: str, target: bytes, version: str, block: bytes) -> Request:
+        try:
+            fields = self._parser.fields(version.encode(), block)
+        except Refused:
+            # Where we have a verdict of our own it goes first: the same status, whichever parser is installed.
+            _request(method, target, version, split_fields(block))
+            raise
+        return _request(method, target, version, fields)
 
     def _check_unfinished(self, limit: int) -> None:
         buffer, at = self._buffer, self._at

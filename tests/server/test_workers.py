@@ -1,0 +1,592 @@
+"""What becomes of workers: recycled, signalled, crashed, stuck, orphaned?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+from collections import Counter
+from http.client import HTTPConnection, RemoteDisconnected
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from server_process import LiveServer, Tally, wait_until_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FAULTS = """
+import signal, threading, random
+
+def faults(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/exit":
+        os._exit(7)
+    if path == "/system-exit":
+        sys.exit(7)
+    if path == "/segv":
+        os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(60)
+    if path == "/slow":
+        print("slow", os.getpid(), flush=True)
+        time.sleep(float(environ["QUERY_STRING"] or 60))
+    if path == "/guard":
+        guard = environ["prefork.exit_guard"]
+        guard.begin("mail")
+        threading.Timer(0.5, lambda: (print("mailed", flush=True), guard.end())).start()
+    if path == "/random":
+        start_response("200 OK", [])
+        return [str(random.random()).encode()]
+    if path == "/number":
+        start_response("200 OK", [])
+        return [str(environ["prefork.worker"]).encode()]
+    return app(environ, start_response)
+"""
+
+
+@pytest.fixture
+def faulty(write_app: Callable[..., Path]) -> Callable[..., LiveServer]:
+    """Return a server of the app above, with options."""
+
+    def serve(more: str = "", *, app: str = "sample:faults", **options: Any) -> LiveServer:
+        return LiveServer.pool(app, app_dir=str(write_app(FAULTS + more)), **{"max_workers": 2, **options})
+
+    return serve
+
+
+def in_background(server: LiveServer, path: str) -> tuple[threading.Thread, list[Any]]:
+    """Ask in a thread; return it, and the list that its answer, or what it raised, will be in."""
+    answers: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answers.append(server.get(path))
+        except OSError as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread, answers
+
+
+def exits_balance(server: LiveServer) -> None:
+    """Check what holds at the end of every pool."""
+    spawned = Counter(record["child_pid"] for record in server.all("worker.spawned"))
+    exited = Counter(record["child_pid"] for record in server.all("worker.exited"))
+    assert spawned == exited
+    assert server.records[-1]["event"] == "pool.stopped"
+    assert len(server.all("pool.stopped")) == 1
+
+
+# Recycling.
+
+
+def test_a_worker_serves_its_budget_and_is_replaced_before_it_leaves(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=1, max_reqs_per_child=8) as server:
+        workers = {server.get()[1] for _ in range(6)}
+        announced = server.wait_for("worker.retiring")
+        assert (announced["requests"], announced["reason"]) == (6, "max_requests")
+        successor = server.wait_for("worker.ready", count=2)
+        assert not server.all("worker.exited")
+        assert {str(successor["child_pid"]).encode()}.isdisjoint(workers)
+        left = 2
+        while left:
+            left -= server.get()[1] in workers
+        gone = server.wait_for("worker.exited")
+        assert (gone["child_pid"], gone["requests"], gone["overrun"]) == (announced["child_pid"], 8, 0)
+        server.stop()
+        exits_balance(server)
+
+
+def test_budgets_are_drawn_between_minimum_and_maximum(faulty: Callable[..., LiveServer]) -> None:
+    with (
+        faulty(max_workers=1, min_reqs_per_child=10, max_reqs_per_child=30) as server,
+        Tally(server, clients=1) as tally,
+    ):
+        server.wait_for("worker.exited", count=8)
+        budgets = [record["requests"] - record["overrun"] for record in server.all("worker.exited")]
+    assert all(10 <= budget <= 30 for budget in budgets), budgets
+    assert len(set(budgets)) > 1
+    assert not tally.lost
+
+
+def test_no_request_is_lost_while_workers_are_recycled(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_reqs_per_child=20) as server, Tally(server) as tally:
+        server.wait_for("worker.exited", count=20)
+    assert set(tally.statuses) == {200}
+    assert not tally.lost
+    exits_balance(server)
+
+
+def test_a_budget_of_nothing_recycles_nobody(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_reqs_per_child=0) as server, Tally(server) as tally:
+        tally.wait_for(500)
+    assert len(server.all("worker.spawned")) == 2
+
+
+def test_a_budget_of_one_does_not_fork_without_end(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=1, max_reqs_per_child=1) as server:
+        server.get()
+        server.wait_for("worker.exited")
+        server.get()
+        server.wait_for("worker.exited", count=2)
+    assert len(server.all("worker.spawned")) <= 4
+
+
+def test_places_are_numbered_from_0_and_taken_again(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=2, max_reqs_per_child=5) as server, Tally(server, clients=2, path="/number") as tally:
+        server.wait_for("worker.exited", count=20)
+    # Two that serve, two successors, and whoever is about to leave.
+    assert {int(number) for number in tally.bodies} <= set(range(8))
+    assert {record["worker"] for record in server.all("worker.spawned")} <= set(range(8))
+
+
+def test_workers_do_not_draw_the_same_random_numbers(faulty: Callable[..., LiveServer]) -> None:
+    with faulty("random.seed(1)\n", max_workers=1, max_reqs_per_child=1) as server:
+        drawn = set()
+        for count in range(1, 5):
+            drawn.add(server.get("/random"))
+            server.wait_for("worker.exited", count=count)
+    assert len(drawn) == 4
+
+
+def test_the_exit_guard_keeps_a_retired_worker(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=1) as server:
+        _, worker = server.get("/guard")
+        server.send(signal.SIGUSR2)
+        server.wait_for("worker.ready", count=2)
+        while server.get()[1] == worker:  # until it has left the listeners
+            assert not server.all("worker.exited")
+        server.wait_for_output("mailed")
+        server.wait_for("worker.exited", child_pid=int(worker), exit_code=0)
+
+
+# Signals.
+
+
+@pytest.mark.parametrize("name", ["HUP", "USR2"])
+def test_all_workers_are_replaced_new_ones_first(name: str, faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_reqs_per_child=0) as server, Tally(server) as tally:
+        before = set(server.worker_pids)
+        for _ in range(3):
+            server.send(signal.Signals[f"SIG{name}"])
+            for pid in before:
+                server.wait_for("worker.exited", child_pid=pid)
+            before = set(server.worker_pids)
+        tally.wait_for(50)
+    assert not tally.lost
+    assert len(server.all("worker.spawned")) == 8
+    assert len(server.all("pool.recycling", signal=name)) == 3
+    exits_balance(server)
+
+
+def test_ttin_and_ttou_change_the_number_of_workers(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=1) as server:
+        server.send(signal.SIGTTIN)
+        server.wait_for("pool.scaling", workers_to=2)
+        server.wait_for("worker.ready", count=2)
+        for left in (1, 1):
+            server.send(signal.SIGTTOU)
+            server.wait_for("pool.scaling", workers_to=left)
+        server.wait_for("worker.exited", exit_code=0, reason="scale_down")
+        assert server.get()[0] == 200
+        assert len(server.worker_pids) == 1
+
+
+def test_usr1_opens_log_files_anew_in_every_process(faulty: Callable[..., LiveServer], tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    with faulty(access_log=str(log), max_workers=1, max_reqs_per_child=0) as server:
+        while "/one" not in log.read_text():  # which is written after the answer
+            server.get("/one")
+        log.rename(tmp_path / "old.log")
+        server.send(signal.SIGUSR1)
+        for _ in range(200):
+            server.get("/two")
+            if log.exists() and "/two" in log.read_text():
+                break
+        assert "/two" in log.read_text()
+        assert "/one" in (tmp_path / "old.log").read_text()
+
+
+def test_a_worker_that_gets_term_is_replaced_first(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=1) as server, Tally(server) as tally:
+        (worker,) = server.worker_pids
+        server.send(signal.SIGTERM, to=worker)
+        gone = server.wait_for("worker.exited", child_pid=worker)
+        assert (gone["exit_code"], gone["expected"], gone["reason"]) == (0, True, "signal")
+        tally.wait_for(20)
+    assert not tally.lost
+
+
+def test_signals_for_the_parent_do_nothing_to_a_worker(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=1) as server:
+        (worker,) = server.worker_pids
+        for name in ("INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU"):
+            server.send(signal.Signals[f"SIG{name}"], to=worker)
+        assert server.get() == (200, str(worker).encode())
+        assert server.worker_pids == [worker]
+
+
+@pytest.mark.parametrize(("name", "quick"), [("TERM", False), ("QUIT", False), ("INT", True)])
+def test_a_stop_lets_running_requests_finish(name: str, quick: bool, faulty: Callable[..., LiveServer]) -> None:
+    with faulty() as server:
+        thread, answers = in_background(server, "/slow?0.5")
+        server.wait_for_output("slow")
+        assert server.stop(signal.Signals[f"SIG{name}"]) == 0
+        thread.join()
+        assert [status for status, _ in answers] == [200]
+        assert server.all("pool.stopping")[0]["graceful"] is not quick
+        exits_balance(server)
+
+
+def test_term_twice_is_the_same_drain(faulty: Callable[..., LiveServer]) -> None:
+    with faulty() as server:
+        thread, answers = in_background(server, "/slow?1")
+        server.wait_for_output("slow")
+        server.send(signal.SIGTERM)
+        server.wait_for("pool.stopping")
+        assert server.stop(signal.SIGTERM) == 0
+        thread.join()
+        assert [status for status, _ in answers] == [200]
+
+
+def test_ctrl_c_twice_ends_at_once_and_nobody_but_the_parent_speaks(faulty: Callable[..., LiveServer]) -> None:
+    with faulty() as server:
+        thread, _ = in_background(server, "/slow")
+        server.wait_for_output("slow")
+        os.killpg(server.pid, signal.SIGINT)
+        server.wait_for("pool.stopping", graceful=False)
+        os.killpg(server.pid, signal.SIGINT)
+        assert server.wait(timeout=2.5) == 0
+        thread.join()
+        assert len(server.output) == 1  # what the app printed
+        exits_balance(server)
+
+
+def test_what_outlives_the_graceful_timeout_is_killed_and_named(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(graceful_timeout=0.5) as server:
+        thread, answers = in_background(server, "/slow")
+        stuck = int(server.wait_for_output("slow").split()[1])
+        assert server.stop() == 0
+        thread.join()
+        assert isinstance(answers[0], RemoteDisconnected | ConnectionResetError)
+        assert [record["child_pid"] for record in server.all("worker.killed")] == [stuck]
+        assert server.all("worker.exited", child_pid=stuck)[0]["signal"] == "SIGKILL"
+        exits_balance(server)
+
+
+def test_what_waits_in_the_queue_at_term_is_answered(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=1, threads=1) as server:
+        thread, answers = in_background(server, "/slow?0.5")
+        server.wait_for_output("slow")
+        queued = [HTTPConnection(*server.address, timeout=10) for _ in range(10)]
+        for connection in queued:
+            connection.request("GET", "/")
+        server.send(signal.SIGTERM)
+        assert [connection.getresponse().status for connection in queued] == [200] * 10
+        for connection in queued:
+            connection.close()
+        thread.join()
+        assert answers[0][0] == 200
+        assert server.wait() == 0
+
+
+# Faults.
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/exit", {"exit_code": 7, "signal": None}),
+        ("/segv", {"exit_code": None, "signal": "SIGSEGV"}),
+    ],
+)
+def test_a_worker_that_dies_in_a_request_is_replaced(
+    path: str, fields: dict[str, Any], faulty: Callable[..., LiveServer]
+) -> None:
+    with faulty() as server:
+        with pytest.raises(ConnectionError):
+            server.get(path)
+        gone = server.wait_for("worker.exited", **fields)
+        assert (gone["expected"], gone["level"], gone["reason"]) == (False, "error", "crash")
+        server.wait_for("worker.ready", count=3)
+        assert server.get()[0] == 200
+        server.stop()
+        exits_balance(server)
+
+
+def test_an_app_that_calls_sys_exit_costs_an_error_and_no_worker(faulty: Callable[..., LiveServer]) -> None:
+    with faulty() as server:
+        assert server.get("/system-exit")[0] == 500
+        assert len(server.worker_pids) == 2
+        assert not server.all("worker.exited")
+
+
+def test_a_killed_worker_is_replaced_and_the_others_serve(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=3) as server:
+        for count in range(1, 4):
+            server.send(signal.SIGKILL, to=server.worker_pids[0])
+            server.wait_for("worker.exited", count=count, signal="SIGKILL", expected=False)
+            assert server.get()[0] == 200
+        server.wait_for("worker.ready", count=6)
+        server.stop()
+        exits_balance(server)
+
+
+def test_a_death_is_seen_although_a_grandchild_lives(faulty: Callable[..., LiveServer]) -> None:
+    more = "\ndef forks(e, s):\n    if e['PATH_INFO'] == '/fork' and os.fork() == 0:\n        time.sleep(60)\n        os._exit(0)\n    return app(e, s)\n"
+    with faulty(more, app="sample:forks", max_workers=1) as server:
+        _, worker = server.get("/fork")
+        (grandchild,) = psutil.Process(int(worker)).children()
+        server.send(signal.SIGKILL, to=int(worker))
+        server.wait_for("worker.exited", timeout=2, child_pid=int(worker))
+        grandchild.kill()
+
+
+@pytest.mark.parametrize("pool_stops", [True, False])
+def test_a_stopped_worker_holds_up_nobody(pool_stops: bool, faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=2, graceful_timeout=1) as server:
+        stopped, other = server.worker_pids
+        server.send(signal.SIGSTOP, to=stopped)
+        if not pool_stops:
+            server.send(signal.SIGTTOU)
+            server.send(signal.SIGCONT, to=stopped)
+            server.wait_for("worker.exited", exit_code=0)
+        else:
+            assert server.stop() == 0
+            assert server.all("worker.killed", child_pid=stopped)
+            assert server.all("worker.exited", child_pid=other, exit_code=0)
+
+
+def test_workers_outlive_a_killed_parent_only_to_finish_their_work(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(graceful_timeout=20) as server:
+        thread, answers = in_background(server, "/slow?0.5")
+        server.wait_for_output("slow")
+        workers, address = server.worker_pids, server.address
+        server.send(signal.SIGKILL)
+        thread.join()
+        assert answers[0][0] == 200
+        wait_until_gone(workers)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+
+
+def test_orphaned_workers_give_up_after_the_graceful_timeout(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(graceful_timeout=0.5) as server:
+        thread, answers = in_background(server, "/slow")
+        server.wait_for_output("slow")
+        workers = server.worker_pids
+        server.send(signal.SIGKILL)
+        wait_until_gone(workers, timeout=5)
+        thread.join()
+        assert isinstance(answers[0], OSError)
+
+
+# Starts that fail.
+
+
+def test_a_broken_app_is_told_once_and_ends_the_pool(faulty: Callable[..., LiveServer]) -> None:
+    with faulty("raise LookupError('no such shop')\n", preload=False, max_workers=4, where={"ready": ""}) as server:
+        assert server.wait() == 1
+        (told,) = server.all("pool.boot_failed")
+        assert "LookupError: no such shop" in told["exception"]
+        assert not any("LookupError" in line for line in server.output)
+        exits_balance(server)
+
+
+def test_an_app_that_exits_while_it_is_imported_ends_the_pool(faulty: Callable[..., LiveServer]) -> None:
+    with faulty("sys.exit(0)\n", preload=False, where={"ready": ""}) as server:
+        assert server.wait() == 1
+        assert server.all("pool.boot_failed")
+
+
+def test_a_worker_started_hook_that_fails_fails_the_boot(faulty: Callable[..., LiveServer]) -> None:
+    more = "def broken(worker):\n    raise LookupError(worker.number)\n"
+    with faulty(more, worker_started="sample:broken", where={"ready": ""}) as server:
+        assert server.wait() == 1
+        (told,) = server.all("pool.boot_failed")
+        assert "LookupError" in told["exception"]
+
+
+def test_workers_that_die_without_a_word_end_the_pool(faulty: Callable[..., LiveServer]) -> None:
+    with faulty("os._exit(9)\n", preload=False, where={"ready": ""}) as server:
+        assert server.wait() == 1
+        server.wait_for("pool.boot_failed", reason="crash_loop")
+        exits_balance(server)
+
+
+def test_a_worker_that_never_boots_is_killed(faulty: Callable[..., LiveServer], tmp_path: Path) -> None:
+    more = f"if os.path.exists({str(tmp_path / 'hang')!r}):\n    time.sleep(60)\n"
+    with faulty(more, preload=False, max_workers=1, boot_timeout=0.5) as server:
+        (tmp_path / "hang").touch()
+        server.send(signal.SIGUSR2)
+        late = server.wait_for("worker.boot_failed")
+        server.wait_for("worker.exited", child_pid=late["child_pid"], signal="SIGKILL")
+        assert server.get()[0] == 200
+        (tmp_path / "hang").unlink()
+        server.wait_for("worker.exited", exit_code=0)
+
+
+def test_workers_that_die_quickly_are_forked_ever_more_slowly(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=1) as server:
+        for count in range(1, 4):
+            server.wait_for("worker.ready", count=count)
+            server.send(signal.SIGKILL, to=server.worker_pids[0])
+            server.wait_for("worker.exited", count=count)
+        delays = [record["delay_s"] for record in server.all("worker.respawn_delayed")]
+        assert delays == sorted(delays)
+        assert delays[-1] > 0
+        assert server.stop() == 0
+
+
+REFUSING = """
+import errno, os, sys, prefork.children
+from prefork import WorkerPool
+from sample import app
+real, left = os.fork, int(sys.argv[1])
+
+def fork():
+    global left
+    left -= 1
+    if left < 0 and left > -4:
+        raise OSError(errno.EAGAIN, "no more processes")
+    return real()
+
+os.fork = fork
+descriptors = lambda: sorted(os.listdir("/dev/fd"))
+before = []
+def hook(pool):
+    before.append(descriptors())
+    print(len(before[-1]), flush=True)
+sys.exit(WorkerPool(app, bind="127.0.0.1:0", max_workers=2, log_format="json", log_level="debug", before_fork=hook).serve())
+"""
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["none at first", "one at first"])
+def test_a_fork_that_is_refused_is_tried_again(first: int, write_app: Callable[..., Path]) -> None:
+    folder = write_app()
+    with LiveServer.script(REFUSING, str(first), cwd=folder) as server:
+        assert len(server.all("pool.fork_failed")) >= 2
+        assert "no more processes" in server.all("pool.fork_failed")[0]["error"]
+        assert server.get()[0] == 200
+        assert server.stop() == 0
+        exits_balance(server)
+        failed = [int(count) for count in server.output]
+        assert max(failed) - min(failed) <= 4  # a worker costs four descriptors, a refused one none
+
+
+# What a worker is.
+
+
+def test_atexit_runs_in_a_worker_what_was_registered_there(faulty: Callable[..., LiveServer]) -> None:
+    more = """
+import atexit
+atexit.register(lambda: print("parent", os.getpid(), flush=True))
+def started(worker):
+    atexit.register(lambda: print("worker", os.getpid(), flush=True))
+"""
+    with faulty(more, worker_started="sample:started") as server:
+        workers, parent = server.worker_pids, server.parent_pid
+        assert server.stop() == 0
+        assert sorted(server.output) == sorted([f"parent {parent}", *(f"worker {pid}" for pid in workers)])
+
+
+def test_hooks_run_in_the_worker_at_both_ends(faulty: Callable[..., LiveServer]) -> None:
+    more = """
+def started(worker):
+    print("started", worker.number, worker.pid == os.getpid(), worker.app is faults, flush=True)
+def exiting(worker):
+    print("exiting", worker.number, flush=True)
+    raise LookupError
+"""
+    options = {"worker_started": "sample:started", "worker_exiting": "sample:exiting", "max_workers": 1}
+    with faulty(more, **options) as server:
+        assert server.stop() == 0
+        assert server.output == ["started 0 True True", "exiting 0"]
+        assert server.all("hook.failed")[0]["hook"] == "worker_exiting"
+        assert server.all("worker.exited")[0]["exit_code"] == 0
+
+
+def test_a_used_executor_of_asgiref_is_replaced_in_the_worker(faulty: Callable[..., LiveServer]) -> None:
+    pytest.importorskip("asgiref")
+    more = """
+from asgiref.sync import async_to_sync, sync_to_async
+def use():
+    return async_to_sync(sync_to_async(os.getpid, thread_sensitive=True))()
+import asyncio
+async def loop_use():
+    return await sync_to_async(os.getpid)()
+asyncio.run(loop_use())
+def asks(environ, start_response):
+    start_response("200 OK", [])
+    return [str(asyncio.run(loop_use())).encode()]
+"""
+    with faulty(more, app="sample:asks", max_workers=1) as server:
+        assert server.get(timeout=5) == (200, str(server.worker_pids[0]).encode())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_worker_keeps_no_descriptor_of_its_siblings_or_its_parent(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers=4) as server:
+        pids = server.worker_pids
+        open_in = {
+            pid: {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()} for pid in [server.pid, *pids]
+        }
+        for pid in pids:
+            pipes = {name for name in open_in[pid] if name.startswith("pipe:")}
+            for sibling in set(pids) - {pid}:
+                shared = pipes & open_in[sibling] - open_in_start(server)
+                assert not shared, f"{pid} shares {shared} with {sibling}"
+            assert not any("pidfd" in name for name in open_in[pid])
+        numbers = [psutil.Process(pid).num_fds() for pid in pids]
+        assert max(numbers) == min(numbers)
+
+
+def open_in_start(server: LiveServer) -> set[str]:
+    """Return what all processes of the test share: its standard streams."""
+    return {str(Path(f"/proc/{server.pid}/fd/{number}").readlink()) for number in (0, 1, 2)}
+
+
+def test_descriptors_and_memory_of_the_parent_do_not_grow(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_reqs_per_child=5) as server:
+        parent = psutil.Process(server.parent_pid)
+        with Tally(server) as tally:
+            server.wait_for("worker.exited", count=10)
+            before = parent.num_fds()
+            server.wait_for("worker.exited", count=60)
+        assert parent.num_fds() <= before + 8
+        assert parent.num_threads() == 1
+        assert not tally.lost
+
+
+def test_an_idle_pool_sleeps(faulty: Callable[..., LiveServer]) -> None:
+    with faulty() as server:
+        server.get()
+        watched = [psutil.Process(pid) for pid in (server.parent_pid, *server.worker_pids)]
+        threading.Event().wait(0.5)  # the monitor of the driver needs a moment to fall asleep
+        before = [process.num_ctx_switches().voluntary for process in watched]
+        threading.Event().wait(1.0)
+        after = [process.num_ctx_switches().voluntary for process in watched]
+        assert [late - early for early, late in zip(before, after, strict=True)] == [0, 0, 0]
+
+
+WITHOUT_PIDFD = """
+import os, sys
+del os.pidfd_open
+from prefork import WorkerPool
+from sample import app
+sys.exit(WorkerPool(app, bind="127.0.0.1:0", max_workers=2, log_format="json", log_level="debug").serve())
+"""
+
+
+def test_deaths_are_seen_on_systems_without_pidfds(write_app: Callable[..., Path]) -> None:
+    with LiveServer.script(WITHOUT_PIDFD, cwd=write_app()) as server:
+        server.send(signal.SIGKILL, to=server.worker_pids[0])
+        server.wait_for("worker.exited", signal="SIGKILL")
+        server.wait_for("worker.ready", count=3)
+        assert server.stop() == 0
+        exits_balance(server)

@@ -1,0 +1,360 @@
+"""What does a connection take, refuse and answer? With both parsers, one row a rule."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, strategies as st
+
+from prefork.config import Limits
+from prefork.http1.chunks import LINE_LIMIT
+from prefork.http1.connection import Connection, Phase, _AnswerKinds, _Kinds, _StatusCodes
+from prefork.http1.messages import CHUNKED, Body, End, Misanswered, Refused, Request
+from prefork.http1.parser_h11 import H11Parser
+from prefork.http1.parser_httptools import HttptoolsParser
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PARSERS = [pytest.param(H11Parser, id="h11"), pytest.param(HttptoolsParser, id="httptools")]
+DATE = "Tue, 24 Nov 2026 00:00:00 GMT"
+LIMITS = Limits(max_head_size=2048, max_header_count=8, max_body_size=1000)
+
+pytestmark = pytest.mark.parametrize("parser", PARSERS)
+Maker = type[H11Parser] | type[HttptoolsParser]
+
+
+def connection(parser: Maker, data: bytes = b"") -> Connection:
+    made = Connection(LIMITS, parser())
+    made.receive(data)
+    return made
+
+
+def read(made: Connection) -> Request:
+    event = made.next_event()
+    assert isinstance(event, Request)
+    return event
+
+
+def body_of(made: Connection) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    data = b""
+    while isinstance(event := made.next_event(), Body):
+        data += event.data
+    assert isinstance(event, End)
+    return data, event.trailers
+
+
+def test_plain_request_is_complete_without_an_end(parser: Maker) -> None:
+    made = connection(parser, b"GET /a%20b?c=d HTTP/1.1\r\nHost: x:80\r\nX-A:  1 \t\r\n\r\n")
+    request = read(made)
+    assert (request.method, request.path, request.query, request.version) == ("GET", b"/a%20b", b"c=d", "1.1")
+    assert (request.host, request.length, request.keep_alive, request.awaits_continue) == (b"x:80", 0, True, False)
+    assert [(name.lower(), value) for name, value in request.fields] == [(b"host", b"x:80"), (b"x-a", b"1")]
+    assert made.phase is Phase.ANSWER
+    assert made.next_event() is None
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", 400, id="no Host: RFC 9112 3.2"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", 400, id="two Hosts: RFC 9112 3.2"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400, id="bad Host: RFC 9112 3.2"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400, id="space before colon: RFC 9112 5.1"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n b\r\n\r\n", 400, id="folded line: RFC 9112 5.2"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\nX(: b\r\n\r\n", 400, id="name no token: RFC 9110 5.1"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", 400, id="bare LF: RFC 9112 2.2"),
+        pytest.param(b"GET / HTTP/1.1\nHost: a\n\n", 400, id="bare LF everywhere: RFC 9112 2.2"),
+        pytest.param(b"GET /\r\n\r\n", 400, id="HTTP/0.9: RFC 9112 3"),
+        pytest.param(b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", 505, id="major version: RFC 9110 15.6.6"),
+        pytest.param(b"GET foo HTTP/1.1\r\nHost: a\r\n\r\n", 400, id="relative target: RFC 9112 3.2"),
+        pytest.param(b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", 400, id="asterisk for GET: RFC 9112 3.2.4"),
+        pytest.param(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n", 501, id="CONNECT: RFC 9110 9.3.6"),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1x\r\n\r\n", 400, id="length: RFC 9112 6.3"),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n", 400, id="twice"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n", 413, id="too long: RFC 9110 15.5.14"
+        ),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: " + b"9" * 30 + b"\r\n\r\n", 413, id="overflow"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            400,
+            id="CL and TE",
+        ),
+        pytest.param(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400, id="TE in 1.0: RFC 9112 6.1"),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", 501, id="unknown coding"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, gzip\r\n\r\n", 400, id="chunked not last"
+        ),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n", 400, id="empty coding"),
+        pytest.param(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: else\r\n\r\n", 417, id="expectation: RFC 9110 10.1.1"),
+        pytest.param(b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 9 + b"\r\n", 431, id="too many fields: RFC 6585 5"),
+        pytest.param(b"GET / HTTP/1.1\r\nX: " + b"a" * 3000, 431, id="head too long: RFC 6585 5"),
+        pytest.param(b"GET /" + b"a" * 3000, 414, id="request line too long: RFC 9110 15.5.15"),
+    ],
+)
+def test_request_that_must_not_be_served_is_refused_and_the_connection_ends(
+    parser: Maker, head: bytes, status: int
+) -> None:
+    made = connection(parser, head)
+    with pytest.raises(Refused) as caught:
+        made.next_event()
+    assert caught.value.status == status
+    answer = made.refusal(caught.value, DATE)
+    assert answer.startswith(b"HTTP/1.1 %d " % caught.value.status)
+    assert b"\r\nConnection: close\r\n" in answer
+    assert made.phase is Phase.CLOSED
+    assert made.leftover
+    made.receive(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert made.next_event() is None
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "path", "query"),
+    [
+        (b"http://b:1/c?d", b"b:1", b"/c", b"d"),
+        (b"HTTPS://b", b"b", b"/", b""),
+        (b"*", b"a", b"/", b""),
+    ],
+)
+def test_target_that_is_no_path_is_taken_apart(
+    parser: Maker, target: bytes, host: bytes, path: bytes, query: bytes
+) -> None:
+    request = read(connection(parser, b"OPTIONS %b HTTP/1.1\r\nHost: a\r\nX-B: 2\r\n\r\n" % target))
+    assert (request.host, request.path, request.query) == (host, path, query)
+    assert [value for name, value in request.fields if name.lower() == b"host"] == [host]
+
+
+def test_head_may_come_octet_by_octet_behind_an_empty_line(parser: Maker) -> None:
+    made = connection(parser)
+    for octet in b"\r\nGET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r":
+        made.receive(bytes([octet]))
+        assert made.next_event() is None
+    assert made.buffered
+    made.receive(b"\n")
+    request = read(made)
+    assert (request.version, request.keep_alive, request.host) == ("1.0", True, b"")
+
+
+@pytest.mark.parametrize("value", [b"close", b"keep-alive, Close"])
+def test_client_may_ask_for_the_end(parser: Maker, value: bytes) -> None:
+    made = connection(parser, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: " + value + b"\r\n\r\n")
+    assert not read(made).keep_alive
+    assert b"Connection: close" in made.start("200 OK", [], DATE, 0)
+    made.finish()
+    assert made.phase is Phase.CLOSED
+    assert not made.leftover
+
+
+def test_body_of_known_length_ends_where_the_next_request_begins(parser: Maker) -> None:
+    made = connection(parser, b"POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 005\r\nExpect: 100-Continue\r\n\r\nhel")
+    request = read(made)
+    assert (request.length, request.awaits_continue) == (5, True)
+    assert made.go_on().startswith(b"HTTP/1.1 100 ")
+    assert isinstance(made.next_event(), Body)
+    assert made.next_event() is None
+    made.receive(b"loGET /2 HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert body_of(made) == (b"lo", [])
+    made.start("200 OK", [], DATE, 0)
+    made.finish()
+    assert read(made).path == b"/2"
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_chunked_body_is_read_however_it_is_cut(parser: Maker, size: int) -> None:
+    whole = b'5;a="b\\"c" ; d = e\r\nhello\r\n006\r\n world\r\n0\r\nX-T:  1 \r\n\r\n'
+    made = connection(parser, b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n")
+    assert read(made).length == CHUNKED
+    data = b""
+    event = None
+    for at in range(0, len(whole), size):
+        made.receive(whole[at : at + size])
+        while isinstance(event := made.next_event(), Body):
+            data += event.data
+    assert data == b"hello world"
+    assert isinstance(event, End)
+    assert event.trailers == [(b"X-T", b"1")]
+    assert made.phase is Phase.ANSWER
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"x\r\n", 400),
+        (b"5 \r\n", 400),
+        (b"5\nhello", 400),
+        (b"5\r\nhelloX", 400),
+        (b"f" * 20 + b"\r\n", 413),
+        (b"3e9\r\n", 413),
+        (b"1;" + b"a" * (LINE_LIMIT + 2), 400),
+        (b"0\r\nX : 1\r\n\r\n", 400),
+        (b"0\r\nX\n", 400),
+        (b"0\r\n" + b"X: 1\r\n" * 400, 431),
+    ],
+)
+def test_broken_chunks_are_refused(parser: Maker, body: bytes, status: int) -> None:
+    made = connection(parser, b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+    read(made)
+    with pytest.raises(Refused) as caught:
+        list(iter(made.next_event, None))
+    assert caught.value.status == status
+
+
+def asked(parser: Maker, line: bytes = b"GET / HTTP/1.1") -> Connection:
+    made = connection(parser, line + b"\r\nHost: a\r\nConnection: keep-alive\r\n\r\n")
+    read(made)
+    return made
+
+
+def test_answer_is_framed_by_its_length(parser: Maker) -> None:
+    made = asked(parser)
+    head = made.start("200 OK", [("Content-Length", "2"), ("X-A", "é")], DATE)
+    assert head == f"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: é\r\nServer: prefork\r\nDate: {DATE}\r\n\r\n".encode(
+        "latin-1"
+    )
+    assert made.data(b"ab") + made.finish() == b"ab"
+    assert made.idle
+
+
+def test_answer_of_unknown_length_is_chunked(parser: Maker) -> None:
+    made = asked(parser)
+    assert b"Transfer-Encoding: chunked" in made.start("200 OK", [("Date", "x"), ("Server", "y")], DATE)
+    assert not made.opaque(3)
+    assert made.data(b"abc") + made.data(b"") + made.finish() == b"3\r\nabc\r\n0\r\n\r\n"
+
+
+def test_answer_of_unknown_length_to_http10_ends_with_the_connection(parser: Maker) -> None:
+    made = asked(parser, b"GET / HTTP/1.0")
+    head = made.start("200 OK", [], DATE)
+    assert b"chunked" not in head
+    assert b"Connection: close" in head
+    assert made.opaque(10)
+    assert made.data(b"abc") + made.finish() == b"abc"
+    assert made.phase is Phase.CLOSED
+
+
+def test_http10_is_told_that_the_connection_stays(parser: Maker) -> None:
+    assert b"Connection: keep-alive" in asked(parser, b"GET / HTTP/1.0").start("200 OK", [], DATE, 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [(b"HEAD / HTTP/1.1", "200 OK"), (b"GET / HTTP/1.1", "204 No Content"), (b"GET / HTTP/1.1", "304 Not Modified")],
+)
+def test_answer_without_a_body_has_none(parser: Maker, line: bytes, status: str) -> None:
+    made = asked(parser, line)
+    head = made.start(status, [("Content-Length", "5")], DATE)
+    assert (b"Content-Length" in head) == ("204" not in status)
+    assert b"chunked" not in head
+    assert made.data(b"hello") + made.finish() == b""
+    assert made.idle
+
+
+def test_hop_by_hop_fields_of_an_application_are_dropped_but_a_close_is_granted(parser: Maker) -> None:
+    made = asked(parser)
+    head = made.start(
+        "200 OK", [("Transfer-Encoding", "x"), ("Connection", "Close"), ("Connection", "x"), ("X-A", "1")], DATE, 0
+    )
+    assert b"Transfer-Encoding" not in head
+    assert head.count(b"Connection: close") == 1
+    assert b"X-A: 1" in head
+
+
+@pytest.mark.parametrize(
+    ("status", "fields"),
+    [
+        ("200 OK\r\nX: y", []),
+        ("200 OK", [("X", "a\nb")]),
+        ("200 OK", [("X\r", "a")]),
+        ("200 OK", [("X", "a\0")]),
+        ("200 OK", [("X", "\u20ac")]),
+        ("OK", []),
+        ("2000", []),
+        ("200 OK", [("Content-Length", "1"), ("content-length", "2")]),
+        ("200 OK", [("Content-Length", "+1")]),
+    ],
+)
+def test_answer_that_would_break_http_is_not_sent(parser: Maker, status: str, fields: list[tuple[str, str]]) -> None:
+    with pytest.raises(Misanswered):
+        asked(parser).start(status, fields, DATE)
+
+
+def test_body_may_neither_pass_nor_miss_its_length(parser: Maker) -> None:
+    made = asked(parser)
+    made.start("200 OK", [("Content-Length", "2"), ("Content-Length", "2")], DATE)
+    assert not made.opaque(3)
+    with pytest.raises(Misanswered):
+        made.data(b"abc")
+    made = asked(parser)
+    made.start("200 OK", [("Content-Length", "4")], DATE)
+    assert made.opaque(2)
+    with pytest.raises(Misanswered):
+        made.finish()
+
+
+@pytest.mark.parametrize("make", [_Kinds, _AnswerKinds, _StatusCodes])
+def test_spellings_are_remembered_up_to_a_bound(
+    parser: Maker, make: Callable[[], dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefork.http1.connection._KNOWN_SPELLINGS", 1)
+    known = make()
+    names = [b"A", b"B"] if make is _Kinds else ["200 A", "200 B"]
+    assert [known[name] for name in names] == ([0, 0] if make is not _StatusCodes else [200, 200])
+    assert len(known) == 1
+
+
+HEADS = st.binary(max_size=40) | st.sampled_from(
+    [
+        b"Host: a",
+        b"Host: b",
+        b"Content-Length: 3",
+        b"Transfer-Encoding: chunked",
+        b"Connection: close",
+        b"X: \t y \t",
+        b"Connection: upgrade",
+        b"Upgrade: h2c",
+        b"Proxy-Connection: close",
+    ]
+)
+
+
+@given(
+    line=st.sampled_from([b"GET / HTTP/1.1", b"POST /x HTTP/1.0", b"ODD http://a/ HTTP/1.1", b"GET / HTTP/1.7"])
+    | st.binary(max_size=30),
+    fields=st.lists(HEADS, max_size=6),
+    rest=st.binary(max_size=20),
+)
+def test_both_parsers_decide_alike(parser: Maker, line: bytes, fields: list[bytes], rest: bytes) -> None:
+    data = b"\r\n".join([line, *fields, b"", rest])
+    seen = []
+    for make in (parser, H11Parser):
+        made = connection(make, data)
+        found: list[object] = []
+        try:
+            while (event := made.next_event()) is not None:
+                if isinstance(event, Request):
+                    found.append(
+                        (
+                            event.method,
+                            event.target,
+                            event.length,
+                            event.keep_alive,
+                            [(n.lower(), v) for n, v in event.fields],
+                        )
+                    )
+                else:
+                    found.append(event.data if isinstance(event, Body) else event.trailers)
+        except Refused as refused:
+            found.append(refused.status)
+        seen.append(found)
+    assert seen[0] == seen[1]
+
+
+def test_what_the_library_alone_refuses_is_refused(parser: Maker) -> None:
+    class Picky(parser):  # type: ignore[misc, valid-type]
+        def fields(self, version: bytes, block: bytes) -> list[tuple[bytes, bytes]]:
+            raise Refused(400, "a matter of taste", "library")
+
+    with pytest.raises(Refused, match="taste"):
+        connection(Picky, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").next_event()

@@ -1,0 +1,362 @@
+"""When is a worker forked, retired, signalled, killed? Whole lives in a simulated pool, and single decisions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from prefork.config import Config
+from prefork.supervisor import (
+    COUNTED,
+    NEXT,
+    Action,
+    CloseListeners,
+    Emit,
+    Event,
+    FilesChanged,
+    Finish,
+    ForkFailed,
+    Kill,
+    Life,
+    Release,
+    ReopenLogs,
+    Retire,
+    SignalReceived,
+    Spawn,
+    Stop,
+    Supervisor,
+    Tick,
+    WorkerBootFailed,
+    WorkerExited,
+    WorkerLeaving,
+    WorkerReady,
+    WorkerRetiring,
+    back_off,
+    draw_budget,
+)
+
+
+class Pool:
+    """Performs actions in memory, and keeps what was done."""
+
+    def __init__(self, **options: Any) -> None:
+        self.config = Config.of(**{"max_workers": 2, **options})
+        self.machine = Supervisor(self.config, Random(1))
+        self.now = 100.0
+        self.alive: dict[int, int] = {}
+        self.done: list[Action] = []
+        self.take(self.machine.start(self.now))
+
+    def take(self, actions: list[Action]) -> list[Action]:
+        for action in actions:
+            if isinstance(action, Spawn):
+                assert action.number not in self.alive.values()
+                self.alive[action.worker] = action.number
+        self.done += actions
+        return actions
+
+    def send(self, event: Event, after: float = 0.0) -> list[Action]:
+        self.now += after
+        return self.take(self.machine.handle(event, self.now))
+
+    def exit(self, worker: int, code: int | None = 0, signal: str | None = None, after: float = 0.0) -> list[Action]:
+        self.alive.pop(worker)
+        return self.send(WorkerExited(worker, code, signal), after)
+
+    def records(self, name: str) -> list[Emit]:
+        return [action for action in self.done if isinstance(action, Emit) and action.record == name]
+
+
+def serving(**options: Any) -> Pool:
+    pool = Pool(**options)
+    for worker in list(pool.alive):
+        pool.send(WorkerReady(worker, 0.01))
+    return pool
+
+
+def spawns(actions: list[Action]) -> list[Spawn]:
+    return [action for action in actions if isinstance(action, Spawn)]
+
+
+def test_every_life_has_its_row_and_ends() -> None:
+    assert set(NEXT) == set(Life)
+    assert all(row.get(WorkerExited) is Life.GONE for life, row in NEXT.items() if life is not Life.GONE)
+    assert Life.RETIRING not in COUNTED
+
+
+def test_pool_starts_with_all_workers_and_says_when_they_serve() -> None:
+    pool = serving(max_workers=3)
+    assert [action.number for action in spawns(pool.done)] == [0, 1, 2]
+    assert [emit.fields["workers"] for emit in pool.records("pool.ready")] == [3]
+    assert pool.machine.next_deadline is None
+
+
+def test_retiring_worker_is_replaced_before_it_retires() -> None:
+    pool = serving()
+    (spawn,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75)))
+    assert pool.send(WorkerRetiring(0, "max_requests", 76)) == []
+    assert Release(0) in pool.send(WorkerReady(spawn.worker, 0.01))
+    pool.send(WorkerLeaving(0, 100, 0))
+    (record,) = [a for a in pool.exit(0) if isinstance(a, Emit)]
+    assert record.fields["expected"]
+    assert record.fields["requests"] == 100
+    assert not spawns(pool.done[-1:])
+
+
+def test_crashed_worker_is_replaced_at_once() -> None:
+    pool = serving()
+    actions = pool.exit(0, None, "SIGKILL", after=60.0)
+    assert len(spawns(actions)) == 1
+    assert spawns(actions)[0].number == 0
+    assert not pool.records("worker.exited")[0].fields["expected"]
+
+
+def test_successor_that_dies_is_followed_by_another_and_the_old_worker_serves_on() -> None:
+    pool = serving()
+    (first,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75), after=60.0))
+    (second,) = spawns(pool.exit(first.worker, 1))
+    assert pool.send(WorkerReady(second.worker, 0.01))[-1] == Release(0)
+
+
+def test_worker_that_dies_while_its_successor_starts_is_not_replaced_twice() -> None:
+    pool = serving()
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75), after=60.0))
+    assert not spawns(pool.exit(0, None, "SIGSEGV"))
+    assert not [a for a in pool.send(WorkerReady(heir.worker, 0.1)) if isinstance(a, (Release, Retire))]
+
+
+@pytest.mark.parametrize("name", ["HUP", "USR2"])
+def test_recycling_replaces_every_worker_the_new_ones_first(name: str) -> None:
+    pool = serving()
+    heirs = spawns(pool.send(SignalReceived(name)))
+    assert len(heirs) == 2
+    assert not spawns(pool.send(SignalReceived(name)))
+    retired = [
+        action for heir in heirs for action in pool.send(WorkerReady(heir.worker, 0.1)) if isinstance(action, Retire)
+    ]
+    assert retired == [Retire(0), Retire(1)]
+
+
+def test_retirees_are_bounded_and_further_recycles_wait() -> None:
+    pool = serving(max_workers=1)
+    current = 0
+    for _ in range(2):
+        (heir,) = spawns(pool.send(WorkerRetiring(current, "max_requests", 1), after=20.0))
+        pool.send(WorkerReady(heir.worker, 0.1))
+        current = heir.worker
+    assert not spawns(pool.send(WorkerRetiring(current, "max_requests", 1)))
+    assert pool.machine.next_deadline is None
+    assert len(spawns(pool.exit(0))) == 1
+
+
+def test_quick_deaths_back_off_and_calm_makes_good() -> None:
+    pool = serving(max_workers=1)
+    assert len(spawns(pool.exit(0, 1))) == 1
+    actions = pool.exit(1, 1)
+    assert not spawns(actions)
+    assert pool.records("worker.respawn_delayed")[0].fields["delay_s"] == 0.5
+    assert pool.machine.next_deadline == pool.now + 0.5
+    assert not spawns(pool.send(Tick()))
+    (again,) = spawns(pool.send(Tick(), after=0.5))
+    pool.send(WorkerReady(again.worker, 0.1))
+    assert len(spawns(pool.exit(again.worker, None, "SIGKILL", after=60.0))) == 1
+    (last,) = list(pool.alive)
+    assert len(spawns(pool.exit(last, 1))) == 1
+    assert [back_off(n) for n in (0, 1, 2, 3, 50)] == [0.0, 0.5, 1.0, 2.0, 30.0]
+
+
+def test_application_that_fails_in_the_first_worker_ends_the_pool_with_one_traceback() -> None:
+    pool = Pool()
+    actions = pool.send(WorkerBootFailed(0, "ValueError: x", "Traceback"))
+    assert CloseListeners() in actions
+    pool.send(WorkerBootFailed(1, "ValueError: x", "Traceback"))
+    pool.exit(0, 1)
+    assert pool.exit(1, 1)[-1] == Finish(1)
+    assert len(pool.records("pool.boot_failed")) == 1
+    assert pool.machine.exit_code == 1
+
+
+def test_application_that_fails_later_is_recorded_and_tried_again() -> None:
+    pool = serving()
+    (heir,) = spawns(pool.exit(0, 1, after=60.0))
+    pool.send(WorkerBootFailed(heir.worker, "ValueError: x", "Traceback"))
+    assert len(pool.records("worker.boot_failed")) == 1
+    assert not pool.machine.finished
+
+
+def test_workers_that_die_silently_before_the_first_was_ready_end_the_pool() -> None:
+    pool = Pool(max_workers=1)
+    pool.exit(0, None, "SIGSEGV")
+    pool.exit(1, None, "SIGSEGV")
+    (third,) = spawns(pool.send(Tick(), after=1.0))
+    assert pool.exit(third.worker, None, "SIGSEGV")[-1] == Finish(1)
+
+
+def test_worker_that_never_boots_is_killed_again_and_again() -> None:
+    pool = Pool(max_workers=1, boot_timeout=5)
+    assert pool.machine.next_deadline == 105.0
+    assert Kill(0) in pool.send(Tick(), after=5.0)
+    assert Kill(0) not in pool.send(Tick(), after=1.0)
+    assert Kill(0) in pool.send(Tick(), after=5.0)
+    assert pool.records("worker.boot_failed")
+
+
+def test_refused_fork_is_tried_again_later() -> None:
+    pool = serving()
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 1)))
+    pool.alive.pop(heir.worker)
+    pool.send(ForkFailed(heir.worker, "EAGAIN"))
+    assert pool.machine.next_deadline == pool.now + 0.5
+    assert len(spawns(pool.send(Tick(), after=0.5))) == 1
+
+
+def test_pool_that_can_fork_nothing_gives_up() -> None:
+    pool = Pool(max_workers=1, boot_timeout=1)
+    pool.alive.clear()
+    pool.send(ForkFailed(0, "EAGAIN"))
+    (again,) = spawns(pool.send(Tick(), after=2.0))
+    assert pool.send(ForkFailed(again.worker, "EAGAIN"))[-1] == Finish(1)
+
+
+@pytest.mark.parametrize("name", ["TERM", "QUIT"])
+def test_graceful_stop_drains_kills_what_is_left_and_ends_with_0(name: str) -> None:
+    pool = serving(graceful_timeout=10)
+    actions = pool.send(SignalReceived(name))
+    assert [a for a in actions if isinstance(a, Stop)] == [Stop(0, quick=False), Stop(1, quick=False)]
+    assert pool.send(SignalReceived(name)) == []
+    assert pool.send(SignalReceived("HUP")) == pool.send(SignalReceived("TTIN")) == []
+    pool.exit(0)
+    assert Kill(1) in pool.send(Tick(), after=10.0)
+    assert pool.records("worker.killed")
+    assert pool.exit(1, None, "SIGKILL")[-1] == Finish(0)
+    assert pool.send(Tick()) == []
+
+
+def test_interrupt_gives_three_seconds_and_the_second_none() -> None:
+    pool = serving()
+    assert Stop(0, quick=True) in pool.send(SignalReceived("INT"))
+    assert pool.machine.next_deadline == pool.now + 3.0
+    assert [a for a in pool.send(SignalReceived("INT")) if isinstance(a, Kill)] == [Kill(0), Kill(1)]
+
+
+def test_interrupt_after_term_makes_haste() -> None:
+    pool = serving()
+    pool.send(SignalReceived("TERM"))
+    assert Stop(0, quick=True) in pool.send(SignalReceived("INT"))
+
+
+def test_stop_while_workers_start_waits_for_them() -> None:
+    pool = Pool()
+    pool.send(SignalReceived("TERM"))
+    assert pool.send(WorkerReady(0, 0.1)) == []
+    pool.alive.pop(1)
+    pool.send(ForkFailed(1, "EAGAIN"))
+    assert pool.exit(0)[-1] == Finish(0)
+
+
+def test_changed_file_ends_the_pool_with_3() -> None:
+    pool = serving()
+    pool.send(FilesChanged("app.py"))
+    pool.exit(0)
+    assert pool.exit(1)[-1] == Finish(3)
+
+
+def test_number_of_workers_follows_ttin_and_ttou_and_never_falls_below_one() -> None:
+    pool = serving()
+    (more,) = spawns(pool.send(SignalReceived("TTIN")))
+    pool.send(WorkerReady(more.worker, 0.1))
+    assert Retire(0) in pool.send(SignalReceived("TTOU"))
+    assert Retire(1) in pool.send(SignalReceived("TTOU"))
+    assert not [a for a in pool.send(SignalReceived("TTOU")) if isinstance(a, Retire)]
+
+
+def test_worker_that_is_to_go_may_have_a_successor_which_stays() -> None:
+    pool = serving()
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 1)))
+    assert Retire(0) in pool.send(SignalReceived("TTOU"))
+    assert pool.send(WorkerReady(heir.worker, 0.1))
+
+
+def test_scaling_down_before_anyone_serves_retires_nobody() -> None:
+    assert not [a for a in Pool().send(SignalReceived("TTOU")) if isinstance(a, Retire)]
+
+
+def test_logs_are_reopened_and_other_signals_mean_nothing() -> None:
+    pool = serving()
+    assert pool.send(SignalReceived("USR1")) == [ReopenLogs()]
+    assert pool.send(SignalReceived("WINCH")) == []
+
+
+def test_late_word_of_the_dead_changes_nothing() -> None:
+    pool = serving()
+    for event in (
+        WorkerReady(99, 0.1),
+        WorkerRetiring(99, "x", 1),
+        WorkerBootFailed(99, "x", "y"),
+        WorkerLeaving(99, 1, 0),
+        WorkerExited(99, 0, None),
+        ForkFailed(99, "x"),
+    ):
+        assert pool.send(event) == []
+
+
+def test_budgets_are_drawn_from_the_whole_range_both_ends_included() -> None:
+    config = Config.of(min_reqs_per_child=5, max_reqs_per_child=10)
+    drawn = Counter(draw_budget(config, Random(seed)) for seed in range(1000))
+    assert set(drawn) == {5, 6, 7, 8, 9, 10}
+    assert draw_budget(Config.of(), Random(1)) == 100
+    assert draw_budget(Config.of(max_reqs_per_child=0), Random(1)) is None
+
+
+STEPS = st.tuples(
+    st.sampled_from(["ready", "retiring", "exit", "crash", "tick", "HUP", "USR2", "TTIN", "TTOU", "fork"]),
+    st.integers(0, 9),
+    st.floats(0, 40),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(STEPS, max_size=60))
+def test_whatever_happens_the_pool_keeps_its_promises(steps: list[tuple[str, int, float]]) -> None:
+    pool = serving(max_workers=3)
+    for what, which, after in steps:
+        if pool.machine.finished:
+            break
+        worker = sorted(pool.alive)[which % len(pool.alive)] if pool.alive else 0
+        match what:
+            case "ready":
+                pool.send(WorkerReady(worker, 0.1), after)
+            case "retiring":
+                pool.send(WorkerRetiring(worker, "max_requests", 1), after)
+            case "exit" | "crash" if pool.alive:
+                pool.exit(worker, 0 if what == "exit" else 1, None, after)
+            case "fork" if (
+                pool.alive and worker in pool.machine.workers and pool.machine.workers[worker].life is Life.STARTING
+            ):
+                pool.alive.pop(worker)
+                pool.send(ForkFailed(worker, "EAGAIN"), after)
+            case "HUP" | "USR2" | "TTIN" | "TTOU":
+                pool.send(SignalReceived(what), after)
+            case _:
+                pool.send(Tick(), after)
+        counted = [w for w in pool.machine.workers.values() if w.life in COUNTED and w.successor_of is None]
+        wanted = pool.machine._wanted
+        assert len(counted) <= max(wanted, 3) + len(steps)
+        assert set(pool.alive) == set(pool.machine.workers)
+        deadline = pool.machine.next_deadline
+        if deadline is not None:
+            pool.send(Tick(), max(0.0, deadline - pool.now))
+            later = pool.machine.next_deadline
+            assert later is None or later > pool.now  # no busy loop
+    pool.send(SignalReceived("TERM"))
+    spawned_before = len(spawns(pool.done))
+    for worker in list(pool.alive):
+        pool.exit(worker)
+    assert pool.machine.finished
+    assert len(spawns(pool.done)) == spawned_before  # a dead pool never respawns
+    exits = Counter(emit.worker for emit in pool.records("worker.exited"))
+    assert set(exits.values()) <= {1}
