@@ -52,6 +52,8 @@ CODES: dict[str, str] = {
     "PF604": "TLS comes with a later release",
     "PF605": "the address is given twice",
     "PF606": "the sockets had to be opened before the application could say where",
+    "PF607": "not a valid port number or address:port pair",
+    "PF608": "ALLOWED_HOSTS is empty and DEBUG is False",
 }
 """Every code, and what it stands for."""
 

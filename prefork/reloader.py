@@ -259,19 +259,13 @@ class _Outer:
         try:
             while not self.is_ending():
                 began = time.monotonic()
-                # Looked at before the start: an edit while a broken program is being loaded is an edit.
-                while watch() is not None:
-                    pass
                 status = self.run_child()
                 if self.is_ending() or status == 0:
                     return 0
                 if status != CHANGED:
-                    print(  # noqa: T201
-                        f"prefork: the program ended with status {status}: it is started anew after the next edit [PF601]",
-                        file=sys.stderr,
-                    )
+                    sys.stderr.write(f"prefork: the program ended with status {status}: {_AGAIN} [PF601]\n")
                     self.await_edit(watch)
-                elif time.monotonic() - began < _RESPITE:
+                elif not edited(watch) and time.monotonic() - began < _RESPITE:
                     time.sleep(_RESPITE)
             return 0
         finally:
@@ -296,8 +290,8 @@ class _Outer:
         return status
 
     def await_edit(self, watch: Watch) -> None:
-        """Return after the next edit, or when it is over."""
-        while not self.ending and watch() is None:
+        """Return after the next edit, or when it is over. One that was made while the program was loaded counts."""
+        while not self.is_ending() and not edited(watch):
             time.sleep(_LOOK)
 
     def forward(self, number: int, _: FrameType | None) -> None:
@@ -312,3 +306,11 @@ class _Outer:
         """End a child that does not stop."""
         if self.child is not None:
             os.killpg(self.child.pid, signal.SIGKILL)
+
+
+def edited(watch: Watch) -> bool:
+    """Return whether any file has changed, and take note of all that have."""
+    found = watch() is not None
+    while watch() is not None:
+        pass
+    return found

@@ -1,4 +1,7 @@
-"""How is a Django project served by ``manage.py runprefork``?"""
+"""How is a Django project served by ``manage.py runprefork``?
+
+Add ``"prefork.contrib.django"`` to ``INSTALLED_APPS``; options are in ``PREFORK = {"MAX_WORKERS": 4}``.
+"""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_static_files_are_served_under_debug_alone(write: Callable[..., Path]) -
 
 def test_without_allowed_hosts_it_does_not_start(write: Callable[..., Path]) -> None:
     with runprefork(write("ALLOWED_HOSTS = []\n"), ready="") as server:
-        assert server.wait() == 1
+        assert server.wait() == 2
         assert "ALLOWED_HOSTS" in server.log
 
 
@@ -185,7 +185,7 @@ def test_with_reload_an_edit_is_served(write: Callable[..., Path]) -> None:
 
 def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
     with runprefork(write(), address="nowhere:", ready="") as server:
-        assert server.wait() == 1
+        assert server.wait() == 2
         assert "'nowhere:' is not a valid port number" in server.log
         assert "Traceback" not in server.log
 

@@ -2,148 +2,172 @@
 
 from __future__ import annotations
 
-import re
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
-from django.core.cache import caches
 from django.core.management.base import BaseCommand, CommandError
 from django.core.servers.basehttp import get_internal_wsgi_application
 from django.db import connections
+from django.db.utils import OperationalError
 from django.urls import get_resolver
 
-from prefork.config import OPTIONS, Config, resolve
-from prefork.errors import PreforkError, report
+from prefork.contrib.django import checks, fork, signals
+from prefork.contrib.django.options import add_options, joins_logs, resolve_options
+from prefork.contrib.serving import describe, when_ready
+from prefork.errors import ConfigError, PreforkError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
     from collections.abc import Callable, Sequence
 
+    from prefork.config import Config
     from prefork.pool import WorkerPool
-
-_ADDRPORT = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:]+\]|[^:]+):)?(?P<port>[0-9]+)")
 
 
 class Command(BaseCommand):
     """Serves the project; ``get_handler``, ``get_pool`` and ``on_bind`` may be overridden."""
 
-    help = "Serves the project with a pool of preforked worker processes: fit for production."
+    help = "Serves the project with a pool of preforked worker processes, in development and in production."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Add the address, Django's own options, and ours."""
-        parser.add_argument("addrport", nargs="?", help="Port, or address:port; 127.0.0.1:8000 unless given.")
+        """Add what ``runserver`` has, and our options."""
+        parser.add_argument("addrport", nargs="?", help="Port, or address:port.  [127.0.0.1:8000]")
+        parser.add_argument("--ipv6", "-6", action="store_true", dest="use_ipv6", help="Listen on an IPv6 address.")
         parser.add_argument(
             "--nostatic", action="store_false", dest="use_static_handler", help="Do not serve static files under DEBUG."
         )
         parser.add_argument(
             "--insecure", action="store_true", dest="insecure_serving", help="Serve static files without DEBUG too."
         )
-        for option in OPTIONS.values():
-            flags = [flag for flag in option.flags if flag.startswith("--") or flag in {"-w", "-b"}]
-            if option.kind == "bool":
-                parser.add_argument(option.flag, dest=option.name, action="store_true", default=None, help=option.help)
-                parser.add_argument(
-                    f"--no-{option.flag[2:]}", dest=option.name, action="store_false", help="The opposite."
-                )
-            else:
-                action = "append" if option.multiple else "store"
-                parser.add_argument(
-                    *flags, dest=option.name, action=action, default=None, help=option.help.replace("%", "%%")
-                )
+        parser.add_argument(
+            "--check-migrations", action="store_true", default=None, help="Say which are missing.  [on under DEBUG]"
+        )
+        parser.add_argument(
+            "--no-check-migrations", action="store_false", dest="check_migrations", help="Start without the database."
+        )
+        parser.add_argument(
+            "--show-config", action="store_true", help="Print each effective value and where it is from."
+        )
+        add_options(parser)
+
+    def get_check_kwargs(self, options: dict[str, Any]) -> dict[str | None, Any]:  # noqa: ARG002
+        """Check nothing yet: ``prepare`` does, each time the project is loaded."""
+        return {"tags": set()}
 
     def handle(self, *_: Any, **options: Any) -> None:
-        """Check the project, and serve it."""
+        """Serve the project, or show how."""
         try:
-            config = self.get_config(options)
+            resolved = resolve_options(options)
+            if options["show_config"]:
+                self.stdout.write(describe(resolved))
+                return
             if not settings.DEBUG and not settings.ALLOWED_HOSTS:
-                raise CommandError("You must set settings.ALLOWED_HOSTS if DEBUG is False.")
-            self.prepare()
-            status = self.serve(config, options)
+                raise ConfigError("PF608", "ALLOWED_HOSTS is empty and DEBUG is False", "name the hosts to answer for")
+            status = (
+                self.serve_anew(resolved.config, options)
+                if resolved.config.reload
+                else self.serve(resolved.config, options)
+            )
         except PreforkError as error:
-            status = report(error)
+            raise CommandError(str(error), returncode=error.exit_code) from error.__cause__
+        except KeyboardInterrupt:
+            # Before the pool has taken over its signals, which end with 0 as well.
+            status = 0
         if status:
             sys.exit(status)
 
-    def get_config(self, options: dict[str, Any]) -> Config:
-        """Merge flags, environment and ``settings.PREFORK``; raises ``ConfigError``."""
-        flags = {name: options[name] for name in OPTIONS if options.get(name) is not None}
-        if options["addrport"]:
-            match = _ADDRPORT.fullmatch(options["addrport"])
-            if match is None:
-                raise CommandError(f"{options['addrport']!r} is not a valid port number or address:port pair.")
-            flags["bind"] = (f"{match['host'] or '127.0.0.1'}:{match['port']}",)
-        return resolve(flags=flags, settings=getattr(settings, "PREFORK", {}), settings_name="settings PREFORK").config
-
-    def prepare(self) -> None:
-        """Do once, in the parent, what each worker would do again."""
-        if settings.DEBUG:
-            self.check_migrations()
-        _ = get_resolver().url_patterns
-        close_shared()
-
-    def serve(self, config: Config, options: dict[str, Any]) -> int:
-        """Serve, and look after changed files with ``--reload``."""
-        handler = self.get_handler(**options)
-        if not config.reload:
-            return self.get_pool(handler, config).serve()
+    def serve_anew(self, config: Config, options: dict[str, Any]) -> int:
+        """Serve the project, and again after each edit; return the exit status."""
         from prefork import reloader
 
+        files = template_folders()
         if not reloader.inside():
-            return reloader.run_outer(config)
+            return reloader.run_outer(config, files=files, on_listening=self.on_bind)
+        # Before the rest of the project is loaded: an edit meanwhile is an edit.
+        watch = reloader.watcher(config, files=files)
         with reloader.inherited_listeners(config) as listeners:
-            watch = reloader.watcher(config)
-            return self.get_pool(handler, config, listeners=listeners, files_changed=watch).serve()
+            return self.serve(config, options, listeners=listeners, files_changed=watch)
 
-    def get_handler(self, **options: Any) -> Callable[..., Any]:
-        """Return the WSGI application, with static files as ``runserver`` serves them."""
-        handler: Any = get_internal_wsgi_application()
-        static = "django.contrib.staticfiles" in settings.INSTALLED_APPS
-        if static and options["use_static_handler"] and (settings.DEBUG or options["insecure_serving"]):
+    def serve(self, config: Config, options: dict[str, Any], **more: Any) -> int:
+        """Serve the project until stopped; return the exit status. ``more`` is for the pool."""
+        self.prepare(config, options)
+        return self.get_pool(self.get_handler(**options), config, **more).serve()
+
+    def prepare(self, config: Config, options: dict[str, Any]) -> None:
+        """Do once, in the parent, what each worker would do again."""
+        if not options["skip_checks"]:
+            checks.check_for(config)
+            self.check(display_num_errors=True)
+            if options["use_static_handler"] and not options["insecure_serving"]:
+                for message in checks.static_files():
+                    if not message.is_silenced():
+                        self.stderr.write(self.style.WARNING(str(message)))
+        wanted = options["check_migrations"]
+        if settings.DEBUG if wanted is None else wanted:
+            self.look_at_migrations()
+        # With --skip-checks nobody has: then each worker would, in its first request.
+        _ = get_resolver().url_patterns
+        fork.close_shared()
+
+    def look_at_migrations(self) -> None:
+        """Say which migrations are missing, as ``runserver`` does; that there is no database is only said."""
+        try:
+            self.check_migrations()
+        except OperationalError as error:
+            self.stderr.write(self.style.WARNING(f"Migrations could not be checked: {error}"))
+
+    def get_handler(self, *_: Any, **options: Any) -> Callable[..., Any]:
+        """Return the WSGI application, with static files exactly where ``runserver`` serves them."""
+        handler: Callable[..., Any] = get_internal_wsgi_application()
+        installed = "django.contrib.staticfiles" in settings.INSTALLED_APPS
+        if installed and options["use_static_handler"] and (settings.DEBUG or options["insecure_serving"]):
             from django.contrib.staticfiles.handlers import StaticFilesHandler
 
-            return StaticFilesHandler(handler)
-        return handler  # type: ignore[no-any-return]  # Django's stubs leave it open
+            return StaticFilesHandler(handler)  # type: ignore[arg-type]  # it is a WSGIHandler, or acts like one
+        return handler
 
     def get_pool(self, handler: Callable[..., Any], config: Config, **more: Any) -> WorkerPool:
-        """Return the pool that will serve ``handler``."""
+        """Return the pool that will serve ``handler``. ``more`` are further arguments of ``WorkerPool``."""
         from prefork.pool import WorkerPool
 
-        def listening(urls: Sequence[str]) -> None:
-            # Else Django says nothing at all about a view that raises: its own handlers are for DEBUG.
-            if not settings.DEBUG and not settings.LOGGING:
+        def on_listening(urls: Sequence[str]) -> None:
+            if joins_logs():
                 pool.records.adopt_root()
-            self.on_bind(urls)
+            if "files_changed" not in more:  # else the reloader has said it
+                self.on_bind(urls)
 
+        if signals.pool_ready.receivers:
+            config = when_ready(config, lambda: signals.pool_ready.tell(pool.records))
         pool = WorkerPool(
             handler,
             config=config,
-            hygiene=(close_shared,),
-            child_hygiene=(forget_connections,),
-            thread_exit=connections.close_all,
-            on_listening=listening,
+            hygiene=(fork.close_shared,),
+            child_hygiene=(fork.forget_inherited,),
+            thread_exit=fork.close_thread,
+            on_listening=on_listening,
             **more,
         )
+        pool.hooks.worker_started.append(lambda worker: signals.worker_started.tell(pool.records, worker=worker))
+        pool.hooks.worker_exiting.append(lambda worker: signals.worker_stopping.tell(pool.records, worker=worker))
+        # What a hook of the worker has opened belongs to a thread that never serves a request.
+        pool.hooks.worker_exiting.append(lambda _worker: connections.close_all())
         return pool
 
     def on_bind(self, urls: Sequence[str]) -> None:
-        """Say where the project is served, on a terminal."""
-        if self.stderr.isatty():
-            for url in urls:
-                self.stderr.write(f"Serving {settings.SETTINGS_MODULE} at {url}", self.style.SUCCESS)
-            self.stderr.write("Quit with CONTROL-C.", self.style.SUCCESS)
+        """Say on a terminal what ``runserver`` says; elsewhere the records do."""
+        if not self.stdout.isatty():
+            return
+        now = datetime.now().astimezone().strftime("%B %d, %Y - %X")
+        self.stdout.write(f"{now}\nDjango version {self.get_version()}, using settings {settings.SETTINGS_MODULE!r}")
+        for url in urls:
+            self.stdout.write(f"Starting prefork at {url}/")
+        self.stdout.write("Quit the server with CONTROL-C.")
 
 
-def close_shared() -> None:
-    """Close what a worker must not share with the parent: connections, their pools, and caches. Before every fork."""
-    for connection in connections.all(initialized_only=True):
-        connection.close()
-        if hasattr(connection, "close_pool"):
-            connection.close_pool()
-    caches.close_all()
+def template_folders() -> list[str]:
+    """Return the folders of templates: Django keeps them in memory, so an edit must reach new workers."""
+    from django.template.autoreload import get_template_directories
 
-
-def forget_connections() -> None:
-    """Forget, in a worker, whatever connection a hook may have left: to close it would end the parent's session."""
-    for connection in connections.all(initialized_only=True):
-        del connections[connection.alias]
+    return sorted(str(folder) for folder in get_template_directories())

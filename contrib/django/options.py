@@ -1,0 +1,136 @@
+"""How are our options spelt for ``manage.py``, and which source gives them?"""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any
+
+from django.conf import settings
+
+from prefork.config import OPTIONS, Option, resolve
+from prefork.contrib.serving import with_access_log_off
+from prefork.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from prefork.config import Resolved
+
+ADDRPORT = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):)?(?P<port>[0-9]+)")
+# manage.py has imported the project already when we are called: it is preloaded, from where it is.
+NOT_OURS = ("app_dir", "preload")
+# What a dictionary of settings may have besides the options.
+LOGGING = "LOGGING"
+_LOG_LEVELS = {0: "warning", 1: None, 2: "debug", 3: "debug"}
+
+
+def own_settings() -> dict[str, Any]:
+    """Return the options in ``settings.PREFORK``. Raises ``ConfigError`` if that is no dictionary."""
+    given = getattr(settings, "PREFORK", {})
+    if not isinstance(given, dict):
+        raise ConfigError("PF102", f"settings.PREFORK is {given!r}", 'give a dictionary such as {"MAX_WORKERS": 4}')
+    return {key: value for key, value in given.items() if key != LOGGING}
+
+
+def joins_logs() -> bool:
+    """Return whether records and the project's own log lines shall be one stream.
+
+    Only where the project has not set up logging: Django would not show at all that a view raised. Under ``DEBUG`` it
+    does. ``PREFORK = {"LOGGING": "off"}`` leaves logging alone.
+    """
+    wanted = str(getattr(settings, "PREFORK", {}).get(LOGGING, "auto")).lower()
+    if wanted not in {"auto", "off"}:
+        raise ConfigError("PF102", f"PREFORK['LOGGING'] is {wanted!r}", "choose one of auto, off")
+    return wanted == "auto" and not settings.LOGGING and not settings.DEBUG
+
+
+def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
+    """Merge ``options`` of the command line, the environment, and ``settings.PREFORK``. Raises ``ConfigError``."""
+    options = options or {}
+    flags = {name: options[name] for name in OPTIONS if options.get(name) is not None}
+    if (address := _address(options)) is not None:
+        if "bind" in flags:
+            raise ConfigError("PF605", "--bind is given beside an address", "give either of them")
+        flags["bind"] = (address,)
+    if (level := _LOG_LEVELS[options.get("verbosity", 1)]) is not None:
+        flags.setdefault("log_level", level)
+    people = settings.DEBUG or sys.stderr.isatty()
+    resolved = resolve(
+        flags=flags,
+        settings=own_settings(),
+        settings_name="settings PREFORK",
+        defaults={"reload": bool(settings.DEBUG), "access_log": "-" if people else None},
+    )
+    return with_access_log_off(resolved) if options.get("no_access_log") else resolved
+
+
+def _address(options: Mapping[str, Any]) -> str | None:
+    default = "[::1]" if options.get("use_ipv6") else "127.0.0.1"
+    text = options.get("addrport")
+    if not text:
+        return f"{default}:8000" if options.get("use_ipv6") else None
+    match = ADDRPORT.fullmatch(text)
+    if match is None:
+        raise ConfigError(
+            "PF607", f"{text!r} is not a valid port number or address:port pair", "such as 8000 or [::1]:8000"
+        )
+    # As runserver has it: 0 stands for all addresses.
+    host = {None: default, "0": "0.0.0.0"}.get(match["host"], match["host"])  # noqa: S104
+    return f"{host}:{match['port']}"
+
+
+class _HelpAll(Action):
+    """Shows all options."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **more: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **more)
+        self.hidden: list[tuple[Action, str]] = []
+
+    def __call__(self, parser: ArgumentParser, _: Namespace, __: Any, ___: str | None = None) -> None:
+        for action, text in self.hidden:
+            action.help = text
+        parser.print_help()
+        parser.exit()
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add our options, grouped by what they are for; those that few need are shown by ``--help-all`` alone."""
+    parser.add_argument(
+        "--no-access-log", action="store_true", help="Record no requests, under DEBUG or on a terminal."
+    )
+    help_all = parser.add_argument("--help-all", action=_HelpAll, default=SUPPRESS, help="Show all options.")
+    assert isinstance(help_all, _HelpAll)
+    groups: dict[str, Any] = {}
+    for option in OPTIONS.values():
+        if option.name in NOT_OURS:
+            continue
+        group = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
+        groups[option.group] = group
+        for action, text in _add(group, option):
+            if not option.common:
+                help_all.hidden.append((action, text))
+                action.help = SUPPRESS
+
+
+def _add(group: Any, option: Option) -> list[tuple[Action, str]]:
+    default = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
+    text = f"{option.help}  [{f'{default}; ' if default not in {None, ''} else ''}{option.environment}]".replace(
+        "%", "%%"
+    )
+    if option.kind == "bool":
+        opposite = [f"--no-{option.flag[2:]}", *(["--noreload"] if option.name == "reload" else [])]
+        text = option.help + ("  [on under DEBUG]" if option.name == "reload" else "")
+        return [
+            (group.add_argument(option.flag, dest=option.name, action="store_true", default=None, help=text), text),
+            (
+                group.add_argument(*opposite, dest=option.name, action="store_false", help="The opposite."),
+                "The opposite.",
+            ),
+        ]
+    action = "append" if option.multiple else "store"
+    metavar = "N" if option.kind in {"int", "float", "size"} else option.name.upper()
+    flags = [*option.flags[1:], option.flag]
+    added = group.add_argument(*flags, dest=option.name, action=action, default=None, metavar=metavar, help=text)
+    return [(added, text)]
