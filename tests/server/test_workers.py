@@ -485,9 +485,9 @@ def test_a_fork_that_is_refused_is_tried_again(first: int, write_app: Callable[.
 def test_atexit_runs_in_a_worker_what_was_registered_there(faulty: Callable[..., LiveServer]) -> None:
     more = """
 import atexit
-atexit.register(lambda: print("parent", os.getpid(), flush=True))
+atexit.register(lambda: os.write(1, b"parent %d\\n" % os.getpid()))
 def started(worker):
-    atexit.register(lambda: print("worker", os.getpid(), flush=True))
+    atexit.register(lambda: os.write(1, b"worker %d\\n" % os.getpid()))
 """
     with faulty(more, worker_started="sample:started") as server:
         workers, parent = server.worker_pids, server.parent_pid
