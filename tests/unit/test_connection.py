@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given, strategies as st
@@ -295,7 +295,7 @@ def test_body_may_neither_pass_nor_miss_its_length(parser: Maker) -> None:
 
 @pytest.mark.parametrize("make", [_Kinds, _AnswerKinds, _StatusCodes])
 def test_spellings_are_remembered_up_to_a_bound(
-    parser: Maker, make: Callable[[], dict], monkeypatch: pytest.MonkeyPatch
+    parser: Maker, make: Callable[[], dict[Any, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prefork.http1.connection._KNOWN_SPELLINGS", 1)
     known = make()
