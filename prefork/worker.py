@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from prefork.errors import MissingExtra
 from prefork.exit_guard import ExitGuard
 from prefork.loading import load_app
 from prefork.process_name import set_process_name
@@ -157,21 +156,6 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     boot_s = monotonic() - birth.born
     send(birth.reports, Ready(birth.worker, boot_s=boot_s))
     return Life(birth, worker, driver, lifeline, inbox, records)
-
-
-def rehearse(config: Config, records: Records) -> None:
-    """Do in the parent, once, what imports modules: in each worker that would cost as much as all the rest.
-
-    Raises ``MissingExtra`` if the parser that ``config.http`` names is not installed.
-    """
-    try:
-        WsgiDriver(
-            lambda _environ, _start: (), (), config, WorkerFacts(number=0, generation=0), records, ExitGuard()
-        ).close()
-    except ImportError as error:
-        raise MissingExtra(
-            "PF419", f"{error.name} is not installed", "install prefork[fast], or leave http alone"
-        ) from None
 
 
 def send(reports: socket.socket, report: Report) -> None:

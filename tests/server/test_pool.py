@@ -299,7 +299,9 @@ def test_a_hook_may_stop_the_pool(leaves_nothing: None) -> None:
     assert pools == [pool]
 
 
-def test_a_parser_that_is_not_installed_is_told_before_any_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parser_that_is_not_installed_is_told_before_any_fork(
+    monkeypatch: pytest.MonkeyPatch, leaves_nothing: None
+) -> None:
     monkeypatch.delitem(sys.modules, "prefork.http1.parser_httptools", raising=False)
     monkeypatch.setitem(sys.modules, "httptools", None)
     with pytest.raises(MissingExtra, match="httptools is not installed"):
