@@ -6,31 +6,52 @@ page are made from it.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
-from dataclasses import MISSING, Field, dataclass, field, fields
+import re
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from prefork.errors import ConfigError
+from prefork.addresses import parse_bind
+from prefork.errors import ConfigError, MissingExtra
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 KIB, GIB = 1024, 1024**3
-_UNITS = {"": 1, "K": KIB, "M": KIB**2, "G": GIB}
+_UNITS = {"G": GIB, "M": KIB**2, "K": KIB}
+_SIZE = re.compile(r"(?P<number>[0-9]{1,18})(?:(?P<unit>[KMG])(?:I?B)?)?")
 _TRUE, _FALSE = {"1", "true", "yes", "on"}, {"0", "false", "no", "off"}
+_PERMISSIONS = 0o777
+# poll() takes milliseconds in a C int: no wait is longer than 24 days.
+_LONGEST = 1_000_000
+# listen() takes a C int.
+_MOST_QUEUED = 2**31 - 1
 _NEAREST = 0.6
-HOOKS = ("warm_up", "before_fork", "worker_started", "worker_exiting", "on_record")
+_TYPING_ERROR = 0.8
+# What other servers call it, where spelling alone would not lead there.
+_ELSEWHERE = {
+    "accesslog": "access_log",
+    "host": "bind",
+    "keepalive": "keep_alive_timeout",
+    "max_requests": "max_reqs_per_child",
+    "pid": "pid_file",
+    "port": "bind",
+    "timeout": "graceful_timeout",
+}
+
+
+# One option.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
     """What is to be known about one option.
 
-    ``kind`` is ``int``, ``float``, ``size``, ``bool``, ``str``, ``list`` or ``hook``; ``least`` the smallest number;
-    ``optional`` says that it may be ``None``; ``short`` and ``aliases`` are further spellings of its flag.
+    ``kind`` says how a value is read (one of ``_READERS``); ``least`` and ``most`` are the smallest and the largest
+    number; ``optional`` says that it may be ``None``; ``short`` and ``aliases`` are further spellings of its flag.
     """
 
     name: str
@@ -39,6 +60,7 @@ class Option:
     default: Any
     unit: str = ""
     least: float | None = None
+    most: float | None = None
     choices: tuple[str, ...] = ()
     group: str = "More"
     common: bool = False
@@ -64,7 +86,12 @@ class Option:
     @property
     def multiple(self) -> bool:
         """Whether the flag may be given several times."""
-        return self.kind == "list"
+        return self.kind in {"list", "addresses"}
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for the value in a help text."""
+        return "|".join(self.choices) or _PLACEHOLDERS.get(self.kind, "TEXT")
 
     def read(self, value: Any) -> Any:
         """Return the value of the option that ``value``, a text or native, stands for; raises ``ConfigError``."""
@@ -74,58 +101,83 @@ class Option:
             raise self.wrong(value, "it needs a value")
         result = _READERS[self.kind](self, value)
         if self.least is not None and result < self.least:
-            raise self.wrong(value, f"the smallest value is {_number(self.least)}")
-        if self.choices and result not in self.choices:
-            raise self.wrong(value, f"choose one of {', '.join(self.choices)}")
+            raise self.wrong(value, f"the smallest value is {_plain(self.least)}")
+        if self.most is not None and result > self.most:
+            raise self.wrong(value, f"the largest value is {_plain(self.most)}")
         return result
+
+    def write(self, value: Any) -> str:
+        """Return a text from which ``read`` makes ``value`` again; it is empty for ``None`` and for an empty list."""
+        if self.kind == "size":
+            return _write_size(value)
+        if isinstance(value, tuple):
+            return ",".join(value)
+        if callable(value):
+            return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+        return "" if value is None else _plain(value)
 
     def wrong(self, value: Any, hint: str) -> ConfigError:
         """Return the error for a value that is none."""
         return ConfigError("PF102", f"{self.name} is {value!r}", hint)
 
 
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else str(value)
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value)) if isinstance(value, float) and value == int(value) else str(value)
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _read_int(option: Option, value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    text = str(value).strip()
-    if option.name == "max_workers" and text == "auto":
+    try:
+        return value if _is_int(value) else int(str(value))
+    except ValueError:
+        raise option.wrong(value, "give a whole number") from None
+
+
+def _read_workers(option: Option, value: Any) -> int:
+    if _is_auto(value):
         return usable_cpus()[0]
     try:
-        return int(text)
-    except ValueError:
-        raise option.wrong(
-            value, "give a whole number" + (", or auto" if option.name == "max_workers" else "")
-        ) from None
+        return _read_int(option, value)
+    except ConfigError:
+        raise option.wrong(value, "give a whole number, or auto for one per usable CPU") from None
 
 
-def _read_float(option: Option, value: Any) -> float:
+def _is_auto(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() == "auto"
+
+
+def _read_seconds(option: Option, value: Any) -> float:
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise option.wrong(value, "give a number of seconds") from None
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise option.wrong(value, "give a number of seconds")
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise option.wrong(value, "give a number of seconds, such as 30 or 0.5")
     return number
 
 
 def _read_size(option: Option, value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool):
+    if _is_int(value):
         return value
-    text = str(value).strip().upper().removesuffix("B").removesuffix("I")
-    unit = text[-1:] if text[-1:] in {"K", "M", "G"} else ""
-    number = text.removesuffix(unit)
-    if not (number.isascii() and number.isdigit()):
+    match = _SIZE.fullmatch(str(value).strip().upper())
+    if match is None:
         raise option.wrong(value, "give a number of bytes, such as 65536, 64K, 10M or 1G")
-    return int(number) * _UNITS[unit]
+    return int(match["number"]) * _UNITS.get(match["unit"], 1)
+
+
+def _write_size(size: int) -> str:
+    for unit, factor in _UNITS.items():
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return str(size)
 
 
 def _read_bool(option: Option, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
     text = str(value).strip().lower()
     if text not in _TRUE | _FALSE:
         raise option.wrong(value, "give true or false")
@@ -133,42 +185,114 @@ def _read_bool(option: Option, value: Any) -> bool:
 
 
 def _read_str(option: Option, value: Any) -> str:
-    if not isinstance(value, (str, os.PathLike)) or not str(value):
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text or "\0" in text:
         raise option.wrong(value, "give a text that is not empty")
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    return text
+
+
+def _read_choice(option: Option, value: Any) -> str:
+    text = str(value).strip().lower()
+    if text not in option.choices:
+        raise option.wrong(value, f"choose one of {', '.join(option.choices)}")
+    return text
+
+
+def _read_account(option: Option, value: Any) -> str:
+    """Return a user or a group, which may be given by its number."""
+    return str(value) if _is_int(value) else _read_str(option, value)
+
+
+def _read_octal(option: Option, value: Any) -> str:
+    """Return octal digits; a number has been read by Python or TOML already: ``0o022`` is 18."""
+    text = format(value, "03o") if _is_int(value) else str(value).strip()
+    digits = text.lower().removeprefix("0o")
+    if not digits or not set(digits) <= set("01234567") or int(digits, 8) > _PERMISSIONS:
+        raise option.wrong(value, "give an octal number up to 777, such as 022")
+    return digits
+
+
+def _read_log(option: Option, value: Any) -> str | None:
+    """Return where a log goes: a path, ``-``, or nowhere; true and false are understood."""
+    text = str(value).strip().lower()
+    if text in _TRUE:
+        return "-"
+    return None if text in _FALSE else _read_str(option, value)
 
 
 def _read_list(option: Option, value: Any) -> tuple[str, ...]:
-    items = [item.strip() for item in value.split(",")] if isinstance(value, str) else list(value)
-    return tuple(_read_str(option, item) for item in items if item)
+    if isinstance(value, str):
+        return tuple(item for part in value.split(",") if (item := part.strip()))
+    if not isinstance(value, (list, tuple, set, frozenset)):
+        raise option.wrong(value, "give a text, or a list of them")
+    return tuple(_read_str(option, item) for item in value)
 
 
-def _read_hook(option: Option, value: Any) -> Any:
-    if callable(value):
-        return value
-    if option.name == "warm_up" and isinstance(value, (list, tuple)):
-        return tuple(value)
-    if isinstance(value, str) and ":" in value:
-        return value
-    if option.name == "warm_up" and isinstance(value, str) and value.startswith("/"):
-        return tuple(value.split(","))
-    raise option.wrong(value, "give a callable or module:function" + (", or paths" if option.name == "warm_up" else ""))
+def _read_addresses(option: Option, value: Any) -> tuple[str, ...]:
+    addresses = _read_list(option, value)
+    if not addresses:
+        raise option.wrong(value, "give an address such as 127.0.0.1:8000")
+    for address in addresses:
+        parse_bind(address)
+    return addresses
+
+
+def _read_hook(option: Option, value: Any) -> Callable[..., Any] | str:
+    if callable(value) or (isinstance(value, str) and all(value.partition(":"))):
+        return value  # type: ignore[no-any-return]  # one of the two, as just seen
+    raise option.wrong(value, "give a callable, or its name as module:function")
+
+
+def _read_warm_up(option: Option, value: Any) -> Callable[..., Any] | str | tuple[str, ...]:
+    if isinstance(value, (list, tuple)) or (isinstance(value, str) and value.startswith("/")):
+        paths = _read_list(option, value)
+        if not all(path.startswith("/") for path in paths):
+            raise option.wrong(value, "each path begins with /")
+        return paths
+    try:
+        return _read_hook(option, value)
+    except ConfigError:
+        raise option.wrong(value, "give a callable, its name as module:function, or paths such as /") from None
 
 
 _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "int": _read_int,
-    "float": _read_float,
+    "workers": _read_workers,
+    "float": _read_seconds,
     "size": _read_size,
     "bool": _read_bool,
     "str": _read_str,
+    "path": _read_str,
+    "choice": _read_choice,
+    "account": _read_account,
+    "octal": _read_octal,
+    "log": _read_log,
     "list": _read_list,
+    "addresses": _read_addresses,
     "hook": _read_hook,
+    "warm_up": _read_warm_up,
+}
+_PLACEHOLDERS = {
+    "int": "N",
+    "workers": "N|auto",
+    "float": "SECONDS",
+    "size": "SIZE",
+    "path": "PATH",
+    "account": "NAME",
+    "octal": "OCTAL",
+    "log": "-|PATH",
+    "addresses": "ADDRESS",
+    "hook": "MODULE:FUNCTION",
+    "warm_up": "MODULE:FUNCTION|/,…",
 }
 
 
 def option(default: Any, kind: str, *, help: str, **more: Any) -> Any:  # noqa: A002 - it is the option's help
     """Declare an option (see ``Option``)."""
     return field(default=default, metadata={"option": {"kind": kind, "help": help, **more}})
+
+
+# All options.
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,35 +306,38 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The options of a pool, checked. Raises ``ConfigError`` for a value that cannot be."""
+    """The options of a pool, checked. Raises ``ConfigError`` for a value that cannot be.
+
+    ``workers_from`` says how the number of workers came about if ``max_workers`` was given as ``"auto"``.
+    """
 
     # fmt: off
-    bind: tuple[str, ...] = option(("127.0.0.1:8000",), "list", group="Listening", common=True, short="-b", help="Where to listen: host:port, [v6]:port, :port, unix:PATH or unix:PATH?mode=660, fd://N. Repeatable.")
-    backlog: int = option(2048, "int", group="Listening", least=1, unit="connections", help="How many connections the kernel queues.")
-    max_workers: int = option(10, "int", group="Workers", common=True, least=1, short="-w", aliases=("--workers",), help="How many worker processes; auto: one per usable CPU.")
+    bind: tuple[str, ...] = option(("127.0.0.1:8000",), "addresses", group="Listening", common=True, short="-b", help="Where to listen: host:port, [v6]:port, :port, unix:PATH or unix:PATH?mode=660, fd://N. Repeatable.")
+    backlog: int = option(2048, "int", group="Listening", least=1, most=_MOST_QUEUED, unit="connections", help="How many connections the kernel queues.")
+    max_workers: int = option(10, "workers", group="Workers", common=True, least=1, short="-w", aliases=("--workers",), help="How many worker processes; auto: one per usable CPU.")
     threads: int = option(4, "int", group="Workers", common=True, least=1, short="-t", help="Request threads per worker.")
     max_reqs_per_child: int = option(100, "int", group="Workers", common=True, least=0, unit="requests", help="Replace a worker after this many requests; 0: never.")
     min_reqs_per_child: int | None = option(None, "int", group="Workers", common=True, least=1, unit="requests", optional=True, help="Draw each worker's number of requests between this and max_reqs_per_child.")
     preload: bool = option(True, "bool", group="Workers", common=True, help="Load the application once, before the workers are forked.")
-    graceful_timeout: float = option(30.0, "float", group="Timeouts", common=True, least=0, unit="seconds", help="How long running requests may take when the pool stops.")
-    boot_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, unit="seconds", help="How long a worker may take to start.")
-    head_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, unit="seconds", help="How long a request's head may take.")
-    body_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, unit="seconds", help="The longest pause between two pieces of a request's body.")
-    write_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, unit="seconds", help="How long a client may take nothing of its answer.")
-    keep_alive_timeout: float = option(75.0, "float", group="Timeouts", common=True, least=0, unit="seconds", help="How long an idle connection stays open; longer than most balancers' 60.")
+    graceful_timeout: float = option(30.0, "float", group="Timeouts", common=True, least=0, most=_LONGEST, unit="seconds", help="How long running requests may take when the pool stops.")
+    boot_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a worker may take to start.")
+    head_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a request's head may take.")
+    body_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="The longest pause between two pieces of a request's body.")
+    write_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a client may take nothing of its answer.")
+    keep_alive_timeout: float = option(75.0, "float", group="Timeouts", common=True, least=0, most=_LONGEST, unit="seconds", help="How long an idle connection stays open; longer than most balancers' 60.")
     max_head_size: int = option(64 * KIB, "size", group="Requests", least=1 * KIB, unit="bytes", help="The longest request line and header fields together.")
     max_header_count: int = option(100, "int", group="Requests", least=1, unit="fields", help="The most header fields of a request.")
     max_body_size: int = option(GIB, "size", group="Requests", common=True, least=0, unit="bytes", help="The longest body of a request.")
-    spool_dir: str | None = option(None, "str", group="Requests", optional=True, help="Where large bodies wait; the system's temporary directory unless given.")
-    http: str = option("auto", "str", group="Requests", choices=("auto", "h11", "httptools"), help="The HTTP parser; auto: httptools where it is installed.")
-    user: str | None = option(None, "str", group="Process", optional=True, help="Run as this user, after binding and before the application is loaded.")
-    group: str | None = option(None, "str", group="Process", optional=True, help="Run as this group.")
-    umask: str | None = option(None, "str", group="Process", optional=True, help="The umask, in octal.")
-    chdir: str | None = option(None, "str", group="Process", optional=True, help="Change to this directory first.")
-    pid_file: str | None = option(None, "str", group="Process", optional=True, help="Write the parent's process id to this file.")
+    spool_dir: str | None = option(None, "path", group="Requests", optional=True, help="Where large bodies wait; the system's temporary directory unless given.")
+    http: str = option("auto", "choice", group="Requests", choices=("auto", "h11", "httptools"), help="The HTTP parser; auto: httptools where it is installed.")
+    user: str | None = option(None, "account", group="Process", optional=True, help="Run as this user, after binding and before the application is loaded.")
+    group: str | None = option(None, "account", group="Process", optional=True, help="Run as this group.")
+    umask: str | None = option(None, "octal", group="Process", optional=True, help="The umask, in octal.")
+    chdir: str | None = option(None, "path", group="Process", optional=True, help="Change to this directory first.")
+    pid_file: str | None = option(None, "path", group="Process", optional=True, help="Write the parent's process id to this file.")
     proc_name: str | None = option(None, "str", group="Process", optional=True, help="What ps shows.")
-    app_dir: str = option(".", "str", group="Application", common=True, help="Where to look for the application's module.")
-    warm_up: Any = option(None, "hook", group="Hooks", optional=True, help="In the parent, before the first fork: module:function(app), or paths to ask the application for.")
+    app_dir: str = option(".", "path", group="Application", common=True, help="Where to look for the application's module.")
+    warm_up: Any = option(None, "warm_up", group="Hooks", optional=True, help="In the parent, before the first fork: module:function(app), or paths to ask the application for.")
     before_fork: Any = option(None, "hook", group="Hooks", optional=True, help="In the parent, before each fork: module:function(pool).")
     worker_started: Any = option(None, "hook", group="Hooks", optional=True, help="In a worker, before its first request: module:function(worker).")
     worker_exiting: Any = option(None, "hook", group="Hooks", optional=True, help="In a worker, after its last request: module:function(worker).")
@@ -218,31 +345,34 @@ class Config:
     reload: bool = option(False, "bool", group="Development", common=True, help="Start again when a file of the application changes.")
     reload_extra_files: tuple[str, ...] = option((), "list", group="Development", help="Further files to watch. Repeatable.")
     reload_exclude_patterns: tuple[str, ...] = option((), "list", group="Development", help="Files not to watch, as patterns. Repeatable.")
-    log_format: str = option("auto", "str", group="Log", common=True, choices=("auto", "console", "json", "none"), help="How records look; auto: for people on a terminal, JSON elsewhere.")
-    log_level: str = option("info", "str", group="Log", common=True, choices=("debug", "info", "warning", "error"), help="The least level that is recorded.")
-    log_file: str | None = option(None, "str", group="Log", optional=True, help="Where records go; stderr unless given.")
-    access_log: str | None = option(None, "str", group="Log", common=True, optional=True, help="Record each request: - with the other records, or a file.")
+    log_format: str = option("auto", "choice", group="Log", common=True, choices=("auto", "console", "json", "none"), help="How records look; auto: for people on a terminal, JSON elsewhere.")
+    log_level: str = option("info", "choice", group="Log", common=True, choices=("debug", "info", "warning", "error"), help="The least level that is recorded.")
+    log_file: str | None = option(None, "path", group="Log", optional=True, help="Where records go; stderr unless given.")
+    access_log: str | None = option(None, "log", group="Log", common=True, optional=True, help="Record each request: - with the other records, or a file.")
     # fmt: on
+    workers_from: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        if _is_auto(self.max_workers):
+            object.__setattr__(self, "workers_from", usable_cpus()[1])
         for declared in OPTIONS.values():
             object.__setattr__(self, declared.name, declared.read(getattr(self, declared.name)))
         self._check_together()
 
     def _check_together(self) -> None:
-        if not self.bind:
-            raise ConfigError("PF102", "bind is empty", "give an address such as 127.0.0.1:8000")
         low, high = self.min_reqs_per_child, self.max_reqs_per_child
-        if low is not None and high and low > high:
+        if low is not None and 0 < high < low:
             raise ConfigError(
                 "PF103",
                 f"min_reqs_per_child is {low} but max_reqs_per_child is {high}",
                 "each worker draws its budget between the two, so raise the maximum or lower the minimum",
             )
-        if self.umask is not None and not (self.umask.isdigit() and set(self.umask) <= set("01234567")):
-            raise OPTIONS["umask"].wrong(self.umask, "give an octal number such as 022")
         if self.spool_dir is not None and not Path(self.spool_dir).is_dir():
             raise OPTIONS["spool_dir"].wrong(self.spool_dir, "there is no such directory")
+        if self.http == "httptools" and find_spec("httptools") is None:
+            raise MissingExtra(
+                "PF419", "http is 'httptools', which is not installed", "install prefork[fast], or leave http alone"
+            )
 
     @classmethod
     def of(cls, **options: Any) -> Config:
@@ -258,29 +388,50 @@ class Config:
         return Limits(self.max_head_size, self.max_header_count, self.max_body_size)
 
 
-def _declared(declared: Field[Any]) -> Option:
-    assert declared.default is not MISSING
-    return Option(name=declared.name, default=declared.default, **declared.metadata["option"])
-
-
-OPTIONS: Mapping[str, Option] = {declared.name: _declared(declared) for declared in fields(Config)}
+OPTIONS: Mapping[str, Option] = {
+    declared.name: Option(name=declared.name, default=declared.default, **declared.metadata["option"])
+    for declared in fields(Config)
+    if "option" in declared.metadata
+}
 """All options, in the order of the documentation."""
+
+
+def nearest(name: str, names: Iterable[str] = OPTIONS, likeness: float = _NEAREST) -> str | None:
+    """Return which of ``names`` somebody is likely to mean who wrote ``name``, ``None`` if no one can tell."""
+    import difflib
+
+    name = name.lower().replace("-", "_")
+    near = difflib.get_close_matches(name, names, n=1, cutoff=likeness)
+    return _ELSEWHERE.get(name) or (near[0] if near else None)
 
 
 def unknown(name: str) -> ConfigError:
     """Return the error for an option that does not exist."""
-    near = difflib.get_close_matches(name.lower(), OPTIONS, n=1, cutoff=_NEAREST)
-    return ConfigError(
-        "PF101", f"there is no option {name!r}", f"did you mean {near[0]!r}?" if near else "see --help-all"
-    )
+    near = nearest(name)
+    return ConfigError("PF101", f"there is no option {name!r}", f"did you mean {near!r}?" if near else "see --help-all")
+
+
+# Where they come from.
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A configuration, and for each option where its value came from."""
+    """A configuration, and for each option where its value came from.
+
+    ``strays`` are variables of the environment that look like an option's but are none: a user may have misspelt one.
+    """
 
     config: Config
     origins: Mapping[str, str]
+    strays: Mapping[str, str] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """Return each effective value, a line each, and where it came from."""
+        rows = [
+            (name, option.write(getattr(self.config, name)), self.origins[name]) for name, option in OPTIONS.items()
+        ]
+        widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        return "\n".join(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {origin}" for name, value, origin in rows)
 
 
 def resolve(
@@ -296,79 +447,161 @@ def resolve(
     """Merge all sources; for each option the first that gives it wins.
 
     The order is ``flags``, ``environ`` under each of ``prefixes``, ``settings`` (of a framework, keys in any case) and
-    ``file`` (TOML), then WEB_CONCURRENCY and PORT, then ``defaults`` and the declared defaults. Raises ``ConfigError``.
+    ``file`` (TOML), then WEB_CONCURRENCY and PORT, then ``defaults`` and the declared defaults. A flag that is ``None``
+    or an empty list was not given, nor was a variable that is empty. Raises ``ConfigError``.
     """
     environ = os.environ if environ is None else environ
     found: dict[str, tuple[Any, str]] = {}
-    for name, value in (flags or {}).items():
+    for name, value, origin in [
+        *_of_flags(flags or {}),
+        *_of_environment(environ, prefixes),
+        *_of_table(settings or {}, settings_name),
+        *(_of_table(read_file(Path(file)), f"file {file}") if file is not None else ()),
+        *_of_platform(environ),
+        *((name, value, "default") for name, value in (defaults or {}).items()),
+    ]:
+        found.setdefault(name, (value, origin))
+    for name, (value, origin) in found.items():
+        _check(name, value, origin)
+    if "reload" in found and OPTIONS["reload"].read(found["reload"][0]):
+        found.setdefault("max_workers", (1, "default under --reload"))
+    config = Config(**{name: value for name, (value, _) in found.items()})
+    origins = {name: found[name][1] if name in found else "default" for name in OPTIONS}
+    if config.workers_from:
+        origins["max_workers"] += f" ({config.workers_from})"
+    return Resolved(config, origins, dict(_strays(environ, prefixes)))
+
+
+def _of_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    for key, value in flags.items():
         if value is not None and value != ():
-            found.setdefault(_known(name), (value, f"flag {OPTIONS[_known(name)].flag}"))
+            name = _known(key, "")
+            yield name, value, f"flag {OPTIONS[name].flag}"
+
+
+def _of_environment(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
     for prefix in prefixes:
         for name in OPTIONS:
-            if (text := environ.get(prefix + name.upper())) not in {None, ""}:
-                found.setdefault(name, (text, f"environment {prefix}{name.upper()}"))
-    for key, value in (settings or {}).items():
-        found.setdefault(_known(key), (value, f"{settings_name} {key}"))
-    if file is not None:
-        for key, value in read_file(Path(file)).items():
-            found.setdefault(_known(key), (value, f"file {file}"))
+            variable = prefix + name.upper()
+            if environ.get(variable):
+                yield name, environ[variable], f"environment {variable}"
+
+
+def _of_table(table: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any, str]]:
+    for key, value in table.items():
+        yield _known(key, source), value, f"{source} {key}"
+
+
+def _of_platform(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
     if environ.get("WEB_CONCURRENCY"):
-        found.setdefault("max_workers", (environ["WEB_CONCURRENCY"], "environment WEB_CONCURRENCY"))
+        yield "max_workers", environ["WEB_CONCURRENCY"], "environment WEB_CONCURRENCY"
     if environ.get("PORT"):
-        found.setdefault("bind", ((f"0.0.0.0:{environ['PORT']}",), "environment PORT"))
-    for name, value in (defaults or {}).items():
-        found.setdefault(name, (value, "default"))
-    if found.get("reload", (False,))[0] in {True, "1", "true", "yes", "on"}:
-        found.setdefault("max_workers", (1, "default under reload"))
-    config = Config.of(**{name: value for name, (value, _) in found.items()})
-    origins = {name: found[name][1] if name in found else "default" for name in OPTIONS}
-    if str(found.get("max_workers", ("",))[0]) == "auto":
-        origins["max_workers"] += f" ({usable_cpus()[1]})"
-    return Resolved(config, origins)
+        yield "bind", (f"0.0.0.0:{environ['PORT']}",), "environment PORT"
 
 
-def _known(key: str) -> str:
-    name = key.lower().replace("-", "_")
+def _known(key: str, source: str) -> str:
+    name = str(key).lower().replace("-", "_")
     if name not in OPTIONS:
-        raise unknown(key)
+        raise _in(unknown(str(key)), source)
     return name
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def _check(name: str, value: Any, origin: str) -> None:
+    try:
+        OPTIONS[name].read(value)
+    except ConfigError as error:
+        raise _in(error, origin) from None
+
+
+def _in(error: ConfigError, source: str) -> ConfigError:
+    """Return the same error, saying where the mistake is."""
+    return ConfigError(error.code, f"{error.message} ({source})" if source else error.message, error.hint)
+
+
+def _strays(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Find what is nearly an option; anything else below our prefix may be somebody else's, as Kubernetes' names are."""
+    for variable in environ:
+        for prefix in prefixes:
+            name = variable.removeprefix(prefix)
+            near = nearest(name, likeness=_TYPING_ERROR) if name != variable and name.lower() not in OPTIONS else None
+            if near is not None and near not in _ELSEWHERE.values():
+                yield variable, prefix + near.upper()
+
+
+def read_file(path: Path) -> Mapping[str, Any]:
     """Return the options of a TOML file, or of ``[tool.prefork]`` in a pyproject.toml; raises ``ConfigError``."""
     import tomllib
 
     try:
-        with path.open("rb") as file:
-            table: dict[str, Any] = tomllib.load(file)
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError("PF104", f"cannot read {path}", error.strerror or str(error)) from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # tomllib's own, and what is not UTF-8
         raise ConfigError("PF104", f"{path} is no TOML", str(error)) from None
-    if path.name == "pyproject.toml" or "tool" in table:
-        table = table.get("tool", {}).get("prefork", {})
-    return table
+    if path.name != "pyproject.toml" and "tool" not in table:
+        return table
+    tool = table.get("tool")
+    ours = tool.get("prefork") if isinstance(tool, dict) else None
+    if not isinstance(ours, dict):
+        raise ConfigError("PF104", f"{path} has no table [tool.prefork]", "add one, or give another file")
+    return ours
 
 
-def usable_cpus() -> tuple[int, str]:
-    """Return how many CPUs this process may use, and how that came about: its affinity and its cgroup's quota."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota()
-    if quota is None or quota >= affinity:
-        return affinity, f"{affinity} usable CPUs"
-    return max(1, math.ceil(quota)), f"cgroup quota of {quota:g} CPUs, {affinity} usable"
+# How many CPUs are there for us?
 
 
-def _cgroup_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+def usable_cpus(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> tuple[int, str]:
+    """Return how many CPUs this process may use, and how that came about: ``4: affinity 8, cgroup quota 4.0``."""
+    if hasattr(os, "process_cpu_count"):
+        affinity = os.process_cpu_count() or 1
+    else:
+        affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = min(_cgroup_quotas(proc, root), default=None)
+    if quota is None:
+        return affinity, f"{affinity}: affinity {affinity}, no cgroup quota"
+    # Rounded up, for a share of a CPU is to be used as well.
+    usable = max(1, min(affinity, math.ceil(quota)))
+    return usable, f"{usable}: affinity {affinity}, cgroup quota {quota:.1f}"
+
+
+def _cgroup_quotas(proc: Path, root: Path) -> Iterator[float]:
+    """Find the quotas, in CPUs, of our cgroup and of those around it: the smallest binds. Source: cgroups(7)."""
     try:
-        quota, period = (root / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu/cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    return None if quota in {"max", "-1"} else int(quota) / int(period)
+        groups = [line.split(":", 2) for line in proc.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in groups:
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = root / "cpu" if controllers else root
+        group = top / path.lstrip("/")
+        # A container may see its own cgroup as the top, and yet be told its path outside.
+        for folder in (group, *(parent for parent in group.parents if parent.is_relative_to(top))):
+            yield from _quota_v1(folder) if controllers else _quota_v2(folder)
+
+
+def _quota_v2(folder: Path) -> Iterator[float]:
+    yield from _share(*_first_line(folder / "cpu.max").partition(" ")[::2])
+
+
+def _quota_v1(folder: Path) -> Iterator[float]:
+    yield from _share(_first_line(folder / "cpu.cfs_quota_us"), _first_line(folder / "cpu.cfs_period_us"))
+
+
+def _share(quota: str, period: str) -> Iterator[float]:
+    """Give the quotient, unless there is no limit, which is ``max`` or -1."""
+    if quota.isdigit() and period.isdigit() and int(period):
+        yield int(quota) / int(period)
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
+# The page of the documentation.
 
 
 def render_options_markdown() -> str:
@@ -380,6 +613,10 @@ def render_options_markdown() -> str:
         'environment `PREFORK_MAX_WORKERS=4`, in Django\'s settings `PREFORK = {"MAX_WORKERS": 4}`, in a file',
         "`max_workers = 4`. The first that gives an option wins: code or flag, `FLASK_RUN_PREFORK_*` (Flask only),",
         "`PREFORK_*`, the framework's settings or `--config` file, `WEB_CONCURRENCY` and `PORT`, the default.",
+        "`prefork --show-config` prints each value in effect, and where it came from.",
+        "",
+        "Times are in seconds. Sizes are in bytes, or `64K`, `10M`, `1G`. Lists are separated by commas in the environment,",
+        "or the flag is repeated. Yes and no are `true`/`false`, `yes`/`no`, `on`/`off` or `1`/`0`.",
     ]
     for group in dict.fromkeys(declared.group for declared in OPTIONS.values()):
         lines += ["", f"## {group}", "", "| option | flags | default | meaning |", "|---|---|---|---|"]
@@ -388,11 +625,10 @@ def render_options_markdown() -> str:
 
 
 def _row(declared: Option) -> str:
-    default = declared.default
-    shown = ", ".join(default) if isinstance(default, tuple) else "" if default is None else str(default)
+    shown = declared.write(declared.default)
     unit = f" {declared.unit}" if declared.unit and shown else ""
     flags = ", ".join(f"`{flag}`" for flag in declared.flags)
     if declared.kind == "bool":
-        flags = f"`--{declared.flag[2:]}/--no-{declared.flag[2:]}`"
-    choices = f" One of {', '.join(declared.choices)}." if declared.choices else ""
+        flags = f"`{declared.flag}`, `--no-{declared.flag[2:]}`"
+    choices = f" One of {', '.join(f'`{choice}`' for choice in declared.choices)}." if declared.choices else ""
     return f"| `{declared.name}` | {flags} | {shown}{unit} | {declared.help}{choices} |"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import socket
 import stat
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from prefork.addresses import Address, bracketed, parse_bind
 from prefork.errors import BindError, ConfigError
 
 if TYPE_CHECKING:
@@ -18,63 +22,60 @@ if TYPE_CHECKING:
 
     from prefork.config import Config
 
-_PORTS = 65536
+__all__ = ["Address", "Listener", "Listeners", "open_listeners", "parse_bind", "reachable"]
+
+#: What a UNIX socket's file may be used for, unless told otherwise: the proxy in front often is another user.
 _MODE = 0o666
+_FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
+#: How to find who listens on a port.
+_WHO = {"linux": "ss -ltnp 'sport = :{}'", "darwin": "lsof -nP -iTCP:{} -sTCP:LISTEN"}
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what stands for all interfaces, and for this machine
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where to listen: ``host`` and ``port``, or ``path`` with ``mode``, or the descriptor ``fd`` of an open socket."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-    mode: int = _MODE
-    fd: int | None = None
-
-    @property
-    def family(self) -> socket.AddressFamily:
-        """The family of a socket that is to be made."""
-        if self.path:
-            return socket.AF_UNIX
-        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+# What is open.
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A listening socket. ``inherited`` says that somebody else made it, ``unlink`` which file goes with it."""
+    """A listening socket, and its real ``address``.
+
+    ``inherited`` says that somebody else made it. ``file`` is the device and inode of the UNIX socket that we made.
+    """
 
     socket: socket.socket
+    address: Address
     inherited: bool = False
-    unlink: str = ""
-    inode: int = 0
+    file: tuple[int, int] | None = None
 
     @property
     def tcp(self) -> bool:
-        """Whether this is TCP, over IPv4 or IPv6."""
-        return self.socket.family in {socket.AF_INET, socket.AF_INET6}
+        """Whether this is TCP, over IPv4 or IPv6; else it is a UNIX socket."""
+        return bool(self.address.host)
 
     @property
     def server_name(self) -> str:
-        """The ``SERVER_NAME`` of requests that come in here; never empty (PEP 3333)."""
-        return str(self.socket.getsockname()[0]) if self.tcp else "localhost"
+        """The ``SERVER_NAME`` of requests that come in here; ``localhost`` for a UNIX socket.
+
+        Never empty (PEP 3333). It counts only for requests without a Host field.
+        """
+        return bracketed(self.address.host) if self.tcp else "localhost"
 
     @property
     def server_port(self) -> str:
-        """The ``SERVER_PORT`` of requests that come in here; 80 for a UNIX socket, since it may not be empty."""
-        return str(self.socket.getsockname()[1]) if self.tcp else "80"
+        """The ``SERVER_PORT`` of requests that come in here; ``80`` for a UNIX socket.
+
+        It may not be empty (PEP 3333), and Django and Werkzeug leave this one out of the URLs that they build.
+        """
+        return str(self.address.port) if self.tcp else "80"
 
     @property
     def url(self) -> str:
-        """Where to reach it, with the real port."""
-        if not self.tcp:
-            return f"unix:{os.fsdecode(self.socket.getsockname())}"
-        host, port = self.socket.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        """Where to reach it, with the real port: ``http://127.0.0.1:8000``, ``http://[::1]:8000``, ``unix:/x.sock``."""
+        return f"http://{self.address}" if self.tcp else str(self.address)
 
 
 class Listeners:
-    """All listening sockets of a pool. Only the process that made a UNIX socket's file unlinks it."""
+    """All listening sockets of a pool. Only the process that made a UNIX socket's file, or adopted it, unlinks it."""
 
     def __init__(self, listeners: Sequence[Listener]) -> None:
         self._listeners = tuple(listeners)
@@ -92,9 +93,10 @@ class Listeners:
         self.close()
 
     def close(self) -> None:
-        """Close the sockets, and unlink the files that are ours."""
+        """Close the sockets, and unlink the files that are ours. Again: nothing."""
         for listener in self._listeners:
-            if listener.unlink and self._owner == os.getpid() and listener.socket.fileno() >= 0:
+            # The file first: while the socket is open, nobody can have a file with the same inode.
+            if self._owner == os.getpid() and listener.socket.fileno() >= 0:
                 _unlink(listener)
             listener.socket.close()
 
@@ -109,63 +111,80 @@ class Listeners:
 
 
 def _unlink(listener: Listener) -> None:
-    path = Path(listener.unlink)
-    try:
-        # Somebody may have bound the path anew meanwhile: then the file is his.
-        if path.stat().st_ino == listener.inode:
-            path.unlink()
-    except FileNotFoundError:
+    if listener.file is None:
         return
+    # A user without privileges may not write to /run any more, and finds the file dead when he starts anew.
+    with suppress(OSError):
+        there = os.lstat(listener.address.path)
+        # Somebody may have bound the path anew meanwhile: then the file is his.
+        if (there.st_dev, there.st_ino) == listener.file:
+            Path(listener.address.path).unlink()
 
 
-def parse_bind(text: str) -> Address:
-    """Return the address that an option ``bind`` names; raises ``ConfigError``."""
-    if text.startswith("unix:"):
-        path, _, query = text.removeprefix("unix:").partition("?")
-        mode = query.removeprefix("mode=") if query else f"{_MODE:o}"
-        if not path or not mode.isdigit() or not set(mode) <= set("01234567"):
-            raise _wrong(text)
-        return Address(path=path, mode=int(mode, 8))
-    if text.startswith("fd://"):
-        number = text.removeprefix("fd://")
-        if not number.isdigit():
-            raise _wrong(text)
-        return Address(fd=int(number))
-    host, colon, port = text.rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()):
-        raise _wrong(text)
-    if int(port) >= _PORTS:
-        raise ConfigError("PF302", f"bind is {text!r}", "a port is a number from 0 to 65535")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise _wrong(text)
-    return Address(host=host or "0.0.0.0", port=int(port))  # noqa: S104 - asked for by ":port"
+def reachable(url: str) -> tuple[str, ...]:
+    """Return the URLs under which a browser reaches ``url``: for one that stands for all interfaces, this machine's.
+
+    Those are the loopback address and, where there is a network, the one that this machine has in it.
+    """
+    for every, loopback in _ANY.items():
+        start = f"http://{bracketed(every)}:"
+        if url.startswith(start):
+            hosts = [loopback, *_outside(socket.AF_INET6 if ":" in every else socket.AF_INET)]
+            return tuple(f"http://{bracketed(host)}:{url.removeprefix(start)}" for host in hosts)
+    return (url,)
 
 
-def _wrong(text: str) -> ConfigError:
-    return ConfigError("PF301", f"bind is {text!r}", "give host:port, [v6]:port, :port, unix:PATH or fd://N")
+def _outside(family: socket.AddressFamily) -> list[str]:
+    # A connected datagram socket sends nothing: the system only looks up its route. The networks are for documentation.
+    far = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"
+    with suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect((far, 9))
+        return [str(sock.getsockname()[0])]
+    return []
 
 
-def open_listeners(config: Config) -> Listeners:
-    """Open all sockets of ``config.bind``, non-blocking; raises ``BindError`` or ``ConfigError``."""
-    opened: list[Listener] = []
+# How it is opened.
+
+
+def open_listeners(config: Config, *, owner: tuple[int | None, int | None] = (None, None)) -> Listeners:
+    """Open all sockets of ``config.bind``, non-blocking, in its order.
+
+    ``owner`` are the ids of the user and the group to whom files of UNIX sockets are given, if they are to be others.
+    Raises ``ConfigError`` for what cannot be an address, and ``BindError`` for one that cannot be listened on.
+    """
+    addresses = [parse_bind(text) for text in config.bind]
+    _check_unique(addresses)
+    mode = _MODE if config.umask is None else _MODE & ~int(config.umask, 8)
+    opened: dict[int, Listener] = {}
     try:
-        addresses = [parse_bind(text) for text in config.bind]
-        opened.extend(_open(address, config.backlog) for address in addresses)
+        # Descriptors come first: what we open could take the number of one that is closed.
+        for place in sorted(range(len(addresses)), key=lambda place: addresses[place].fd is None):
+            opened[place] = _open(addresses[place], config.backlog, mode, owner)
     except BaseException:
-        Listeners(opened).close()
+        Listeners(list(opened.values())).close()
         raise
-    return Listeners(opened)
+    return Listeners([opened[place] for place in sorted(opened)])
 
 
-def _open(address: Address, backlog: int) -> Listener:
+def _check_unique(addresses: Sequence[Address]) -> None:
+    names = [str(address) for address in addresses if address.path or address.fd is not None or address.port]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError("PF314", f"bind has {twice!r} twice", "name each address once")
+
+
+def _open(address: Address, backlog: int, mode: int, owner: tuple[int | None, int | None]) -> Listener:
     try:
         if address.fd is not None:
             return _adopt(address.fd, backlog)
         if address.path:
-            return _open_unix(address, backlog)
+            return _open_unix(Path(address.path), backlog, mode if address.mode is None else address.mode, owner)
         return _open_tcp(address, backlog)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no name"
+        raise BindError(
+            "PF311", f"cannot listen on {address}", f"{address.host!r} does not resolve: {reason}"
+        ) from None
     except OSError as error:
         raise _bind_error(address, error) from None
 
@@ -173,88 +192,162 @@ def _open(address: Address, backlog: int) -> Listener:
 def _adopt(fd: int, backlog: int) -> Listener:
     try:
         sock = socket.socket(fileno=fd)
-    except OSError as error:
-        raise BindError("PF307", f"descriptor {fd} is no socket", error.strerror or str(error)) from None
-    if sock.type != socket.SOCK_STREAM:
-        sock.detach()
-        raise BindError("PF307", f"descriptor {fd} is no stream socket", "pass one that listens, TCP or UNIX")
+    except (OSError, OverflowError) as error:
+        what = "no socket" if isinstance(error, OSError) and error.errno == errno.ENOTSOCK else "not open"
+        raise _unfit(fd, f"is {what}") from None
+    try:
+        _ready_to_accept(sock, backlog)
+        sock.setblocking(False)
+        sock.set_inheritable(False)  # a program that the application starts would keep the port
+    except BaseException:
+        sock.detach()  # not ours to close
+        raise
+    return Listener(sock, _address_of(sock), inherited=True)
+
+
+def _ready_to_accept(sock: socket.socket, backlog: int) -> None:
+    if sock.family not in _FAMILIES or sock.type != socket.SOCK_STREAM:
+        raise _unfit(sock.fileno(), f"is a socket of another kind ({sock.family.name}, {sock.type.name})")
     # Not listened on again: that would replace the backlog that its owner chose.
-    if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        return
+    try:
         sock.listen(backlog)
-    sock.setblocking(False)
-    return Listener(sock, inherited=True)
+    except OSError as error:
+        raise _unfit(sock.fileno(), f"cannot be listened on ({error.strerror}): it may be a connection") from None
+
+
+def _unfit(fd: int, what: str) -> BindError:
+    return BindError("PF307", f"descriptor {fd} {what}", "pass on a TCP or UNIX socket that is bound, or listens")
+
+
+def _address_of(sock: socket.socket) -> Address:
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        # An abstract one begins with a zero byte, and is written with an @; one without a name has its number.
+        path = os.fsdecode(name).replace("\0", "@", 1)
+        return Address(path=path) if path else Address(fd=sock.fileno())
+    return Address(host=name[0], port=name[1])
 
 
 def _open_tcp(address: Address, backlog: int) -> Listener:
-    family, _, _, _, where = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # Of a name that has both, such as localhost, IPv4: every client tries that, as it does with Flask and Django.
+    family, _, _, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
+            # Or [::]:8000 would take 0.0.0.0:8000 too, on some systems.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(where)
         sock.listen(backlog)
         sock.setblocking(False)
+        return Listener(sock, _address_of(sock))
     except BaseException:
         sock.close()
         raise
-    return Listener(sock)
 
 
-def _open_unix(address: Address, backlog: int) -> Listener:
-    path = Path(address.path)
+def _open_unix(path: Path, backlog: int, mode: int, owner: tuple[int | None, int | None]) -> Listener:
     _make_room(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound = False
     try:
-        sock.bind(address.path)
-        path.chmod(address.mode)
+        with suppress(OSError):  # Linux makes the file with these permissions, so that it is never open to more
+            os.fchmod(sock.fileno(), mode)
+        sock.bind(str(path))
+        bound = True
+        if owner != (None, None):
+            os.chown(path, *(-1 if number is None else number for number in owner))
+        path.chmod(mode)  # and this is without the umask
         sock.listen(backlog)
         sock.setblocking(False)
-        return Listener(sock, unlink=str(path.absolute()), inode=path.stat().st_ino)
+        made = path.lstat()
+        address = Address(path=str(path.absolute()), mode=mode)  # the directory may change
+        return Listener(sock, address, file=(made.st_dev, made.st_ino))
     except BaseException:
         sock.close()
+        if bound:
+            path.unlink(missing_ok=True)
         raise
 
 
 def _make_room(path: Path) -> None:
     """Remove the socket of a server that is dead; leave anything else alone."""
     try:
-        mode = path.stat().st_mode
+        mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise BindError("PF306", f"{path} is there and is no socket", "choose another path, or remove it")
+        raise BindError("PF306", f"cannot listen on unix:{path}", "a file is there: choose another path, or remove it")
+    if _is_listened_on(path):
+        hint = f"another server listens there: find who with: ss -lxp src {path}, or choose another path"
+        raise BindError("PF303", f"cannot listen on unix:{path}", hint)
+    path.unlink(missing_ok=True)
+
+
+def _is_listened_on(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-        else:
-            raise BindError(
-                "PF303", f"{path} is in use", "another server listens there: stop it, or choose another path"
-            )
+        probe.setblocking(False)
+        match probe.connect_ex(str(path)):
+            case 0 | errno.EAGAIN | errno.EINPROGRESS:  # EAGAIN: its queue is full, but it has one
+                return True
+            case errno.ECONNREFUSED | errno.ENOENT:
+                return False
+            case errno.EPROTOTYPE:
+                raise BindError("PF306", f"cannot listen on unix:{path}", "a datagram socket is there: choose another")
+            case code:
+                raise OSError(code, os.strerror(code))
+
+
+# What the system had against it.
 
 
 def _bind_error(address: Address, error: OSError) -> BindError:
-    where = address.path or f"{address.host}:{address.port}"
-    if isinstance(error, socket.gaierror):
-        return BindError(
-            "PF305", f"cannot listen on {where}", f"{address.host!r} does not resolve to an address of ours"
-        )
+    code, hint = _diagnosis(address, error)
+    return BindError(code, f"cannot listen on {address}", hint)
+
+
+def _diagnosis(address: Address, error: OSError) -> tuple[str, str]:
+    """Return the code, and what to do."""
     match error.errno:
         case errno.EADDRINUSE:
-            hint = f"it is in use; find who with: ss -ltnp 'sport = :{address.port}', or choose another port"
-            return BindError("PF303", f"cannot listen on {where}", hint)
+            return "PF303", f"it is in use: find who with: {_who_listens(address)}, or choose another"
         case errno.EACCES | errno.EPERM:
-            hint = (
-                "permission denied; ports below 1024 are for root: use a higher one"
-                if not address.path
-                else "permission denied"
-            )
-            return BindError("PF304", f"cannot listen on {where}", hint)
-        case errno.EADDRNOTAVAIL:
-            return BindError("PF305", f"cannot listen on {where}", "this machine has no such address")
+            return "PF304", _permission(address)
+        case errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
+            return "PF305", f"this machine has no address {address.host}: see them with: ip address"
+        case errno.ENOENT | errno.ENOTDIR:
+            return "PF312", f"there is no directory {Path(address.path).parent}: make it, or choose another path"
+        case _ if "too long" in str(error):  # Python finds some paths so itself, and has no number for it
+            size = len(os.fsencode(address.path))
+            return "PF312", f"the path has {size} bytes, more than a socket's may have (107, elsewhere 103): shorten it"
+        case errno.EMFILE | errno.ENFILE:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            return "PF313", f"too many files are open: raise the limit, now {limit} (ulimit -n), or close some"
         case _:
-            return BindError("PF308", f"cannot listen on {where}", error.strerror or str(error))
+            return "PF308", error.strerror or str(error)
+
+
+def _who_listens(address: Address) -> str:
+    if address.path:
+        return f"ss -lxp src {address.path}"
+    return _WHO.get(sys.platform, _WHO["darwin"]).format(address.port)
+
+
+def _permission(address: Address) -> str:
+    if address.path:
+        return f"permission denied: this user may not write to {Path(address.path).absolute().parent}"
+    first = _first_free_port()
+    if address.port < first:
+        return f"permission denied: ports below {first} are for root; take a higher one, or start as root with --user"
+    return "permission denied, although the port is for everybody: look for a sandbox or SELinux"
+
+
+def _first_free_port() -> int:
+    """Return the lowest port that is not reserved for root."""
+    try:
+        return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    except (OSError, ValueError):
+        return 1024

@@ -54,7 +54,7 @@ from prefork.supervisor import (
     WorkerRetiring,
 )
 from prefork.warm_up import warm_up
-from prefork.worker import RELEASE, REOPEN_LOGS, RETIRE, STOP, STOP_QUICKLY, Birth, be_worker
+from prefork.worker import RELEASE, REOPEN_LOGS, RETIRE, STOP, STOP_QUICKLY, Birth, be_worker, rehearse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -149,6 +149,7 @@ class Parent:
             if callable(self.app):
                 warm_up(self.app, self.config.warm_up, self.config.app_dir)
                 self.hooks.load(self.config.app_dir, "worker_started", "worker_exiting")
+            rehearse(self.config, self.records)
         finally:
             self.signals.impatient = False
 

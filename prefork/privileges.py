@@ -12,42 +12,83 @@ from prefork.errors import ConfigError
 if TYPE_CHECKING:
     from prefork.config import Config
 
+Ids = tuple[int | None, int | None]
 
-def resolve_ids(user: str | None, group: str | None) -> tuple[int | None, int | None]:
-    """Return the ids of a user and a group, given by name or number; a user brings his own group.
 
-    Raises ``ConfigError`` for one that does not exist.
+def resolve_ids(user: str | None, group: str | None) -> Ids:
+    """Return the ids of a user and a group, given by name or number; ``None`` for what is to stay as it is.
+
+    A user brings his own group, unless another one is given. A number that has no name here, as in many containers,
+    brings none, so ``group`` must be given too. Raises ``ConfigError`` for what does not exist.
     """
-    uid = gid = None
-    if user is not None:
-        try:
-            entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-        except KeyError:
-            raise ConfigError("PF309", f"there is no user {user!r}", "check the option user") from None
-        uid, gid = entry.pw_uid, entry.pw_gid
-    if group is not None:
-        try:
-            gid = (grp.getgrgid(int(group)) if group.isdigit() else grp.getgrnam(group)).gr_gid
-        except KeyError:
-            raise ConfigError("PF309", f"there is no group {group!r}", "check the option group") from None
-    return uid, gid
+    gid = None if group is None else _gid(group)
+    if user is None:
+        return None, gid
+    entry = _entry(user)
+    if entry is not None:
+        return entry.pw_uid, entry.pw_gid if gid is None else gid
+    if not _is_id(user):
+        raise ConfigError("PF309", f"there is no user {user!r}", "check the option user")
+    if gid is None:
+        raise ConfigError("PF309", f"user {user} has no name here, and so no group", "give the option group as well")
+    return int(user), gid
 
 
 def drop(config: Config) -> None:
-    """Become ``user`` and ``group``; to be called after binding and before the application's code runs.
+    """Become ``user`` and ``group``, for good; to be called after binding and before the application's code runs.
 
-    Raises ``ConfigError`` if this process may not.
+    The supplementary groups of the user who started us are left too. Raises ``ConfigError`` if this process may not.
     """
     uid, gid = resolve_ids(config.user, config.group)
+    if _are_ours(uid, gid):
+        return
     try:
-        if gid is not None and gid != os.getegid():
-            if uid is not None:
-                os.initgroups(pwd.getpwuid(uid).pw_name, gid)
+        # In this order: who has given up root may not change his groups any more.
+        if os.geteuid() == 0:
+            os.setgroups(_groups(uid, gid))
+        if gid is not None:
             os.setgid(gid)
-        if uid is not None and uid != os.geteuid():
+        if uid is not None:
             os.setuid(uid)
     except PermissionError:
-        wanted = config.user or config.group
-        raise ConfigError(
-            "PF310", f"cannot become {wanted!r}", "only root can: start as root, or leave user and group out"
-        ) from None
+        wanted = " and ".join(f"{name} {value!r}" for name, value in _wanted(config).items())
+        hint = "only root may: start as root, or leave user and group out"
+        raise ConfigError("PF310", f"cannot become {wanted}", hint) from None
+
+
+def _wanted(config: Config) -> dict[str, str]:
+    return {name: value for name, value in (("user", config.user), ("group", config.group)) if value is not None}
+
+
+def _are_ours(uid: int | None, gid: int | None) -> bool:
+    return uid in {None, os.getuid()} and gid in {None, os.getgid()} and os.getuid() == os.geteuid()
+
+
+def _groups(uid: int | None, gid: int | None) -> list[int]:
+    """Return all groups of the user, or the group alone where only that changes, or the user has no name."""
+    group = os.getgid() if gid is None else gid
+    try:
+        return [group] if uid is None else os.getgrouplist(pwd.getpwuid(uid).pw_name, group)
+    except KeyError:
+        return [group]
+
+
+def _entry(user: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwuid(int(user)) if _is_id(user) else pwd.getpwnam(user)
+    except KeyError:
+        return None
+
+
+def _gid(group: str) -> int:
+    if _is_id(group):
+        return int(group)
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise ConfigError("PF309", f"there is no group {group!r}", "check the option group") from None
+
+
+def _is_id(text: str) -> bool:
+    # The last number means "leave it" to the system.
+    return text.isascii() and text.isdigit() and int(text) < 2**32 - 1

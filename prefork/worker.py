@@ -158,6 +158,12 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     return Life(birth, worker, driver, lifeline, inbox, records)
 
 
+def rehearse(config: Config, records: Records) -> None:
+    """Do in the parent, once, what imports modules: in each worker that would cost as much as all the rest."""
+    facts = WorkerFacts(number=0, generation=0)
+    WsgiDriver(lambda _environ, _start: (), (), config, facts, records, ExitGuard()).close()
+
+
 def send(reports: socket.socket, report: Report) -> None:
     """Tell the parent, and wait until it has room. That it is dead is noticed by the lifeline, not here."""
     with suppress(OSError):

@@ -63,7 +63,6 @@ class LiveServer:
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PREFORK_", "FLASK_"))},
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-            "PYTHONUNBUFFERED": "1",
             "PREFORK_LOG_FORMAT": "json",
             "PREFORK_LOG_LEVEL": "debug",
             **(env or {}),

@@ -194,6 +194,7 @@ class WsgiDriver:
         exit_guard: ExitGuard,
         thread_exit: Callable[[], None] | None = None,
     ) -> None:
+        self._new_parser = _parser(config.http)
         self.app = app
         self.config = config
         self.records = records
@@ -226,7 +227,6 @@ class WsgiDriver:
             for fd, listener in self._listeners.items()
         }
         self._limits = config.limits
-        self._new_parser = _parser(config.http)
         self._accepting = False
         self._resume_at = _NEVER
         self._clients: dict[int, Client] = {}

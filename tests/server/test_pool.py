@@ -20,7 +20,7 @@ from urllib.request import urlopen
 import pytest
 from server_process import FRESH, ROOT, LiveServer, wait_until_gone
 
-from prefork import AppFailed, AppNotFound, BindError, BootError, ConfigError, WorkerPool
+from prefork import AppFailed, AppNotFound, BindError, BootError, ConfigError, MissingExtra, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -297,6 +297,14 @@ def test_a_hook_may_stop_the_pool(leaves_nothing: None) -> None:
     pool = small(before_fork=hook)
     assert pool.serve() == 0
     assert pools == [pool]
+
+
+def test_a_parser_that_is_not_installed_is_told_before_any_fork(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "prefork.http1.parser_httptools", raising=False)
+    monkeypatch.setitem(sys.modules, "httptools", None)
+    with pytest.raises(MissingExtra, match="'httptools', which is not installed"):
+        small(http="httptools").serve()
+    assert small(http="auto", on_record=Log()).serve() == 0
 
 
 @pytest.mark.parametrize(

@@ -482,6 +482,25 @@ def test_a_fork_that_is_refused_is_tried_again(first: int, write_app: Callable[.
 # What a worker is.
 
 
+def test_a_worker_imports_nothing_that_its_parent_could_have(faulty: Callable[..., LiveServer]) -> None:
+    more = """
+known = set()
+def forking(pool):
+    known.update(sys.modules)
+def imports(environ, start_response):
+    environ["wsgi.input"].read()
+    start_response("200 OK", [])
+    return [repr(sorted(set(sys.modules) - known)).encode()]
+"""
+    with faulty(
+        more, app="sample:imports", before_fork="sample:forking", max_workers=1, max_reqs_per_child=4
+    ) as server:
+        for body in (None, b"x" * 10, b"x" * 2_000_000):
+            assert server.get(method="POST", body=body) == (200, b"[]")
+        server.wait_for("worker.ready", count=2)
+        assert server.get() == (200, b"[]")
+
+
 def test_atexit_runs_in_a_worker_what_was_registered_there(faulty: Callable[..., LiveServer]) -> None:
     more = """
 import atexit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,9 @@ class Command(BaseCommand):
 
     def handle(self, *_: Any, **options: Any) -> None:
         """Serve the project, or show how."""
+        for flag, variable in (("no_color", "NO_COLOR"), ("force_color", "FORCE_COLOR")):
+            if options[flag]:  # the records look there
+                os.environ[variable] = "1"
         try:
             resolved = resolve_options(options)
             if options["show_config"]:

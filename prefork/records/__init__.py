@@ -1,0 +1,174 @@
+"""What is written down about a pool's life?
+
+structlog records on top of the loggers ``prefork``, ``prefork.access`` and ``prefork.error`` of the standard library,
+configured privately: what a program has set up for its own logging is used, never replaced. The catalogue says which
+there are, ``outlet`` where they go, ``rendering`` what they look like.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from importlib import import_module
+from operator import attrgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefork.records.catalogue import CATALOGUE, EMITTER, LOGGERS, RecordSpec, render_records_markdown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prefork.config import Config
+    from prefork.records.outlet import Outlet
+
+__all__ = ["CATALOGUE", "RecordSpec", "Records", "render_records_markdown"]
+
+UNKNOWN = RecordSpec("info", "either", "")
+# A hook that is named lives with the application, none of whose code may run before privileges are dropped.
+BEFORE_THE_APP = frozenset({"pool.starting", "pool.listening"})
+
+
+class Records:
+    """The log of one process and, after a fork, of its children. ``bind`` gives one with further fields.
+
+    ``logger`` is a structlog logger, or one of the standard library, that shall have the records instead. Nothing is
+    opened or set up before the first record, so that an unused pool leaves no trace; that record raises ``ConfigError``
+    if a log file cannot be opened. No other ever raises, unless ``strict``, which is for tests and the default under
+    ``python -X dev``: then it is a ``ValueError`` if a record is not as in the catalogue.
+    """
+
+    __slots__ = ("_bound", "_shared", "access_on")
+
+    access_on: bool
+    """Whether requests are recorded. A plain attribute, because it is read for each of them."""
+
+    def __init__(self, config: Config, *, logger: Any = None, strict: bool | None = None) -> None:
+        self._bound: dict[str, Any] = {}
+        self._shared = _Shared(config, logger, strict=sys.flags.dev_mode if strict is None else strict)
+        self.access_on = config.access_log is not None
+
+    def bind(self, **fields: Any) -> Records:
+        """Return records that carry ``fields`` as well."""
+        bound = object.__new__(Records)
+        bound._bound, bound._shared, bound.access_on = {**self._bound, **fields}, self._shared, self.access_on
+        return bound
+
+    def emit(self, name: str, **fields: Any) -> None:
+        """Write the record ``name``; an exception is given as ``exc_info``, the text of a traceback as ``traceback``."""
+        # What the record says about its subject comes before what the emitter is bound to.
+        self._shared.emit(name, {"pid": os.getpid(), **self._bound, **fields})
+
+    def failure(self, error: BaseException, **fields: Any) -> None:
+        """Write that the application raised."""
+        self.emit("request.failed", exc_info=error, **fields)
+
+    def access(self, **fields: Any) -> None:
+        """Write that a request was answered."""
+        self.emit("request.finished", **fields)
+
+    def adopt_root(self) -> bool:
+        """Make one stream with the application's log, unless it has set up its own; return whether it is so now.
+
+        To be called after the application is loaded: its own ``basicConfig`` would do nothing any more. A handler that
+        a framework has put up for want of a better one is then to be taken away, else each line comes twice.
+        """
+        outlet = self._shared.open()
+        return outlet is not None and outlet.adopt_root()
+
+    def reopen(self) -> None:
+        """Open log files anew, after they were moved away."""
+        if self._shared.outlet is not None:
+            for path, error in list(self._shared.outlet.reopen()):
+                self.emit("log.reopen_failed", log=path, error=str(error))
+
+    def close(self) -> None:
+        """Leave all loggers as they were found, and close log files. Later records only go to others' handlers."""
+        self._shared.close()
+
+
+class _Shared:
+    """What all bound records have in common: where they go, and the hook."""
+
+    def __init__(self, config: Config, logger: Any, *, strict: bool) -> None:
+        self._config = config
+        self._logger = logger
+        self._strict = strict
+        self._hook: Callable[..., object] | str | None = config.on_record
+        self._early: list[tuple[str, dict[str, Any]]] = []
+        self._makers: dict[str, Any] = {}
+        self._closed = False
+        self.outlet: Outlet | None = None
+
+    def open(self) -> Outlet | None:
+        """Set up what is needed, once; there is no outlet if somebody else's logger has the records."""
+        if not self._makers:
+            self._makers = self._make_loggers()
+        if self.outlet is None and self._logger is None and not self._closed:
+            from prefork.records.outlet import Outlet
+
+            self.outlet = Outlet(self._config)
+        return self.outlet
+
+    def _make_loggers(self) -> dict[str, Any]:
+        import logging
+
+        from prefork.records.outlet import make_logger
+
+        if self._logger is None:
+            return {name: make_logger(logging.getLogger(name)) for name in LOGGERS}
+        own = make_logger(self._logger) if isinstance(self._logger, logging.Logger) else self._logger
+        return dict.fromkeys(LOGGERS, own)
+
+    def close(self) -> None:
+        self._closed = True
+        if self.outlet is not None:
+            self.outlet.close()
+            self.outlet = None
+
+    def emit(self, name: str, fields: dict[str, Any]) -> None:
+        spec = CATALOGUE.get(name, UNKNOWN)
+        if self._strict and (wrong := ["is not in the catalogue"] if spec is UNKNOWN else spec.problems(fields)):
+            raise ValueError(f"the record {name}: {', '.join(wrong)}")
+        if spec.code:
+            fields.setdefault("code", spec.code)
+        if trace := fields.pop("traceback", None):
+            fields["exception"] = trace
+        outlet = self.open()
+        try:
+            if outlet is not None:
+                outlet.settle()
+            getattr(self._makers[spec.logger], spec.level_of(fields))(name, **fields)
+        except Exception:  # noqa: BLE001, S110 - the log must never be what breaks a server
+            pass
+        if self._hook is not None:
+            now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+            about = {"timestamp": now, "level": spec.level_of(fields), "logger": spec.logger, "event": name}
+            self._tell(name, {**about, **fields})
+
+    def _tell(self, name: str, fields: dict[str, Any]) -> None:
+        """Call the hook, if it can be had by now."""
+        if isinstance(self._hook, str) and name in BEFORE_THE_APP:
+            self._early.append((name, fields))
+            return
+        waiting, self._early = [*self._early, (name, fields)], []
+        try:
+            if isinstance(self._hook, str):
+                self._hook = load(self._hook, self._config.app_dir)
+            for record in waiting:
+                self._hook(*record)  # type: ignore[misc]  # not None: asked by who calls this
+        except Exception as error:  # noqa: BLE001 - anybody's code
+            # Once: a hook that is broken would be so for each request.
+            self._hook = None
+            emitter = {name: fields[name] for name in EMITTER if name in fields}
+            self.emit("hook.failed", {**emitter, "hook": "on_record", "exc_info": error})
+
+
+def load(name: str, app_dir: str) -> Callable[..., object]:
+    """Return the function that ``"module:function"`` names, looked for in ``app_dir`` first."""
+    if (folder := str(Path(app_dir).resolve())) not in sys.path:
+        sys.path.insert(0, folder)
+    module, _, path = name.partition(":")
+    found: Any = attrgetter(path)(import_module(module))
+    return found  # type: ignore[no-any-return]  # what it is shows when it is called

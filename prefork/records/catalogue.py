@@ -1,0 +1,210 @@
+"""Which records are there, at which level, and with which fields?
+
+Names never carry data and never change. The past tense is for facts, ``-ing`` for the start of a phase. Numbers carry
+their unit (``_s``, ``_bytes``). In a record ``pid`` is who wrote it, ``child_pid`` whom it is about.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+LOGGERS = ("prefork", "prefork.access", "prefork.error")
+"""Loggers of the standard library: the life of the pool, requests, and what the application raised."""
+
+LEVELS: Mapping[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
+
+FIRST = ("timestamp", "level", "logger", "event")
+"""What each record begins with."""
+
+EMITTER: Mapping[str, str] = {
+    "pid": "process id of who wrote it",
+    "role": "`parent` or `worker`",
+    "worker": "number of the worker, from 0; reused",
+    "generation": "which image of the application: 0 until a deploy brings the next",
+}
+"""Who wrote a record; ``worker`` is the subject's number where the parent writes about one."""
+
+FIELDS: Mapping[str, str] = {
+    "address": "host or path listened on",
+    "after_s": "age of the worker in seconds",
+    "app": "the application as it was named",
+    "attempts": "how many workers failed",
+    "backlog": "length of the queue of connections",
+    "boot_s": "seconds from the fork (for the pool, from the start) until it served",
+    "child_pid": "process id of the worker that the record is about",
+    "client": "address of the client",
+    "code": "what to do about it: the section of that name on the page of errors",
+    "delay_s": "seconds until the next fork",
+    "duration_s": "seconds from the call of the application to the last byte of its answer",
+    "error": "the system's words",
+    "exception": "the traceback",
+    "exit_code": "status of the process; none if a signal ended it",
+    "expected": "whether it was asked to go, and went by itself",
+    "failures": "how many workers died quickly in a row",
+    "findings": "a list: `kind` (thread, socket, executor, event_loop), `what`, `where`, `remedy`",
+    "framework": "name of the web framework",
+    "framework_version": "its version",
+    "graceful": "whether running requests may finish",
+    "hook": "which hook",
+    "http_version": "1.0 or 1.1",
+    "inherited_fd": "number of the descriptor, if the socket was inherited",
+    "log": "the file",
+    "method": "method of the request",
+    "note": "what that means",
+    "overrun": "requests served beyond the budget, while the successor was not ready",
+    "path": "path of the request, as it was sent; of a reload, the file",
+    "pause_s": "seconds until it is tried again",
+    "port": "port listened on",
+    "preload": "whether the application is loaded before the fork",
+    "python": "version of Python",
+    "query": "what stood behind the question mark",
+    "reason": "why, in one word or a short sentence",
+    "request_bytes": "length of the body that came in",
+    "request_id": "as bound by the application (structlog's contextvars)",
+    "requests": "requests served",
+    "response_bytes": "length of the body that went out",
+    "scheme": "http",
+    "signal": "name of the signal",
+    "status": "status of the answer",
+    "threads": "request threads in each worker",
+    "timeout_s": "seconds until what is left is killed",
+    "uptime_s": "age in seconds",
+    "url": "where to find it",
+    "user_agent": "what the client calls itself",
+    "version": "version of prefork",
+    "workers": "number of workers",
+    "workers_from": "number before",
+    "workers_to": "number after",
+}
+"""Every further field, and what it means. One word, one thing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordSpec:
+    """A kind of record: its level, who writes it, when, and with which fields; ``optional`` ones may be missing.
+
+    ``worse`` is the level of the bad cases (see ``level_of``), ``code`` names the section of the page of errors.
+    """
+
+    level: str
+    by: str
+    help: str
+    fields: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    logger: str = "prefork"
+    worse: str = ""
+    code: str = ""
+
+    def level_of(self, fields: Mapping[str, Any]) -> str:
+        """Return the level of one record: the worse one if nobody wanted it, or the server failed."""
+        if self.worse and (not fields.get("expected", True) or fields.get("status", 0) >= 500):  # noqa: PLR2004 - RFC 9110 15.6
+            return self.worse
+        return self.level
+
+    def problems(self, fields: Mapping[str, Any]) -> list[str]:
+        """Return what is wrong with the fields of one record, in words."""
+        known = {*self.fields, *self.optional, *FIRST, *EMITTER, "code", "exc_info", "traceback"}
+        return [
+            *(f"{name} is missing" for name in self.fields if name not in fields),
+            *(f"{name} is not in the catalogue" for name in fields if name not in known),
+        ]
+
+
+def _spec(level: str, by: str, text: str, fields: str = "", optional: str = "", **more: str) -> RecordSpec:
+    return RecordSpec(level, by, text, tuple(fields.split()), tuple(optional.split()), **more)
+
+
+# fmt: off
+CATALOGUE: Mapping[str, RecordSpec] = {
+    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "framework framework_version"),
+    "pool.listening": _spec("info", "parent", "A socket is open: one record each.", "url", "address port scheme backlog inherited_fd"),
+    "pool.fork_unsafe": _spec("warning", "parent", "Something in the parent would be missing in the workers, or shared by them. Once, before the first fork.", "findings", code="PF405"),
+    "pool.ready": _spec("info", "parent", "All workers serve.", "workers boot_s"),
+    "pool.recycling": _spec("info", "parent", "All workers are replaced, new ones first.", "signal note"),
+    "pool.reloading": _spec("info", "parent", "A file changed: the program starts anew.", "reason path"),
+    "pool.scaling": _spec("info", "parent", "The number of workers is changed.", "workers_from workers_to reason"),
+    "pool.fork_failed": _spec("error", "parent", "The system refused to fork; it is tried again.", "error delay_s", code="PF404"),
+    "pool.accept_paused": _spec("error", "worker", "No connection can be accepted for now, mostly because all descriptors are used up.", "reason pause_s", code="PF501"),
+    "pool.boot_failed": _spec("critical", "parent", "The pool cannot be brought up, and stops.", "reason attempts code", "exception"),
+    "pool.stopping": _spec("info", "parent", "A signal, or the program, asked for the end.", "signal graceful timeout_s"),
+    "pool.stopped": _spec("info", "parent", "All workers are gone. The last record of a pool.", "uptime_s requests exit_code"),
+    "worker.spawned": _spec("debug", "parent", "A worker was forked.", "worker child_pid"),
+    "worker.ready": _spec("info", "parent", "A worker serves.", "worker child_pid boot_s"),
+    "worker.boot_failed": _spec("error", "parent", "A worker could not start.", "worker child_pid reason", "exception", code="PF401"),
+    "worker.retiring": _spec("info", "parent", "A worker asked for its successor; it serves until that is ready.", "worker child_pid reason requests"),
+    "worker.killed": _spec("warning", "parent", "A worker had its time to stop, and was killed.", "worker child_pid after_s"),
+    "worker.exited": _spec("info", "parent", "A worker is gone: one record for each `worker.spawned`.", "worker child_pid exit_code signal expected reason requests overrun uptime_s", worse="error"),
+    "worker.respawn_delayed": _spec("warning", "parent", "Workers die too quickly: the next fork waits.", "worker child_pid delay_s failures", code="PF402"),
+    "hook.failed": _spec("error", "either", "A hook raised.", "hook", "exception"),
+    "log.reopen_failed": _spec("error", "either", "A log file cannot be opened anew; the old one is written on.", "log error"),
+    "request.finished": _spec("info", "worker", "A request was answered. Only with `access_log`.", "method path query status duration_s request_bytes response_bytes client scheme http_version user_agent", "request_id", logger="prefork.access", worse="error"),
+    "request.failed": _spec("error", "worker", "The application raised.", "method path", "client query exception request_id", logger="prefork.error"),
+    "request.rejected": _spec("warning", "worker", "A request was refused before the application saw it.", "reason status client", "method path"),
+}
+# fmt: on
+"""Every record that there is."""
+
+_PAGE = """\
+# What do the records say?
+
+Made from the code by `make docs`.
+
+On a terminal records are for people; elsewhere each is one JSON object on one line (`log_format` decides otherwise).
+They go to stderr, or to `log_file`; requests are recorded with `access_log`, `-` for among the others, or a file. Each
+record is one `write`, so lines of several processes do not mix; control characters in what clients send are escaped.
+After moving files away, send USR1.
+
+## With your own logging
+
+They pass through the loggers `prefork` (the life of the pool), `prefork.access` (requests) and `prefork.error` (what
+the application raised) of the standard library. What your program has set up there or at the root is used, and then
+prefork prints nothing itself. A `ProcessorFormatter` of structlog and a JSON formatter find the fields in `record.msg`,
+which is a `dict`; any other formatter finds a line, `worker.exited worker=2 exit_code=0`. Your `structlog.configure` is
+neither used nor changed; to have records made by a logger of your own, give it: `WorkerPool(app, logger=…)`.
+
+`on_record` is called with the name and the fields of each record, at whatever level, in the process that wrote it.
+
+With OpenTelemetry, put `prefork.records.otel.rename` into your structlog processors: it gives the semantic conventions'
+names to fields, and `prefork.` before that of the record.
+
+## Records
+
+Every record begins with `timestamp` (UTC), `level`, `logger` and `event`, its name; then comes who wrote it:
+
+{emitter}
+
+A `?` is behind what may be missing. A bold level is that of a worker's unwanted end, and of an answer from 500 on.
+
+{records}
+
+## Fields
+
+{fields}
+"""
+
+
+def render_records_markdown() -> str:
+    """Return the page of records for the documentation."""
+    return _PAGE.format(
+        emitter="\n".join(f"- `{name}`: {meaning}" for name, meaning in EMITTER.items()),
+        records="\n".join(["| record | level | by | when | fields |", "|---|---|---|---|---|", *_rows()]),
+        fields="\n".join(
+            ["| field | what it is |", "|---|---|", *(f"| `{n}` | {text} |" for n, text in FIELDS.items())]
+        ),
+    )
+
+
+def _rows() -> list[str]:
+    rows = []
+    for name, spec in CATALOGUE.items():
+        level = f"{spec.level}, **{spec.worse}**" if spec.worse else spec.level
+        code = ("code",) if spec.code and "code" not in spec.fields else ()
+        shown = ", ".join(
+            [f"`{field}`" for field in (*spec.fields, *code)] + [f"`{field}`?" for field in spec.optional]
+        )
+        rows.append(f"| `{name}` | {level} | {spec.by} | {spec.help} | {shown} |")
+    return rows

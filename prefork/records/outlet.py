@@ -1,0 +1,311 @@
+"""Where do records go, and who prints them?
+
+Not us, if anybody else does. A program that has set up logging has its own handlers, at the root or at ``prefork``, and
+then ours keeps still; it may do so at any time, also when its modules are imported after our first record. So this is
+asked for each record, as the standard library's handler of last resort does, and not once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from prefork.errors import ConfigError
+from prefork.records.catalogue import LEVELS, LOGGERS
+from prefork.records.rendering import Record, to_console, to_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, MutableMapping
+    from io import TextIOBase
+
+    from structlog.typing import Processor
+
+    from prefork.config import Config
+
+STDERR = 2
+PATIENCE_S = 1.0  # for a reader of our output who has fallen behind, where it does not block by itself
+
+
+class Writer(logging.Handler):
+    """Writes each record by one ``write``, so that the lines of several processes do not mix.
+
+    To a file, which is opened to append and can be reopened, or to stderr, whatever that is at the moment: a program
+    may have replaced ``sys.stderr``.
+    """
+
+    def __init__(self, path: str | None, style: str) -> None:
+        super().__init__()
+        self.addFilter(self._is_ours_to_write)
+        # Absolute, because what reopens it may stand in another directory by then.
+        self.path = None if path is None else os.path.abspath(path)  # noqa: PTH100 - a Path says no more
+        self.fd = None if self.path is None else _open(self.path)
+        terminal = self.path is None and _is_terminal(sys.stderr)
+        console = style == "console" or (style == "auto" and terminal)
+        self.setFormatter(_formatter(console=console, colour=self.path is None and wants_colour(terminal=terminal)))
+
+    def _is_ours_to_write(self, record: logging.LogRecord) -> bool:
+        """Whether to write a record: one of ours that goes to stderr only if nobody else prints it."""
+        return self.fd is not None or record.name not in LOGGERS or not is_printed_by_others(record)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record. A full disk, or a reader that is gone, is no reason to stop serving."""
+        try:
+            line = self.format(record) + "\n"
+            with suppress(OSError):
+                if self.fd is None:
+                    _write_stderr(line)
+                else:
+                    _write(self.fd, line)
+        except Exception:  # noqa: BLE001 - the log must never be what breaks a server
+            self.handleError(record)
+
+    def reopen(self) -> None:
+        """Open the file anew, under the same descriptor: no thread that writes meanwhile needs to know."""
+        if self.path is not None and self.fd is not None:
+            fresh = _open(self.path)
+            os.dup2(fresh, self.fd, inheritable=False)
+            os.close(fresh)
+
+    def close_file(self) -> None:
+        """Close the file. Not ``close()``: ``logging.config`` calls that on every handler that it finds."""
+        if self.fd is not None:
+            os.close(self.fd)
+        super().close()
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+
+def _write(fd: int, line: str) -> None:
+    left = line.encode("utf-8", "backslashreplace")
+    while left:
+        try:
+            left = left[os.write(fd, left) :]
+        except BlockingIOError:
+            if not select.select([], [fd], [], PATIENCE_S)[1]:
+                return
+
+
+def _write_stderr(line: str) -> None:
+    stream: TextIOBase | Any = sys.stderr
+    if stream is None or getattr(stream, "closed", False):
+        return
+    try:
+        fd = stream.fileno()
+    except (AttributeError, OSError, ValueError):  # a StringIO, or whatever else a program put there
+        stream.write(line)
+        stream.flush()
+    else:
+        _write(fd, line)
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
+def wants_colour(*, terminal: bool) -> bool:
+    """Whether to colour: on a terminal that can, unless the user said otherwise.
+
+    Sources: no-color.org, force-color.org, and ``DJANGO_COLORS``, which ``manage.py … --no-color`` sets to nocolor.
+    """
+    environ = os.environ
+    if environ.get("NO_COLOR") or environ.get("DJANGO_COLORS") == "nocolor":
+        return False
+    return bool(environ.get("FORCE_COLOR")) or (terminal and environ.get("TERM") != "dumb")
+
+
+def is_printed_by_others(record: logging.LogRecord) -> bool:
+    """Whether a handler that is not ours prints this record."""
+    return any(_prints(handler, record.levelno) for handler in _handlers(logging.getLogger(record.name)))
+
+
+def _handlers(start: logging.Logger) -> Iterator[logging.Handler]:
+    logger: logging.Logger | None = start
+    while logger is not None:
+        yield from logger.handlers
+        logger = logger.parent if logger.propagate else None
+
+
+def _prints(handler: logging.Handler, level: int) -> bool:
+    if isinstance(handler, (Writer, logging.NullHandler)) or handler.level > level:
+        return False
+    # What only wants errors and is no stream is an alarm, a mail or an error tracker, and no log to look at.
+    return isinstance(handler, logging.StreamHandler) or handler.level <= logging.WARNING
+
+
+# What structlog does with a record.
+
+
+def to_logging(logger: Any, name: str, event: MutableMapping[str, Any]) -> tuple[tuple[Record], dict[str, Any]]:
+    """Hand a record to the standard library, so that every formatter can make something of it.
+
+    ``ProcessorFormatter`` looks for the two extras and takes the ``dict``, JSON formatters flatten it, others call
+    ``str``. A real ``exc_info`` gives all of them the traceback.
+    """
+    record = Record(event)
+    keywords: dict[str, Any] = {"extra": {"_logger": logger, "_name": name}}
+    if (error := record.pop("exc_info", None)) is not None:
+        record["exc_info"] = keywords["exc_info"] = (type(error), error, _beyond_us(error))
+    return (record,), keywords
+
+
+def _beyond_us(error: BaseException) -> Any:
+    """Return the traceback from where the application was called; all of it if it is about us alone."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("prefork."):
+        trace = trace.tb_next
+    return trace or error.__traceback__
+
+
+def make_logger(logger: logging.Logger) -> Any:
+    """Return a structlog logger on top of one of the standard library, whatever ``structlog.configure`` was told."""
+    return structlog.wrap_logger(
+        logger,
+        wrapper_class=structlog.stdlib.BoundLogger,
+        context_class=dict,
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            to_logging,
+        ],
+    ).bind()
+
+
+def _formatter(*, console: bool, colour: bool) -> logging.Formatter:
+    """Return what renders our records and, where ours is the handler of the root, everybody's."""
+    trace = structlog.processors.ExceptionRenderer()  # as plain text, also where rich is installed
+
+    def render(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> str:
+        made: logging.LogRecord = event.pop("_record")
+        event.pop("_from_structlog", None)
+        return to_console(event, made.created, colour=colour) if console else to_json(event)
+
+    foreign: list[Processor] = [
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.ExtraAdder(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_process,
+    ]
+    return structlog.stdlib.ProcessorFormatter(processors=[trace, render], foreign_pre_chain=foreign)
+
+
+def add_process(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Add the process id, as in our own records."""
+    event["pid"] = os.getpid()
+    return event
+
+
+class Outlet:
+    """Our handlers, and what else was changed on the loggers; ``close()`` leaves all as it was found.
+
+    Raises ``ConfigError`` if a file cannot be opened.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._silent = config.log_format == "none" and config.log_file is None
+        style = "json" if config.log_format == "none" else config.log_format
+        self._writer: logging.Handler = (
+            logging.NullHandler() if self._silent else _make_writer("log_file", config.log_file, style)
+        )
+        self._home = logging.getLogger("prefork")
+        self._undo: list[Callable[[], object]] = []
+        self._requests: Writer | None = None
+        if config.access_log not in {None, "-"}:
+            self._requests = _make_writer("access_log", config.access_log, style)
+        self._loggers = [logging.getLogger(name) for name in LOGGERS]
+        self._set_levels(config)
+        if self._requests is not None:
+            self._set_apart(logging.getLogger("prefork.access"), self._requests)
+
+    def _set_levels(self, config: Config) -> None:
+        wanted = {"prefork": config.log_level}
+        if config.access_log is not None and LEVELS[config.log_level] > LEVELS["info"]:
+            wanted["prefork.access"] = "info"  # asked for by itself
+        for name, level in wanted.items():
+            logger = logging.getLogger(name)
+            # A level that the program has set stands, unless the option asks for more than its default.
+            if logger.level == logging.NOTSET or (name == "prefork" and level != "info"):
+                self._undo.append(_level_setter(logger, logger.level))
+                logger.setLevel(LEVELS[level])
+
+    def _set_apart(self, logger: logging.Logger, writer: Writer) -> None:
+        """Let requests have a file of their own, and be nowhere else."""
+        before = logger.propagate
+        logger.addHandler(writer)
+        logger.propagate = False
+
+        def undo() -> None:
+            logger.removeHandler(writer)
+            logger.propagate = before
+
+        self._undo.append(undo)
+
+    def settle(self) -> None:
+        """Put right what a program's own set-up has done to ours since the last record.
+
+        ``logging.config`` removes the handlers of the loggers that it configures, and disables those that it does not
+        know, which is its default and never meant for a server's log.
+        """
+        for logger in self._loggers:
+            logger.disabled = False
+        if self._writer in self._home.handlers:
+            return
+        if self._home.name == "root" and self._home.handlers:
+            self._home = self._loggers[0]
+        self._home.addHandler(self._writer)
+
+    def adopt_root(self) -> bool:
+        """Move our handler to the root, unless the program has one there; return whether it is there now."""
+        root = logging.getLogger()
+        if self._silent or self._home is root or root.handlers:
+            return self._home is root
+        self._home.removeHandler(self._writer)
+        self._home = root
+        root.addHandler(self._writer)
+        return True
+
+    def reopen(self) -> Iterator[tuple[str, OSError]]:
+        """Open the files anew; yield those that cannot be: what is open stays in use."""
+        for writer in (self._writer, self._requests):
+            if isinstance(writer, Writer) and writer.path is not None:
+                try:
+                    writer.reopen()
+                except OSError as error:
+                    yield writer.path, error
+
+    def close(self) -> None:
+        """Take our handlers away, and undo what was changed."""
+        self._home.removeHandler(self._writer)
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+        for writer in (self._writer, self._requests):
+            if isinstance(writer, Writer):
+                writer.close_file()
+
+
+def _make_writer(option: str, path: str | None, style: str) -> Writer:
+    try:
+        return Writer(path, style)
+    except OSError as error:
+        raise ConfigError(
+            "PF105", f"{option} is {path!r}: {error.strerror}", "name a file that can be written"
+        ) from None
+
+
+def _level_setter(logger: logging.Logger, level: int) -> Callable[[], None]:
+    return lambda: logger.setLevel(level)

@@ -1,0 +1,109 @@
+"""Which source wins, for a Flask application?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prefork.contrib.flask.options import Given, join, resolve_options
+from prefork.contrib.flask.serving import roots_of
+from prefork.errors import ConfigError
+
+FLAG = {"port": "1"}
+OWN = {"FLASK_RUN_PREFORK_PORT": "2"}
+GENERAL = {"PREFORK_BIND": "127.0.0.1:3"}
+SETTING = {"PREFORK_PORT": 4}
+OF_FLASK_RUN = {"FLASK_RUN_PORT": "5"}
+PLATFORM = {"PORT": "6"}
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "environ", "bind"),
+    [
+        pytest.param(FLAG, SETTING, OWN | GENERAL | OF_FLASK_RUN | PLATFORM, "127.0.0.1:1", id="flag"),
+        pytest.param({}, SETTING, OWN | GENERAL | OF_FLASK_RUN | PLATFORM, "127.0.0.1:2", id="FLASK_RUN_PREFORK_"),
+        pytest.param({}, SETTING, GENERAL | OF_FLASK_RUN | PLATFORM, "127.0.0.1:3", id="PREFORK_"),
+        pytest.param({}, SETTING, OF_FLASK_RUN | PLATFORM, "127.0.0.1:4", id="app.config"),
+        pytest.param({}, {}, OF_FLASK_RUN | PLATFORM, "127.0.0.1:5", id="FLASK_RUN_"),
+        pytest.param({}, {}, PLATFORM, "0.0.0.0:6", id="PORT, on all addresses"),
+        pytest.param({}, {}, {}, "127.0.0.1:5000", id="as flask run"),
+        pytest.param({}, {}, PLATFORM | {"FLASK_RUN_HOST": "127.0.0.2"}, "127.0.0.2:6", id="PORT with a host"),
+        pytest.param({"host": "0.0.0.0"}, {}, OF_FLASK_RUN, "0.0.0.0:5", id="the parts come from two sources"),
+        pytest.param({"port": "1"}, {}, PLATFORM, "127.0.0.1:1", id="a port was given: PORT says nothing"),
+        pytest.param({"host": "::1", "port": "0"}, {}, {}, "[::1]:0", id="IPv6"),
+        pytest.param({"host": "unix:///run/shop.sock"}, {}, {}, "unix:/run/shop.sock", id="as flask run -h unix://"),
+        pytest.param({}, {"PREFORK_BIND": "unix:a"}, OF_FLASK_RUN, "unix:a", id="bind in app.config"),
+        pytest.param({}, {}, {"FLASK_RUN_PREFORK_BIND": "[::1]:9"} | GENERAL, "[::1]:9", id="bind in the environment"),
+    ],
+)
+def test_the_address_comes_from_the_first_that_gives_it(
+    given: dict[str, Any], settings: dict[str, Any], environ: dict[str, str], bind: str
+) -> None:
+    resolved = resolve_options(Given(settings=settings, **given), debug=False, environ=environ)
+    assert resolved.config.bind == (bind,)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "environ", "threads"),
+    [
+        ({"threads": "1"}, {"PREFORK_THREADS": 4}, {"FLASK_RUN_PREFORK_THREADS": "2", "PREFORK_THREADS": "3"}, 1),
+        ({}, {"PREFORK_THREADS": 4}, {"FLASK_RUN_PREFORK_THREADS": "2", "PREFORK_THREADS": "3"}, 2),
+        ({}, {"PREFORK_THREADS": 5}, {"PREFORK_THREADS": "3"}, 3),
+        ({}, {"PREFORK_THREADS": 5}, {}, 5),
+    ],
+)
+def test_an_option_comes_from_the_first_that_gives_it(
+    options: dict[str, str], settings: dict[str, Any], environ: dict[str, str], threads: int
+) -> None:
+    resolved = resolve_options(Given(options=options, settings=settings), debug=False, environ=environ)
+    assert resolved.config.threads == threads
+
+
+def test_the_origin_of_an_address_in_parts_is_told() -> None:
+    origins = resolve_options(Given(), debug=False, environ=OF_FLASK_RUN).origins
+    assert origins["bind"] == "environment FLASK_RUN_*"
+
+
+def test_the_server_name_is_a_fallback() -> None:
+    for environ, bind in (({}, "shop.test:80"), (OF_FLASK_RUN, "shop.test:5")):
+        resolved = resolve_options(Given(), debug=False, server_name="shop.test:80", environ=environ)
+        assert resolved.config.bind == (bind,)
+
+
+def test_an_address_given_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="PF605"):
+        resolve_options(Given(port="1", options={"bind": ("a:2",)}), debug=False, environ={})
+
+
+def test_an_unknown_setting_is_named_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match="threads"):
+        resolve_options(Given(settings={"PREFORK_TREADS": 1}), debug=False, environ={})
+
+
+def test_debug_turns_on_reload_with_one_worker_and_an_access_log() -> None:
+    config = resolve_options(Given(), debug=True, environ={}).config
+    assert (config.reload, config.max_workers, config.access_log) == (True, 1, "-")
+
+
+@pytest.mark.parametrize("source", ["flag", "environment", "app.config"])
+def test_reload_can_be_turned_off_in_debug(source: str) -> None:
+    options = {"reload": False} if source == "flag" else {}
+    environ = {"PREFORK_RELOAD": "0"} if source == "environment" else {}
+    settings = {"PREFORK_RELOAD": False} if source == "app.config" else {}
+    config = resolve_options(Given(options=options, settings=settings), debug=True, environ=environ).config
+    assert (config.reload, config.max_workers) == (False, 10)
+
+
+def test_the_access_log_can_be_turned_off_in_debug() -> None:
+    resolved = resolve_options(Given(no_access_log=True), debug=True, environ={"PREFORK_ACCESS_LOG": "-"})
+    assert (resolved.config.access_log, resolved.origins["access_log"]) == (None, "flag --no-access-log")
+
+
+def test_host_and_port_make_an_address() -> None:
+    assert [join("a", 1), join("::1", 2), join("[::1]", 3)] == ["a:1", "[::1]:2", "[::1]:3"]
+
+
+def test_the_folder_of_an_app_that_is_named_by_its_file_is_watched() -> None:
+    assert roots_of("src/shop.py:create_app('a:b')") == ["src"]
+    assert roots_of("shop:app") == roots_of(None) == []
