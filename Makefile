@@ -38,7 +38,7 @@ test: $(VENV)/.dev  ## run every test
 	$(BIN)/python -m pytest $(ARGS)
 
 coverage: $(VENV)/.dev  ## hold that unit tests alone enter every branch of the two state machines
-	$(BIN)/python -m pytest tests/unit -q --cov=prefork.supervisor --cov=prefork.http1.connection --cov-branch \
+	$(BIN)/python -m pytest tests/unit -q --cov=prefork.supervisor --cov=prefork.http1.connection --cov=prefork.http1.heads --cov-branch \
 		--cov-report=term-missing --cov-fail-under=100 $(ARGS)
 
 lint: $(VENV)/.dev  ## style, types, direction of imports, generated pages

@@ -152,6 +152,7 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     birth.hooks.run_or_raise("worker_started", worker)
     facts = WorkerFacts(number=birth.number, generation=birth.generation)
     driver = WsgiDriver(app, birth.listeners, config, facts, records, guard, birth.thread_exit)
+    driver.announce_at(announcement(birth.budget))
     driver.start()
     boot_s = monotonic() - birth.born
     send(birth.reports, Ready(birth.worker, boot_s=boot_s))
@@ -185,12 +186,11 @@ class Life:
         self.sources = {lifeline: self.obey, inbox.fileno(): self.heed, driver.monitor_fd: _nothing}
         for descriptor in self.sources:
             self.poller.register(descriptor, select.POLLIN)
-        driver.set_thresholds(self.announce_at, birth.budget)
 
     def run(self) -> None:
         """Serve until there is nothing left to do."""
         while True:
-            patience = self.driver.tick(monotonic())
+            patience = self.driver.tick()
             # After the tick, which empties monitor_fd: what is told from now on wakes the poll.
             self.take_stock()
             if self.phase is Phase.LEAVING and self.driver.drained and self.worker.exit_guard.free:
@@ -205,8 +205,8 @@ class Life:
         served = self.driver.served
         if self.phase is Phase.SERVING and self.announce_at is not None and served >= self.announce_at:
             self.announce("max_requests")
-        if self.phase is Phase.RELEASED and self.due is not None and served >= self.due:
-            self.retire()
+        if self.phase is Phase.RELEASED and self.driver.leaving:
+            self.phase = Phase.LEAVING
 
     def announce(self, reason: str) -> None:
         """Ask for a successor, and serve on until it is there."""
@@ -217,6 +217,8 @@ class Life:
         """Retire when the budget is spent: the successor serves, so that nothing is lost."""
         if self.phase is not Phase.LEAVING:
             self.phase = Phase.RELEASED
+            if self.due is not None:
+                self.driver.retire_after(self.due)
 
     def retire(self) -> None:
         """Leave the listeners to the others, and finish politely what is there."""

@@ -13,11 +13,8 @@ TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
 
 # RFC 9112 section 3: one space between the words; a target has no fragment and no octets beyond ASCII (RFC 3986).
-HEAD = re.compile(
-    rb"(?P<method>%b) (?P<target>[\x21\x22\x24-\x7e]+) HTTP/(?P<major>[0-9])\.(?P<minor>[0-9])\r\n(?P<fields>(?:%b:%b\r\n)*)\r\n"
-    % (TOKEN, TOKEN, VALUE)
-)
-REQUEST_LINE = re.compile(rb"%b [\x21\x22\x24-\x7e]+ HTTP/[0-9]\.[0-9]" % TOKEN)
+FIELD_NAME = re.compile(TOKEN.decode())
+REQUEST_LINE = re.compile(rb"(%b) ([\x21\x22\x24-\x7e]+) HTTP/([0-9])\.([0-9])" % TOKEN)
 FIELD_LINES = re.compile(rb"(?:%b:%b\r\n)*" % (TOKEN, VALUE))
 SPACE_BEFORE_COLON = re.compile(rb"(?m)^%b[ \t]+:" % TOKEN)
 FOLDED = re.compile(rb"\r\n[ \t]")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 Field: TypeAlias = tuple[bytes, bytes]
 
@@ -12,25 +12,47 @@ CHUNKED = -1
 
 
 @dataclass(slots=True, eq=False)
-class Request:
-    """The head of one request, checked against RFC 9112 and RFC 9110.
+class RequestLine:
+    """The first line of a request. Requests that repeat it share it: it is never changed.
 
-    ``target`` is what the client sent, ``path`` and ``query`` are its two parts, still percent-encoded.
-    ``fields`` are in order of arrival, with names in whatever case the parser gives and values without padding.
-    ``length`` is the size of the body in bytes, 0 without one, ``CHUNKED`` where only its end tells.
-    ``keep_alive`` is what the client wishes, ``awaits_continue`` that it holds its body back (RFC 9110 10.1.1).
+    ``target`` is what the client sent, ``path`` and ``query`` are its two parts, still percent-encoded. ``host`` is the
+    one that an absolute target names, else ``None``. ``version`` is "1.0" or "1.1", the highest that we know.
     """
 
     method: str
     target: bytes
     path: bytes
     query: bytes
+    host: bytes | None
     version: str
+    memo: Any = None
+    """A place for what a gateway makes of it, so that it is made once."""
+
+
+@dataclass(slots=True, eq=False)
+class Head:
+    """What the field lines of a request say together. Requests that repeat them share it: it is never changed.
+
+    ``fields`` are in order of arrival, with names in whatever case the parser gives and values without padding.
+    ``length`` is the size of the body in bytes, 0 without one, ``CHUNKED`` where only its end tells.
+    ``keep_alive`` is what the client wishes, ``awaits_continue`` that it holds its body back (RFC 9110 10.1.1).
+    """
+
     fields: list[Field]
     host: bytes
     length: int
     keep_alive: bool
     awaits_continue: bool
+    memo: Any = None
+    """A place for what a gateway makes of it, so that it is made once."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request, checked against RFC 9112 and RFC 9110; its body comes apart."""
+
+    line: RequestLine
+    head: Head
 
 
 @dataclass(slots=True, eq=False)

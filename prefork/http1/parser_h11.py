@@ -14,11 +14,11 @@ _SIZE = 1 << 30
 class H11Parser:
     """Reads the field lines of one head with h11, the reference of strictness."""
 
-    def fields(self, version: bytes, block: bytes) -> list[Field]:
+    def fields(self, version: str, block: bytes) -> list[Field]:
         """Return the fields of ``block``, whole field lines with their line ends; raises ``Refused``."""
         reader = h11.Connection(h11.SERVER, max_incomplete_event_size=_SIZE)
         # The request line was read by the grammar; a plain one stands for it, so that any method and form may come.
-        reader.receive_data(b"GET / HTTP/%b\r\n%b\r\n" % (version, block))
+        reader.receive_data(b"GET / HTTP/%b\r\n%b\r\n" % (version.encode(), block))
         try:
             event = reader.next_event()
         except h11.RemoteProtocolError as error:
@@ -27,6 +27,3 @@ class H11Parser:
             raise Refused(400, "unfinished head", "h11")
         # Not h11's own list, which makes one of equal lengths: that is for the connection to judge.
         return split_fields(block)
-
-    def forget(self) -> None:
-        """Do nothing: h11 starts anew with every head."""

@@ -25,7 +25,8 @@ from email.utils import formatdate
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prefork.http1.connection import Connection, Parser, Phase
+from prefork.http1.connection import Connection, Phase
+from prefork.http1.heads import HeadReader, Parser
 from prefork.http1.messages import Body, End, Misanswered, Refused, Request
 from prefork.http1.parser_h11 import H11Parser
 from prefork.wsgi.body import RequestBody
@@ -55,6 +56,8 @@ PAUSE = 0.5
 _RECEIVE = 65536
 _BLOCKY = 16
 _NEVER = float("inf")
+# Members of an Enum are looked up dearly in Python 3.11.
+_HEAD, _ANSWER, _CLOSED = Phase.HEAD, Phase.ANSWER, Phase.CLOSED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,6 @@ class Client:
     """
 
     __slots__ = (
-        "away",
         "base",
         "body",
         "broken",
@@ -81,38 +83,53 @@ class Client:
         "driver",
         "fd",
         "gone",
+        "in_head",
         "listed",
         "lock",
         "outbox",
         "peer",
-        "reading_out",
-        "registered",
+        "receive",
         "request",
-        "served",
         "sock",
+        "step",
+        "watched",
     )  # fmt: skip
 
     def __init__(
-        self, driver: WsgiDriver, sock: socket.socket, connection: Connection, base: dict[str, Any], peer: str
+        self,
+        driver: WsgiDriver,
+        sock: socket.socket,
+        connection: Connection,
+        base: dict[str, Any],
+        peer: tuple[str, str] | None,
     ) -> None:
         self.driver = driver
         self.sock = sock
         self.fd = sock.fileno()
+        self.receive = sock.recv
         self.connection = connection
         self.base = base
         self.peer = peer
+        self.step: Callable[[Client], bool] = driver.receive
+        """What to do when the poller tells of it; returns whether a request was answered."""
         self.request: Request | None = None
+        """The request whose body is being collected."""
         self.body: RequestBody | None = None
         self.outbox: Outbox | None = None
         self.lock: threading.Lock | None = None
-        self.away = False
         self.broken = False
         self.gone = False
-        self.reading_out = False
-        self.registered = False
-        self.served = 0
+        self.in_head = True
+        """Whether the time for a head runs."""
+        self.watched = 0
+        """For which events it is registered at the poller."""
         self.deadline = _NEVER
         self.listed = _NEVER
+
+    @property
+    def address(self) -> str:
+        """The client's address, for records."""
+        return "" if self.peer is None else self.peer[0]
 
     # The stream of an answer, called by the gateway in the thread that serves.
 
@@ -125,9 +142,7 @@ class Client:
                 sent = 0
             if sent == len(data):
                 return
-            self.lock = threading.Lock()
-            self.outbox = Outbox(self.driver.config.spool_dir)
-            self.outbox.add(memoryview(data)[sent:])
+            self._open_outbox().add(memoryview(data)[sent:])
             return
         with self._held():
             self.outbox.add(data)
@@ -135,14 +150,12 @@ class Client:
 
     def sendfile(self, file: Any, offset: int, size: int) -> None:
         """Let the kernel send a part of a file."""
-        if self.outbox is None:
-            self.lock = threading.Lock()
-            self.outbox = Outbox(self.driver.config.spool_dir)
+        outbox = self._open_outbox() if self.outbox is None else self.outbox
         with self._held():
-            self.outbox.add_file(file.fileno(), offset, size)
+            outbox.add_file(file.fileno(), offset, size)
         self._push()
 
-    def date(self) -> str:
+    def date(self) -> bytes:
         """Return the present value of ``Date``."""
         return self.driver.date()
 
@@ -159,6 +172,12 @@ class Client:
         """Send what waits; return how much went out. Raises ``OSError`` once the client is gone."""
         with self._held():
             return 0 if self.outbox is None else self.outbox.flush(self.sock)
+
+    def _open_outbox(self) -> Outbox:
+        self.lock = threading.Lock()
+        self.outbox = Outbox(self.driver.config.spool_dir)
+        self.step = self.driver.flush
+        return self.outbox
 
     def _push(self) -> None:
         self.flush()
@@ -194,7 +213,7 @@ class WsgiDriver:
         exit_guard: ExitGuard,
         thread_exit: Callable[[], None] | None = None,
     ) -> None:
-        self._new_parser = _parser(config.http)
+        self._reader = HeadReader(config.limits, _parser(config.http)())
         self.app = app
         self.config = config
         self.records = records
@@ -204,9 +223,11 @@ class WsgiDriver:
             os.set_blocking(end, False)
         self.served = 0
         """Requests given to the application so far."""
-        self._threshold: float = _NEVER
+        self.failure: BaseException | None = None
+        """What ended a leader: a fault of the server. A worker without a leader serves nobody, so it must end."""
         self._announce: float = _NEVER
-        self._budget: float = _NEVER
+        self._last: float = _NEVER
+        self._threshold: float = _NEVER
         self._poller = new_poller()
         self._poller.register(self._wake_end, READ)
         self._listeners = {listener.socket.fileno(): listener for listener in listeners}
@@ -226,11 +247,11 @@ class WsgiDriver:
             )
             for fd, listener in self._listeners.items()
         }
-        self._limits = config.limits
         self._accepting = False
         self._resume_at = _NEVER
         self._clients: dict[int, Client] = {}
         self._deadlines: Deadlines[Client] = Deadlines()
+        self._keep_alive = config.keep_alive_timeout
         self._batch: deque[tuple[int, int]] = deque()
         self._behind: deque[Client] = deque()  # pipelined requests of connections that were served elsewhere
         self._orders: deque[Callable[[], None]] = deque()
@@ -243,14 +264,16 @@ class WsgiDriver:
             threading.Semaphore
         ] = []  # the last to come is the first to be promoted: caches and connections stay warm
         self._leader: int | None = None
-        self._serving: Client | None = None  # the connection that the leader is away with
+        self._served: set[Client] = (
+            set()
+        )  # whom the leader serves; who takes it out decides: the leader, or a promotion
         self._turn = 0
         self._blocky = 0  # how surely the application blocks; above 0 the lead passes on before the call
         self._monitor_sleeps = True
         self._quiet = 0
         self._seen = -1
         self._date_at = 0
-        self._date = ""
+        self._date = b""
 
     # Called by the worker's main thread.
 
@@ -261,29 +284,41 @@ class WsgiDriver:
         self._accepting = True
         self._new_thread()
 
-    def set_thresholds(self, announce: int | None, budget: int | None) -> None:
-        """Make ``monitor_fd`` readable when ``served`` reaches ``announce``, and again at ``budget``."""
-        self._announce = _NEVER if announce is None else announce
-        self._budget = _NEVER if budget is None else budget
-        self._threshold = min(self._announce, self._budget)
+    def announce_at(self, requests: int | None) -> None:
+        """Make ``monitor_fd`` readable when ``served`` reaches ``requests``; call it before ``start``."""
+        self._announce = self._threshold = _NEVER if requests is None else requests
 
-    def tick(self, now: float) -> int | None:  # noqa: ARG002 - turns are counted, not timed
-        """Promote a follower if the leader is away; return for how many milliseconds the monitor may sleep."""
+    def retire_after(self, requests: int) -> None:
+        """Retire with the request that is the worker's ``requests``-th: that one is answered with a close."""
+        self._order(partial(self._retire_after, requests))
+
+    def tick(self) -> int | None:
+        """Promote a follower if the leader is away; return for how many milliseconds the monitor may sleep.
+
+        Raises what ended a leader.
+        """
         _drain(self.monitor_fd)
+        if self.failure is not None:
+            raise self.failure
         if self._monitor_sleeps:
             return None
-        turn, serving = self._turn, self._serving
-        if serving is None:
+        turn = self._turn
+        if not self._served:
             self._quiet = self._quiet + 1 if turn == self._seen else 0
         elif turn == self._seen:
             self._blocky = min(_BLOCKY, self._blocky + 2)
-            self._promote(serving)
+            self._promote()
         self._seen = turn
         if self._quiet > QUIET_TICKS:
             self._quiet = 0
             self._monitor_sleeps = True
             return None
         return int(TICK * 1000)
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it retires or stops."""
+        return self._leaving
 
     @property
     def drained(self) -> bool:
@@ -346,8 +381,26 @@ class WsgiDriver:
             client.connection.answer_close = True
             if client.connection.idle and client.outbox is None:
                 client.deadline = min(client.deadline, now + patience)
-                self._deadlines.watch(client)
+                if client.watched:
+                    self._watch(client, READ)
         self._tell_monitor()
+
+    def _retire_after(self, requests: int) -> None:
+        self._last = requests
+        self._threshold = min(self._announce, requests)
+        if self.served >= requests:
+            self._leave(LINGER)
+
+    def _reach(self) -> None:
+        """Do what is to be done after so many requests."""
+        if self.served >= self._announce:
+            self._announce = _NEVER
+            self._tell_monitor()
+        if self.served >= self._last:
+            self._last = _NEVER
+            if not self._leaving:
+                self._leave(LINGER)
+        self._threshold = min(self._announce, self._last)
 
     def _pause_accepting(self) -> None:
         if self._accepting:
@@ -380,6 +433,9 @@ class WsgiDriver:
                     self._waiting.append(turn)
                 if not self._done:
                     turn.acquire()
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            self.failure = error
+            self._tell_monitor()
         finally:
             if self._thread_exit is not None:
                 self._thread_exit()
@@ -387,17 +443,20 @@ class WsgiDriver:
     def _can_promote(self) -> bool:
         return bool(self._waiting) or len(self._threads) < self.config.threads
 
-    def _promote(self, client: Client) -> None:
-        """Let another thread lead, while the present one is away with ``client``."""
+    def _promote(self) -> None:
+        """Let another thread lead, while the present one is away with its client."""
         with self._lock:
-            if self._serving is not client or not self._can_promote():
+            if not self._can_promote():
                 return
-            if client.registered:
+            try:
+                client = self._served.pop()
+            except KeyError:
+                return
+            if client.watched:
                 # Not masked: the poller would still tell of a client that hangs up, again and again.
                 self._poller.unregister(client.fd)
-                client.registered = False
-            client.away = True
-            self._leader = self._serving = None
+                client.watched = 0
+            self._leader = None
             if self._waiting:
                 self._waiting.pop().release()
             else:
@@ -409,12 +468,12 @@ class WsgiDriver:
         clients = self._clients
         while self._leader == me and not self._done:
             if self._behind:
-                self._serve(self._behind.popleft(), 0)
+                self._serve(self._behind.popleft(), self.advance)
             elif batch:
-                fd, events = batch.popleft()
+                fd, _ = batch.popleft()
                 client = clients.get(fd)
                 if client is not None:
-                    self._serve(client, events)
+                    self._serve(client, client.step)
                 elif fd in self._listeners:
                     self._accept(fd)
             else:
@@ -459,126 +518,143 @@ class WsgiDriver:
             self.records.emit("pool.accept_paused", reason=str(error), pause_s=PAUSE, code="PF501")
             return False
         sock.setblocking(False)
-        base = self._bases[fd].copy()
+        peer = None
         if listener.tcp:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            base["REMOTE_ADDR"] = address[0]
-            base["REMOTE_PORT"] = str(address[1])
-            peer = address[0]
-        else:
-            base["REMOTE_ADDR"] = peer = ""
-        client = Client(self, sock, Connection(self._limits, self._new_parser()), base, peer)
+            peer = address[0], str(address[1])
+        client = Client(self, sock, Connection(self._reader), self._bases[fd], peer)
         self._clients[client.fd] = client
         client.deadline = time.monotonic() + self.config.head_timeout
-        self._serve(client, READ)
+        self._serve(client, self.receive)
         return True
 
-    def _serve(self, client: Client, events: int) -> None:
-        """Do what can be done for a client; afterwards it is closed, or back at the poller."""
-        if client.gone:
-            return
+    def _serve(self, client: Client, step: Callable[[Client], bool]) -> None:
+        """Take one step for a client; afterwards it is closed, or back at the poller."""
         self._turn += 1
-        self._serving = client
+        self._served.add(client)
+        answered = False
         try:
-            if client.outbox is not None:
-                self._flush(client)
-            elif client.reading_out:
-                self._read_out(client)
-            elif events:
-                self._receive(client)
-            else:
-                self._advance(client)
+            answered = step(client)
         except OSError:
             client.broken = True
-        self._settle(client)
-
-    def _settle(self, client: Client) -> None:
-        """Give a client back to the poller, or close it."""
-        with self._lock:
-            away = client.away
-            client.away = False
-            if not away:
-                self._serving = None
-        connection = client.connection
-        if client.broken:
-            self._close(client)
-        elif client.outbox is not None:
-            self._watch(client, WRITE, self.config.write_timeout)
-        elif connection.phase is Phase.CLOSED:
-            if connection.leftover and not client.reading_out:
-                self._let_read(client)
-            elif not client.reading_out:
-                self._close(client)
-        elif connection.idle:
-            self._watch(client, READ, LINGER if self._leaving else self._idle_patience(client))
-        elif connection.phase is Phase.HEAD and self._may_hold_head(client):
-            self._behind.append(client)
-        else:
-            self._watch(client, READ, None)
+        away = False
+        try:
+            self._served.remove(client)
+        except KeyError:
+            away = True
+            with self._lock:
+                pass  # until the promotion is through
+        self._settle(client, answered=answered)
         if away and self._behind:
             self._wake()
 
-    def _idle_patience(self, client: Client) -> float | None:
-        return self.config.keep_alive_timeout if client.served else None
+    def _settle(self, client: Client, *, answered: bool) -> None:
+        """Give a client back to the poller, or close it."""
+        connection = client.connection
+        if client.broken:
+            self._close(client)
+        elif client.outbox is not None and not self._emptied(client):
+            client.deadline = time.monotonic() + self.config.write_timeout
+            self._watch(client, WRITE)
+        elif connection.phase is _CLOSED:
+            if client.step == self.read_out:
+                self._watch(client, READ)
+            elif connection.leftover:
+                self._let_read(client)
+            else:
+                self._close(client)
+        elif connection.idle:
+            if answered:
+                client.deadline = time.monotonic() + (LINGER if self._leaving else self._keep_alive)
+            self._watch(client, READ)
+        elif answered:
+            # What lies here may be a next request. Others come first.
+            self._behind.append(client)
+        else:
+            self._watch(client, READ)
 
-    def _may_hold_head(self, client: Client) -> bool:
-        """Tell whether the bytes that lie here may be a next request: they were not looked at since the last one."""
-        looked, client.request = client.request is None, None
-        return not looked
+    def _watch(self, client: Client, events: int) -> None:
+        if client.deadline < client.listed:
+            self._deadlines.watch(client)
+        if client.watched != events:
+            if client.watched:
+                self._poller.modify(client.fd, events)
+            else:
+                self._poller.register(client.fd, events)
+            client.watched = events
 
-    def _watch(self, client: Client, events: int, patience: float | None) -> None:
-        if patience is not None:
-            client.deadline = time.monotonic() + patience
-        self._deadlines.watch(client)
-        if not client.registered:
-            client.registered = True
-            self._poller.register(client.fd, events)
-        elif events == WRITE or client.outbox is not None:
-            self._poller.modify(client.fd, events)
+    # The steps that a client may take.
 
-    def _receive(self, client: Client) -> None:
+    def receive(self, client: Client) -> bool:
+        """Take in what the client sent."""
         try:
-            data = client.sock.recv(_RECEIVE)
+            data = client.receive(_RECEIVE)
         except BlockingIOError:
-            return
+            return False
         if not data:
             client.broken = True
-            return
+            return False
         client.connection.receive(data)
-        self._advance(client)
+        return self.advance(client)
 
-    def _advance(self, client: Client) -> None:
+    def advance(self, client: Client) -> bool:
         """Take one request further, as far as what was received goes."""
         connection = client.connection
         try:
-            while (event := connection.next_event()) is not None:
-                if isinstance(event, Request):
-                    client.request = event
-                    if event.length == 0:
-                        self._dispatch(client, event, None)
-                        return
-                    client.body = RequestBody(self.config.spool_dir)
-                    if event.awaits_continue and not connection.buffered:
-                        client.send(connection.go_on())
-                elif isinstance(event, Body):
+            event = connection.next_event()
+            if type(event) is Request:
+                client.in_head = False
+                if event.head.length == 0:
+                    self._dispatch(client, event, None)
+                    return True
+                client.request = event
+                client.body = RequestBody(self.config.spool_dir)
+                if event.head.awaits_continue and not connection.buffered:
+                    client.send(connection.go_on())
+                event = connection.next_event()
+            while event is not None:
+                if isinstance(event, Body):
                     self._keep(client, event)
                 elif isinstance(event, End):
                     request, body = client.request, client.body
-                    client.body = None
+                    client.request = client.body = None
                     assert request is not None
                     self._dispatch(client, request, body)
-                    return
+                    return True
+                event = connection.next_event()
         except Refused as refused:
             self._refuse(client, refused)
-            return
-        if connection.phase is Phase.HEAD:
-            if connection.buffered and client.request is None and client.served:
-                self._shorten(client, self.config.head_timeout)
-        else:
-            self._shorten(client, self.config.body_timeout)
+            return False
+        if connection.phase is not _HEAD:
+            client.deadline = time.monotonic() + self.config.body_timeout
+        elif connection.buffered and not client.in_head:
+            # A head has its time from its first byte on, however slowly the others come.
+            client.in_head = True
+            client.deadline = time.monotonic() + self.config.head_timeout
+        return False
 
-    def _shorten(self, client: Client, patience: float) -> None:
-        client.deadline = time.monotonic() + patience
+    def read_out(self, client: Client) -> bool:
+        """Throw away what a refused client still sends."""
+        try:
+            if not client.receive(_RECEIVE):
+                client.broken = True
+        except BlockingIOError:
+            pass
+        return False
+
+    def flush(self, client: Client) -> bool:
+        """Send on what the client did not take at once; returns whether that was all."""
+        client.flush()
+        return self._emptied(client)
+
+    def _emptied(self, client: Client) -> bool:
+        outbox = client.outbox
+        if outbox is None or outbox:
+            return False
+        outbox.close()
+        client.outbox = None
+        client.step = self.receive
+        return True
 
     def _keep(self, client: Client, event: Body) -> None:
         assert client.body is not None
@@ -586,61 +662,43 @@ class WsgiDriver:
             client.body.add(event.data)
         except OSError as error:
             self.records.emit(
-                "request.rejected", reason=f"body cannot be kept: {error}", status=507, client=client.peer
+                "request.rejected", reason=f"body cannot be kept: {error}", status=507, client=client.address
             )
             raise Refused(507, "no room for the body", "RFC 4918 section 11.5") from None
 
     def _refuse(self, client: Client, refused: Refused) -> None:
         """Answer a request that is not served, and close."""
-        self.records.emit("request.rejected", reason=refused.reason, status=refused.status, client=client.peer)
+        self.records.emit("request.rejected", reason=refused.reason, status=refused.status, client=client.address)
         self._drop_body(client)
         client.send(client.connection.refusal(refused, self.date()))
 
     def _let_read(self, client: Client) -> None:
         """Let the client read its last answer: to close with bytes unread would tear it away (RFC 9112 section 9.6)."""
-        client.reading_out = True
+        client.step = self.read_out
         try:
             client.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self._close(client)
             return
-        self._watch(client, READ, READ_ANSWER)
-
-    def _read_out(self, client: Client) -> None:
-        try:
-            if not client.sock.recv(_RECEIVE):
-                client.broken = True
-        except BlockingIOError:
-            pass
-
-    def _flush(self, client: Client) -> None:
-        sent = client.flush()
-        outbox = client.outbox
-        if outbox is not None and not outbox:
-            outbox.close()
-            client.outbox = None
-            if client.registered:
-                self._poller.modify(client.fd, READ)
-            client.deadline = time.monotonic() + self.config.keep_alive_timeout
-        elif not sent:
-            return
+        client.deadline = time.monotonic() + READ_ANSWER
+        self._watch(client, READ)
 
     def _expire(self, client: Client) -> None:
         """End what took too long: what that was, the client's state tells."""
         connection = client.connection
-        if client.outbox is not None or client.reading_out:
+        if client.step != self.receive:
             self._close(client)
         elif connection.idle:
             # What the client sent before it could know is still answered.
-            self._serve(client, READ)
+            self._serve(client, self.receive)
             if client.connection.idle and client.outbox is None:
                 self._close(client)
-        elif connection.phase is not Phase.ANSWER:
-            try:
-                self._refuse(client, Refused(408, "request not complete in time", "RFC 9110 section 15.5.9"))
-            except OSError:
-                client.broken = True
-            self._settle(client)
+        elif connection.phase is not _ANSWER:
+            self._serve(client, self._time_out)
+
+    def _time_out(self, client: Client) -> bool:
+        self._refuse(client, Refused(408, "request not complete in time", "RFC 9110 section 15.5.9"))
+        return False
 
     def _drop_body(self, client: Client) -> None:
         if client.body is not None:
@@ -666,15 +724,12 @@ class WsgiDriver:
     def _dispatch(self, client: Client, request: Request, body: RequestBody | None) -> None:
         """Give a complete request to the application."""
         self.served += 1
-        client.served += 1
         if self.served >= self._threshold:
-            self._threshold = self._budget if self.served < self._budget else _NEVER
-            self._tell_monitor()
-        connection = client.connection
+            self._reach()
         if self._leaving:
-            connection.answer_close = True
+            client.connection.answer_close = True
         if self._blocky and self._can_promote():
-            self._promote(client)
+            self._promote()
             started = time.perf_counter()
             self._answer(client, request, body)
             quick = time.perf_counter() - started < TICK
@@ -686,9 +741,9 @@ class WsgiDriver:
         answer = Answer(client.connection, client)
         started = time.perf_counter() if self.records.access_on else 0.0
         if body is None:
-            environ = request_environ(client.base, request, None, 0)
+            environ = request_environ(client.base, client.peer, request, None, 0)
         else:
-            environ = request_environ(client.base, request, body.open(), body.size)
+            environ = request_environ(client.base, client.peer, request, body.open(), body.size)
         try:
             answer.run(self.app, environ)
         except OSError as error:
@@ -706,7 +761,9 @@ class WsgiDriver:
             self._log_access(client, request, answer, time.perf_counter() - started)
 
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
-        self.records.failure(error, method=request.method, path=request.path.decode("latin-1"), client=client.peer)
+        self.records.failure(
+            error, method=request.line.method, path=request.line.path.decode("latin-1"), client=client.address
+        )
         if answer.sent:
             # The answer must not look whole: neither a last chunk nor a kept connection.
             client.broken = True
@@ -716,26 +773,26 @@ class WsgiDriver:
             answer.fail()
 
     def _log_access(self, client: Client, request: Request, answer: Answer, duration: float) -> None:
-        agent = next((value for name, value in request.fields if name.lower() == b"user-agent"), b"")
+        agent = next((value for name, value in request.head.fields if name.lower() == b"user-agent"), b"")
         self.records.access(
-            method=request.method,
-            path=request.path.decode("latin-1"),
-            query=request.query.decode("latin-1"),
+            method=request.line.method,
+            path=request.line.path.decode("latin-1"),
+            query=request.line.query.decode("latin-1"),
             status=int((answer.status or "0")[:3]),
             duration_s=round(duration, 6),
-            request_bytes=max(0, request.length),
+            request_bytes=max(0, request.head.length),
             response_bytes=answer.size,
-            client=client.peer,
+            client=client.address,
             scheme="http",
-            http_version=request.version,
+            http_version=request.line.version,
             user_agent=agent.decode("latin-1"),
         )
 
-    def date(self) -> str:
+    def date(self) -> bytes:
         """Return the present value of ``Date`` (RFC 9110 section 5.6.7)."""
         now = int(time.time())
         if now != self._date_at:
-            self._date = formatdate(now, usegmt=True)
+            self._date = formatdate(now, usegmt=True).encode()
             self._date_at = now
         return self._date
 

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from prefork.http1.connection import Connection
-    from prefork.http1.messages import Request
+    from prefork.http1.messages import Head, Request, RequestLine
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 _KNOWN_NAMES = 4096
+_NOT_STARTED = "the application sent a body before it called start_response()"
 
 
 class Stream(Protocol):
@@ -30,7 +31,7 @@ class Stream(Protocol):
     def send(self, data: bytes) -> None:
         """Send ``data``; raises ``OSError`` once the client is gone."""
 
-    def date(self) -> str:
+    def date(self) -> bytes:
         """Return the present value of ``Date``."""
 
     def measure(self, file: Any) -> tuple[int, int] | None:
@@ -79,6 +80,7 @@ def server_environ(
         "SERVER_NAME": name,
         "SERVER_PORT": port,
         "SERVER_SOFTWARE": "prefork",
+        "REMOTE_ADDR": "",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,
         "wsgi.errors": errors,
@@ -91,32 +93,59 @@ def server_environ(
     }
 
 
-def request_environ(base: dict[str, Any], request: Request, body: IO[bytes] | None, size: int) -> dict[str, Any]:
-    """Return the environ of one request: ``base`` of its connection, and what the request says.
+def request_environ(
+    base: dict[str, Any], peer: tuple[str, str] | None, request: Request, body: IO[bytes] | None, size: int
+) -> dict[str, Any]:
+    """Return the environ of one request: ``base`` of its listener, and what the request says.
 
+    ``peer`` is the client's address and port, ``None`` where it has none.
     ``body`` is the whole body, ``size`` its length in bytes: a chunked body is given its CONTENT_LENGTH.
     """
-    environ = base.copy()
-    path = request.path
-    environ["REQUEST_METHOD"] = request.method
-    environ["PATH_INFO"] = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
-    environ["QUERY_STRING"] = request.query.decode("latin-1")
-    environ["REQUEST_URI"] = environ["RAW_URI"] = request.target.decode("latin-1")
-    environ["SERVER_PROTOCOL"] = "HTTP/" + request.version
-    environ["wsgi.input"] = BytesIO() if body is None else body
-    for name, value in request.fields:
-        key = _keys[name]
-        if key in environ:
-            # RFC 9110 section 5.3: a list in several lines is one list. RFC 6265 section 5.4: but cookies end with ";".
-            separator = "; " if key == "HTTP_COOKIE" else ","
-            environ[key] += separator + value.decode("latin-1")
-        elif key:
-            environ[key] = value.decode("latin-1")
-    if body is not None:
+    head = request.head
+    memo = head.memo
+    if memo is None or memo[0] is not base:
+        memo = head.memo = (base, {**base, **_field_environ(head)})
+    environ: dict[str, Any] = memo[1].copy()
+    line = request.line
+    said = line.memo
+    if said is None:
+        said = line.memo = _line_environ(line)
+    environ.update(said)
+    if peer is not None:
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer
+    if body is None:
+        environ["wsgi.input"] = BytesIO()
+    else:
+        environ["wsgi.input"] = body
         environ["CONTENT_LENGTH"] = str(size)
-        if request.length == CHUNKED:
+        if head.length == CHUNKED:
             del environ["HTTP_TRANSFER_ENCODING"]
     return environ
+
+
+def _line_environ(line: RequestLine) -> dict[str, str]:
+    path, target = line.path, line.target.decode("latin-1")
+    return {
+        "REQUEST_METHOD": line.method,
+        "PATH_INFO": (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1"),
+        "QUERY_STRING": line.query.decode("latin-1"),
+        "REQUEST_URI": target,
+        "RAW_URI": target,
+        "SERVER_PROTOCOL": "HTTP/" + line.version,
+    }
+
+
+def _field_environ(head: Head) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, value in head.fields:
+        key = _keys[name]
+        if key in found:
+            # RFC 9110 section 5.3: a list in several lines is one list. RFC 6265 section 5.4: but cookies end with ";".
+            separator = "; " if key == "HTTP_COOKIE" else ","
+            found[key] += separator + value.decode("latin-1")
+        elif key:
+            found[key] = value.decode("latin-1")
+    return found
 
 
 class Answer:
@@ -164,6 +193,10 @@ class Answer:
     def run(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> None:
         """Call the application and send what it answers; its iterable is closed once, whatever happens."""
         iterable = app(environ, self.start_response)
+        kind = type(iterable)
+        if (kind is list or kind is tuple) and len(iterable) == 1 and not self.sent:  # type: ignore[arg-type]
+            self._whole(iterable[0])  # type: ignore[index]
+            return
         try:
             self._deliver(iterable)
         finally:
@@ -172,11 +205,7 @@ class Answer:
                 close()
 
     def _deliver(self, iterable: Iterable[bytes]) -> None:
-        kind = type(iterable)
-        if (kind is list or kind is tuple) and len(iterable) == 1 and not self.sent:  # type: ignore[arg-type]
-            self._whole(iterable[0])  # type: ignore[index]
-            return
-        if kind is FileWrapper and self._file(iterable):  # type: ignore[arg-type]
+        if type(iterable) is FileWrapper and self._file(iterable):
             return
         for chunk in iterable:
             # An empty piece is how an application says that it has nothing yet: the head may still change.
@@ -189,8 +218,9 @@ class Answer:
             self._stream.send(rest)
 
     def _whole(self, body: bytes) -> None:
-        connection = self._connection
-        data = self._head(len(body)) + connection.data(body) + connection.finish()
+        if self.status is None:
+            raise AssertionError(_NOT_STARTED)
+        data = self._connection.whole(self.status, self._fields, self._stream.date(), body)
         self.sent = True
         self.size = len(body)
         self._stream.send(data)
@@ -220,7 +250,7 @@ class Answer:
 
     def _head(self, whole: int | None) -> bytes:
         if self.status is None:
-            raise AssertionError("the application sent a body before it called start_response()")
+            raise AssertionError(_NOT_STARTED)
         return self._connection.start(self.status, self._fields, self._stream.date(), whole)
 
     def fail(self) -> None:

@@ -1,0 +1,228 @@
+"""What does the head of a request say, its first line and its field lines?
+
+Clients repeat both to the octet, request after request, so the last ones judged are remembered: the same octets get the
+same verdict, and neither grammar nor parser is asked again. One reader serves a whole worker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from prefork.http1.grammar import (
+    ABSOLUTE,
+    FIELD_LINES,
+    FOLDED,
+    REQUEST_LINE,
+    SPACE_BEFORE_COLON,
+    STRAY_LINE_END,
+    is_host,
+    split_fields,
+)
+from prefork.http1.messages import CHUNKED, Field, Head, Refused, Request, RequestLine
+
+if TYPE_CHECKING:
+    from prefork.config import Limits
+
+REMEMBERED = 256
+"""How many first lines, and how many blocks of field lines, are remembered before all are forgotten."""
+REMEMBERED_SIZE = 4096
+"""How long what is remembered may be, in bytes."""
+_KNOWN_SPELLINGS = 4096
+_LENGTH_DIGITS = 18
+
+_HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT = range(1, 6)
+_REQUEST_FIELDS = {
+    b"host": _HOST,
+    b"content-length": _LENGTH,
+    b"transfer-encoding": _CODING,
+    b"connection": _CONNECTION,
+    b"expect": _EXPECT,
+}
+
+
+class Parser(Protocol):
+    """What a library must do."""
+
+    def fields(self, version: str, block: bytes) -> list[Field]:
+        """Return the fields of a block of field lines; raises ``Refused``. Nothing of one block touches the next."""
+
+
+class _Kinds(dict[bytes, int]):
+    """Field names as clients spell them, and what each means for framing: a lookup instead of lower-casing."""
+
+    def __missing__(self, name: bytes) -> int:
+        kind = _REQUEST_FIELDS.get(name.lower(), 0)
+        if len(self) < _KNOWN_SPELLINGS:
+            self[name] = kind
+        return kind
+
+
+_kinds = _Kinds()
+
+
+class HeadReader:
+    """Reads and judges heads, within ``limits``."""
+
+    __slots__ = ("_heads", "_lines", "_parser", "limits")
+
+    def __init__(self, limits: Limits, parser: Parser) -> None:
+        self.limits = limits
+        self._parser = parser
+        self._lines: dict[bytes, RequestLine] = {}
+        self._heads: dict[str, dict[bytes, Head]] = {"1.0": {}, "1.1": {}}
+
+    def recall(self, first: bytes, rest: bytes) -> Request | None:
+        """Return the request without a body that ``first`` and ``rest``, all behind its line end, were before."""
+        line = self._lines.get(first)
+        if line is None:
+            return None
+        head = self._heads[line.version].get(rest)
+        return None if head is None else Request(line, head)
+
+    def read(self, first: bytes, rest: bytes) -> Request:
+        """Judge a whole head: its first line, and the field lines with the empty one; raises ``Refused``."""
+        line = self._lines.get(first)
+        if line is None:
+            line = _request_line(first)
+        head = self._heads[line.version].get(rest)
+        if head is None:
+            head = self._judge(line.version, rest)
+        if line.host is not None:
+            head = _with_host(head, line.host)
+        elif len(first) + len(rest) <= REMEMBERED_SIZE:
+            _remember(self._lines, first, line)
+            if not head.length:
+                _remember(self._heads[line.version], rest, head)
+        return Request(line, head)
+
+    def _judge(self, version: str, rest: bytes) -> Head:
+        block = rest[:-2]
+        if FIELD_LINES.fullmatch(block) is None:
+            raise _malformed(block)
+        if block.count(b"\r\n") > self.limits.max_header_count:
+            raise Refused(431, "too many fields", "RFC 6585 section 5")
+        try:
+            fields = self._parser.fields(version, block)
+        except Refused:
+            # Where we have a verdict of our own it goes first: the same status, whichever parser is installed.
+            _head(version, split_fields(block))
+            raise
+        return _head(version, fields)
+
+
+T = TypeVar("T")
+
+
+def _remember(known: dict[bytes, T], words: bytes, meaning: T) -> None:
+    if len(known) >= REMEMBERED:
+        known.clear()
+    known[words] = meaning
+
+
+def _request_line(first: bytes) -> RequestLine:
+    """Judge the first line; raises ``Refused``."""
+    match = REQUEST_LINE.fullmatch(first)
+    if match is None:
+        raise Refused(400, "malformed request line", "RFC 9112 section 3")
+    word, target, major, minor = match.groups()
+    if major != b"1":
+        raise Refused(505, "HTTP version not supported", "RFC 9110 section 15.6.6")
+    # RFC 9110 section 2.5: a higher minor version is served as the highest that we know.
+    version = "1.0" if minor == b"0" else "1.1"
+    method = word.decode("ascii")
+    if method == "CONNECT":
+        raise Refused(501, "no tunnels here", "RFC 9110 section 9.3.6")
+    if target.startswith(b"/"):
+        path, _, query = target.partition(b"?")
+        return RequestLine(method, target, path, query, None, version)
+    if target == b"*":
+        if method != "OPTIONS":
+            raise Refused(400, "asterisk-form is for OPTIONS", "RFC 9112 section 3.2.4")
+        return RequestLine(method, target, b"/", b"", None, version)
+    absolute = ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        raise Refused(400, "malformed target", "RFC 9112 section 3.2")
+    return RequestLine(method, target, absolute["path"] or b"/", absolute["query"] or b"", absolute["host"], version)
+
+
+def _with_host(head: Head, host: bytes) -> Head:
+    """Return ``head`` with the host that an absolute target names: that one counts (RFC 9112 section 3.2.2)."""
+    fields = [(name, host if _kinds[name] == _HOST else value) for name, value in head.fields]
+    return Head(fields, host, head.length, head.keep_alive, head.awaits_continue)
+
+
+def options(value: str) -> set[str]:
+    """Return the options of a ``Connection`` field in lower case."""
+    return {option.strip(" \t").lower() for option in value.split(",")}
+
+
+def _malformed(block: bytes) -> Refused:
+    """Say what is wrong with field lines that the grammar does not know."""
+    if STRAY_LINE_END.search(block):
+        return Refused(400, "line ended by CR or LF alone", "RFC 9112 section 2.2")
+    if FOLDED.search(b"\r\n" + block):
+        return Refused(400, "folded field line", "RFC 9112 section 5.2")
+    if SPACE_BEFORE_COLON.search(block):
+        return Refused(400, "white space before a colon", "RFC 9112 section 5.1")
+    return Refused(400, "malformed field line", "RFC 9112 section 5")
+
+
+def _head(version: str, fields: list[Field]) -> Head:
+    """Judge what the fields say together; raises ``Refused``."""
+    host: bytes | None = None
+    length: bytes | None = None
+    codings: list[bytes] = []
+    wishes: set[str] = set()
+    expect: bytes | None = None
+    for name, value in fields:
+        kind = _kinds[name]
+        if not kind:
+            continue
+        if kind == _HOST:
+            if host is not None:
+                raise Refused(400, "two Host fields", "RFC 9112 section 3.2")
+            host = value
+        elif kind == _LENGTH:
+            if length is not None:
+                raise Refused(400, "two Content-Length fields", "RFC 9112 section 6.3")
+            length = value
+        elif kind == _CODING:
+            codings.append(value)
+        elif kind == _CONNECTION:
+            wishes |= options(value.decode("latin-1"))
+        else:
+            expect = value
+    if host is None:
+        if version != "1.0":
+            raise Refused(400, "no Host field", "RFC 9112 section 3.2")
+        host = b""
+    elif not is_host(host):
+        raise Refused(400, "invalid Host", "RFC 9112 section 3.2")
+    size = _body_length(length, codings, version)
+    if expect is not None and expect.lower() != b"100-continue":
+        raise Refused(417, "unknown expectation", "RFC 9110 section 10.1.1")
+    keep_alive = "close" not in wishes and (version == "1.1" or "keep-alive" in wishes)
+    return Head(fields, host, size, keep_alive, expect is not None and version == "1.1" and size != 0)
+
+
+def _body_length(length: bytes | None, codings: list[bytes], version: str) -> int:
+    """Return how long the body is (RFC 9112 section 6.3); raises ``Refused`` where two readers could differ."""
+    if codings:
+        if length is not None:
+            raise Refused(400, "Content-Length beside Transfer-Encoding", "RFC 9112 section 6.3")
+        if version == "1.0":
+            raise Refused(400, "Transfer-Encoding in HTTP/1.0", "RFC 9112 section 6.1")
+        coding = b",".join(codings).lower()
+        if coding == b"chunked":
+            return CHUNKED
+        if b"chunked," in coding or not coding:
+            raise Refused(400, "chunked is not the last transfer coding", "RFC 9112 section 6.3")
+        raise Refused(501, "unknown transfer coding", "RFC 9112 section 6.1")
+    if length is None:
+        return 0
+    if not length.isdigit():
+        raise Refused(400, "Content-Length is no number", "RFC 9112 section 6.3")
+    digits = length.lstrip(b"0")
+    if len(digits) > _LENGTH_DIGITS:
+        raise Refused(413, "body longer than max_body_size", "RFC 9110 section 15.5.14")
+    return int(digits or b"0")
