@@ -371,6 +371,11 @@ class Connection:
             return b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunk else b""
         return chunk if framing is _BY_CLOSE else b""
 
+    @property
+    def complete(self) -> bool:
+        """Whether the present answer lacks nothing but ``finish``: its body has the length that was declared."""
+        return self._left == 0 and self._framing is _BY_LENGTH
+
     def opaque(self, size: int) -> bool:
         """Tell whether ``size`` bytes may go out as they are, without passing through ``data``; if so count them."""
         if self._framing is _BY_LENGTH and size <= self._left:

@@ -23,7 +23,7 @@ from collections import deque
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prefork.http1.connection import Connection, Phase
 from prefork.http1.heads import HeadReader, Parser
@@ -53,11 +53,18 @@ READ_ANSWER = 2.0
 """How many seconds a refused client has to read why, while what it still sends is thrown away."""
 PAUSE = 0.5
 """How many seconds nothing is accepted after the descriptors were used up."""
+HOLD = 0.0005
+"""How many seconds a complete answer may wait for those of the other clients that were ready at the same time."""
+_HOLDABLE = 16384
 _RECEIVE = 65536
 _BLOCKY = 16
 _NEVER = float("inf")
 # Members of an Enum are looked up dearly in Python 3.11.
 _HEAD, _ANSWER, _CLOSED = Phase.HEAD, Phase.ANSWER, Phase.CLOSED
+
+
+Step: TypeAlias = "Callable[[Client], bool]"
+"""What may be done for a client when its turn comes; returns whether a request was answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +86,7 @@ class Client:
         "body",
         "broken",
         "connection",
+        "date",
         "deadline",
         "driver",
         "fd",
@@ -107,11 +115,12 @@ class Client:
         self.sock = sock
         self.fd = sock.fileno()
         self.receive = sock.recv
+        self.date = driver.date
         self.connection = connection
         self.base = base
         self.peer = peer
-        self.step: Callable[[Client], bool] = driver.receive
-        """What to do when the poller tells of it; returns whether a request was answered."""
+        self.step: Step = driver.receive
+        """What to do when the poller tells of it."""
         self.request: Request | None = None
         """The request whose body is being collected."""
         self.body: RequestBody | None = None
@@ -135,6 +144,16 @@ class Client:
 
     def send(self, data: bytes) -> None:
         """Send, and keep what the client does not take now. Raises ``OSError`` once it is gone."""
+        self.driver.send_held_back()
+        self.send_now(data)
+
+    def complete(self, data: bytes) -> None:
+        """Send the last of an answer, at once or together with those of others."""
+        if self.outbox is not None or self.connection.answer_close or not self.driver.hold_back(self, data):
+            self.send(data)
+
+    def send_now(self, data: bytes) -> None:
+        """Send before all that is held back."""
         if self.outbox is None:
             try:
                 sent = self.sock.send(data)
@@ -150,14 +169,11 @@ class Client:
 
     def sendfile(self, file: Any, offset: int, size: int) -> None:
         """Let the kernel send a part of a file."""
+        self.driver.send_held_back()
         outbox = self._open_outbox() if self.outbox is None else self.outbox
         with self._held():
             outbox.add_file(file.fileno(), offset, size)
         self._push()
-
-    def date(self) -> bytes:
-        """Return the present value of ``Date``."""
-        return self.driver.date()
 
     def measure(self, file: Any) -> tuple[int, int] | None:
         """Return offset and size of what is left of a regular file, ``None`` for anything else."""
@@ -252,21 +268,24 @@ class WsgiDriver:
         self._clients: dict[int, Client] = {}
         self._deadlines: Deadlines[Client] = Deadlines()
         self._keep_alive = config.keep_alive_timeout
+        self._watched_over = config.threads > 1  # a single thread has no monitor
         self._batch: deque[tuple[int, int]] = deque()
-        self._behind: deque[Client] = deque()  # pipelined requests of connections that were served elsewhere
+        self._behind: deque[tuple[Client, Step]] = deque()  # what is to be done that no event will tell of
+        self._round = 0  # how much of it is done before the poller is asked again: nobody waits for one that pipelines
+        self._held_back: deque[tuple[Client, bytes]] = deque()  # complete answers, to go out together
+        self._hold_until = _NEVER
+        self._sending = threading.Lock()
         self._orders: deque[Callable[[], None]] = deque()
         self._leaving = False
         self._done = False
         self._thread_exit = thread_exit
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # guards the lead, taken only when it changes hands
-        self._waiting: list[
-            threading.Semaphore
-        ] = []  # the last to come is the first to be promoted: caches and connections stay warm
+        # The last to come is the first to be promoted: caches and connections stay warm.
+        self._waiting: list[threading.Semaphore] = []
         self._leader: int | None = None
-        self._served: set[Client] = (
-            set()
-        )  # whom the leader serves; who takes it out decides: the leader, or a promotion
+        # Whom the leader serves. Who takes it out decides: the leader that comes back, or a promotion.
+        self._served: set[Client] = set()
         self._turn = 0
         self._blocky = 0  # how surely the application blocks; above 0 the lead passes on before the call
         self._monitor_sleeps = True
@@ -308,6 +327,7 @@ class WsgiDriver:
         elif turn == self._seen:
             self._blocky = min(_BLOCKY, self._blocky + 2)
             self._promote()
+            self.send_held_back()
         self._seen = turn
         if self._quiet > QUIET_TICKS:
             self._quiet = 0
@@ -337,6 +357,7 @@ class WsgiDriver:
         """End the threads that are not stuck, and give everything back."""
         self._done = True
         self._wake()
+        self.send_held_back()
         with self._lock:
             for semaphore in self._waiting:
                 semaphore.release()
@@ -364,8 +385,8 @@ class WsgiDriver:
     def _stop(self, *, quick: bool) -> None:
         if self._accepting and not quick:
             for fd in list(self._listeners):
-                while self._accept(fd):
-                    pass
+                while (client := self._accept(fd)) is not None:
+                    self._watch(client, READ)
         self._leave(0.0)
 
     def _leave(self, patience: float) -> None:
@@ -464,35 +485,45 @@ class WsgiDriver:
 
     def _lead(self) -> None:
         me = self._leader = threading.get_ident()
+        self.send_held_back()
         batch = self._batch
         clients = self._clients
         while self._leader == me and not self._done:
-            if self._behind:
-                self._serve(self._behind.popleft(), self.advance)
-            elif batch:
+            if batch:
                 fd, _ = batch.popleft()
                 client = clients.get(fd)
                 if client is not None:
-                    self._serve(client, client.step)
+                    if client.watched:  # else it is in other hands, and the event is of yesterday
+                        self._serve(client, client.step)
                 elif fd in self._listeners:
-                    self._accept(fd)
+                    client = self._accept(fd)
+                    if client is not None:
+                        self._serve(client, self.receive)
+                elif fd == self._wake_end:
+                    _drain(fd)
+            elif self._round:
+                self._round -= 1
+                client, step = self._behind.popleft()
+                if client.watched:
+                    self._serve(client, step)
             else:
                 self._wait()
 
     def _wait(self) -> None:
         """Fill the batch, and do what is due."""
+        self.send_held_back()
         if self._orders:
             self._orders.popleft()()
             return
         due = self._deadlines.next
         if self._resume_at != _NEVER:
             due = self._resume_at if due is None else min(due, self._resume_at)
-        self._batch.extend(self._poller.poll(None if due is None else max(0.0, due - time.monotonic())))
-        if due is not None and not self._batch:
+        patience = None if due is None else max(0.0, due - time.monotonic())
+        self._batch.extend(self._poller.poll(0 if self._behind else patience))
+        if due is not None and time.monotonic() >= due:
             self._look_at_deadlines()
-        if self._batch and self._batch[0][0] == self._wake_end:
-            _drain(self._wake_end)
-        if self._monitor_sleeps and self.config.threads > 1 and self._batch:
+        self._round = len(self._behind)
+        if self._monitor_sleeps and self._watched_over and (self._batch or self._round):
             self._monitor_sleeps = False
             self._tell_monitor()
 
@@ -505,18 +536,18 @@ class WsgiDriver:
 
     # Connections.
 
-    def _accept(self, fd: int) -> bool:
-        """Take one connection in and look at once for its request; return whether there was one."""
+    def _accept(self, fd: int) -> Client | None:
+        """Take one connection in, if there is one."""
         listener = self._listeners[fd]
         try:
             sock, address = listener.socket.accept()
         except (BlockingIOError, ConnectionAbortedError):
-            return False
+            return None
         except OSError as error:
             self._pause_accepting()
             self._resume_at = time.monotonic() + PAUSE
             self.records.emit("pool.accept_paused", reason=str(error), pause_s=PAUSE, code="PF501")
-            return False
+            return None
         sock.setblocking(False)
         peer = None
         if listener.tcp:
@@ -525,10 +556,9 @@ class WsgiDriver:
         client = Client(self, sock, Connection(self._reader), self._bases[fd], peer)
         self._clients[client.fd] = client
         client.deadline = time.monotonic() + self.config.head_timeout
-        self._serve(client, self.receive)
-        return True
+        return client
 
-    def _serve(self, client: Client, step: Callable[[Client], bool]) -> None:
+    def _serve(self, client: Client, step: Step) -> None:
         """Take one step for a client; afterwards it is closed, or back at the poller."""
         self._turn += 1
         self._served.add(client)
@@ -565,11 +595,15 @@ class WsgiDriver:
                 self._close(client)
         elif connection.idle:
             if answered:
-                client.deadline = time.monotonic() + (LINGER if self._leaving else self._keep_alive)
+                now = time.monotonic()
+                client.deadline = now + (LINGER if self._leaving else self._keep_alive)
+                if now > self._hold_until:
+                    self.send_held_back()
             self._watch(client, READ)
         elif answered:
             # What lies here may be a next request. Others come first.
-            self._behind.append(client)
+            self._watch(client, READ)
+            self._behind.append((client, self.advance))
         else:
             self._watch(client, READ)
 
@@ -577,11 +611,42 @@ class WsgiDriver:
         if client.deadline < client.listed:
             self._deadlines.watch(client)
         if client.watched != events:
-            if client.watched:
-                self._poller.modify(client.fd, events)
-            else:
-                self._poller.register(client.fd, events)
-            client.watched = events
+            change = self._poller.modify if client.watched else self._poller.register
+            client.watched = events  # before the poller knows: the leader may serve it in the next moment
+            change(client.fd, events)
+
+    # Answers that go out together. A client that waits for an answer sleeps; to wake it costs the kernel as much as a
+    # small request costs us. So while others are ready to be served, complete answers are held back for a moment.
+
+    def hold_back(self, client: Client, data: bytes) -> bool:
+        """Keep an answer until the others that are ready have theirs; return ``False`` if it must go out at once.
+
+        Only for a leader, which will see to it; if it stays away with the same request for a tick, the monitor does.
+        """
+        if not self._batch or client not in self._served or len(data) > _HOLDABLE or not self._watched_over:
+            return False
+        if not self._held_back:
+            self._hold_until = time.monotonic() + HOLD
+        self._held_back.append((client, data))
+        if client not in self._served:
+            self.send_held_back()
+        return True
+
+    def send_held_back(self) -> None:
+        """Send all complete answers, in their order."""
+        if not self._held_back:
+            return
+        with self._sending:
+            self._hold_until = _NEVER
+            while self._held_back:
+                client, data = self._held_back.popleft()
+                try:
+                    client.send_now(data)
+                except OSError:
+                    client.broken = True  # the poller tells of it
+                if client.outbox is not None and client.watched:
+                    client.deadline = time.monotonic() + self.config.write_timeout
+                    self._watch(client, WRITE)
 
     # The steps that a client may take.
 
@@ -689,12 +754,16 @@ class WsgiDriver:
         if client.step != self.receive:
             self._close(client)
         elif connection.idle:
-            # What the client sent before it could know is still answered.
-            self._serve(client, self.receive)
-            if client.connection.idle and client.outbox is None:
-                self._close(client)
+            self._behind.append((client, self._look_again))
         elif connection.phase is not _ANSWER:
-            self._serve(client, self._time_out)
+            self._behind.append((client, self._time_out))
+
+    def _look_again(self, client: Client) -> bool:
+        """Answer what the client sent before it could know that its time was up."""
+        answered = self.receive(client)
+        if not answered and client.connection.idle:
+            client.broken = True
+        return answered
 
     def _time_out(self, client: Client) -> bool:
         self._refuse(client, Refused(408, "request not complete in time", "RFC 9110 section 15.5.9"))
@@ -708,13 +777,16 @@ class WsgiDriver:
     def _close(self, client: Client) -> None:
         if client.gone:
             return
+        self.send_held_back()
         client.gone = True
+        client.watched = 0
         self._drop_body(client)
         if client.outbox is not None:
             client.outbox.close()
             client.outbox = None
         client.connection.close()
         del self._clients[client.fd]
+        self._poller.forget(client.fd)
         client.sock.close()
         if self._leaving and not self._clients:
             self._tell_monitor()
@@ -728,18 +800,11 @@ class WsgiDriver:
             self._reach()
         if self._leaving:
             client.connection.answer_close = True
-        if self._blocky and self._can_promote():
+        ahead = self._blocky > 0 and self._can_promote()
+        if ahead:
             self._promote()
-            started = time.perf_counter()
-            self._answer(client, request, body)
-            quick = time.perf_counter() - started < TICK
-            self._blocky = max(0, self._blocky - 1) if quick else min(_BLOCKY, self._blocky + 1)
-        else:
-            self._answer(client, request, body)
-
-    def _answer(self, client: Client, request: Request, body: RequestBody | None) -> None:
+        started = time.perf_counter() if ahead or self.records.access_on else 0.0
         answer = Answer(client.connection, client)
-        started = time.perf_counter() if self.records.access_on else 0.0
         if body is None:
             environ = request_environ(client.base, client.peer, request, None, 0)
         else:
@@ -758,7 +823,11 @@ class WsgiDriver:
             if body is not None:
                 body.close()
         if started:
-            self._log_access(client, request, answer, time.perf_counter() - started)
+            duration = time.perf_counter() - started
+            if ahead:
+                self._blocky = max(0, self._blocky - 1) if duration < TICK else min(_BLOCKY, self._blocky + 1)
+            if self.records.access_on:
+                self._log_access(client, request, answer, duration)
 
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
         self.records.failure(

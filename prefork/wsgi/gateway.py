@@ -31,6 +31,9 @@ class Stream(Protocol):
     def send(self, data: bytes) -> None:
         """Send ``data``; raises ``OSError`` once the client is gone."""
 
+    def complete(self, data: bytes) -> None:
+        """Send ``data``, the last of an answer; raises ``OSError`` once the client is gone."""
+
     def date(self) -> bytes:
         """Return the present value of ``Date``."""
 
@@ -188,14 +191,23 @@ class Answer:
         if head or piece:
             self.sent = True
             self.size += len(data)
-            self._stream.send(head + piece)
+            if connection.complete:
+                self._stream.complete(head + piece)
+            else:
+                self._stream.send(head + piece)
 
     def run(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> None:
         """Call the application and send what it answers; its iterable is closed once, whatever happens."""
         iterable = app(environ, self.start_response)
         kind = type(iterable)
         if (kind is list or kind is tuple) and len(iterable) == 1 and not self.sent:  # type: ignore[arg-type]
-            self._whole(iterable[0])  # type: ignore[index]
+            if self.status is None:
+                raise AssertionError(_NOT_STARTED)
+            body = iterable[0]  # type: ignore[index]
+            data = self._connection.whole(self.status, self._fields, self._stream.date(), body)
+            self.sent = True
+            self.size = len(body)
+            self._stream.complete(data)
             return
         try:
             self._deliver(iterable)
@@ -215,15 +227,7 @@ class Answer:
         self.sent = True
         rest = head + self._connection.finish()
         if rest:
-            self._stream.send(rest)
-
-    def _whole(self, body: bytes) -> None:
-        if self.status is None:
-            raise AssertionError(_NOT_STARTED)
-        data = self._connection.whole(self.status, self._fields, self._stream.date(), body)
-        self.sent = True
-        self.size = len(body)
-        self._stream.send(data)
+            self._stream.complete(rest)
 
     def _file(self, wrapper: FileWrapper) -> bool:
         part = self._stream.measure(wrapper.filelike)

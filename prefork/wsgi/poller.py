@@ -25,6 +25,9 @@ class Poller(Protocol):
     def unregister(self, descriptor: int) -> None:
         """Watch it no longer."""
 
+    def forget(self, descriptor: int) -> None:
+        """Take note that a descriptor is about to be closed."""
+
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
         """Wait for at most ``timeout`` seconds; return descriptors and events."""
 
@@ -44,6 +47,9 @@ class EpollPoller:
     def register(self, descriptor: int, events: int, *, shared: bool = False) -> None:  # noqa: ARG002, RUF100
         """Watch a descriptor. ``EPOLLEXCLUSIVE`` spares the siblings a wake-up for nothing."""
         self._epoll.register(descriptor, events | select.EPOLLEXCLUSIVE if shared else events)
+
+    def forget(self, descriptor: int) -> None:
+        """Do nothing: the kernel forgets what is closed."""
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
         """Wait for at most ``timeout`` seconds; return descriptors and events."""
@@ -70,6 +76,11 @@ class PollPoller:
         """Watch it no longer."""
         with self._lock:
             del self._watched[descriptor]
+
+    def forget(self, descriptor: int) -> None:
+        """Watch it no longer, if it is watched."""
+        with self._lock:
+            self._watched.pop(descriptor, None)
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
         """Wait for at most ``timeout`` seconds; return descriptors and events."""

@@ -1,0 +1,181 @@
+"""When does an answer leave, which thread gives it, and what if a thread fails?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from http.client import HTTPResponse
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+from server_process import LiveServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+APP = """
+def wait_at_the_gate():
+    with open(os.path.join(os.path.dirname(__file__), "gate")):
+        pass
+
+class Closing:
+    def __init__(self, body):
+        self.body = body
+    def __iter__(self):
+        return iter([self.body])
+    def close(self):
+        wait_at_the_gate()
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"].encode()
+    if path == b"/chunked":
+        start_response("200 OK", [])
+        return iter([path, path])
+    write = start_response("200 OK", [("Content-Length", str(len(path)))])
+    if path == b"/closing":
+        return Closing(path)
+    if path == b"/generator":
+        def answer():
+            yield path
+            wait_at_the_gate()
+        return answer()
+    if path == b"/write":
+        write(path)
+        wait_at_the_gate()
+        return []
+    if path == b"/raises":
+        def answer():
+            yield path
+            raise LookupError("behind the last byte")
+        return answer()
+    return [path]
+"""
+
+
+@pytest.fixture(params=[1, 2, 4], ids=["1 thread", "2 threads", "4 threads"])
+def server(request: pytest.FixtureRequest, write_app: Callable[..., Path]) -> Iterator[LiveServer]:
+    folder = str(write_app(APP))
+    with LiveServer.pool("sample:app", app_dir=folder, max_workers=1, threads=request.param) as server:
+        yield server
+
+
+def ask_at_once(server: LiveServer, *paths: str) -> list[socket.socket]:
+    """Ask on a connection for each, all of which the worker finds ready when it looks next."""
+    clients = []
+    for _ in paths:
+        clients.append(socket.create_connection(server.address, timeout=20))
+        assert asked(clients[-1], "/first") == b"/first"
+    (worker,) = (psutil.Process(pid) for pid in server.worker_pids)
+    worker.send_signal(signal.SIGSTOP)
+    for client, path in zip(clients, paths, strict=True):
+        client.sendall(request(path))
+    worker.send_signal(signal.SIGCONT)
+    return clients
+
+
+def request(path: str) -> bytes:
+    return b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode()
+
+
+def asked(client: socket.socket, path: str) -> bytes:
+    client.sendall(request(path))
+    return answer(client)
+
+
+def answer(client: socket.socket) -> bytes:
+    response = HTTPResponse(client)
+    response.begin()
+    return response.read()
+
+
+def test_all_that_ask_at_once_are_answered(server: LiveServer) -> None:
+    paths = [f"/{number}" for number in range(40)]
+    clients = ask_at_once(server, *paths)
+    assert [answer(client) for client in clients] == [path.encode() for path in paths]
+    for client in clients:
+        assert asked(client, "/again") == b"/again"
+        client.close()
+
+
+@pytest.mark.parametrize("path", ["/closing", "/generator", "/write"])
+def test_a_complete_answer_does_not_wait_for_what_the_application_does_behind_it(
+    server: LiveServer, path: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    paths = ["/a", "/b", path, "/c", "/d"]
+    clients = ask_at_once(server, *paths)
+    assert answer(clients[2]) == path.encode()
+    with gate.open("w"):
+        assert [answer(client) for client in clients if client is not clients[2]] == [b"/a", b"/b", b"/c", b"/d"]
+    for client in clients:
+        client.close()
+
+
+def test_complete_answers_leave_although_every_thread_is_away(write_app: Callable[..., Path], tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with LiveServer.pool("sample:app", app_dir=str(write_app(APP)), max_workers=1, threads=2) as server:
+        clients = ask_at_once(server, "/closing", "/a", "/closing", "/b")
+        assert [answer(client) for client in clients[:3]] == [b"/closing", b"/a", b"/closing"]
+        with gate.open("w"):
+            assert answer(clients[3]) == b"/b"
+        for client in clients:
+            client.close()
+
+
+def test_pipelined_requests_are_answered_in_their_order(server: LiveServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        others = ask_at_once(server, "/a", "/b")
+        client.sendall(b"".join(map(request, ["/1", "/chunked", "/2", "/3", "/chunked"])))
+        client.sendall(b"GET /4 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        received = client.makefile("rb").read()
+        places = [received.index(b"\r\n\r\n/%d" % number) for number in range(1, 5)]
+        assert places == sorted(places)
+        assert received.count(b"8\r\n/chunked\r\n8\r\n/chunked\r\n0\r\n\r\n") == 2
+        assert [answer(other) for other in others] == [b"/a", b"/b"]
+        for other in others:
+            other.close()
+
+
+def test_a_failure_behind_the_last_byte_takes_no_answer_back(server: LiveServer) -> None:
+    clients = ask_at_once(server, "/a", "/raises", "/b")
+    assert [answer(client) for client in clients] == [b"/a", b"/raises", b"/b"]
+    assert clients[1].recv(1) == b""
+    for client in clients:
+        client.close()
+
+
+BROKEN = """
+import sys
+from prefork import WorkerPool
+from prefork.wsgi.driver import WsgiDriver
+
+accept = WsgiDriver._accept
+def fail(self, fd):
+    if self.served == 2:
+        raise RuntimeError("a fault of the server")
+    return accept(self, fd)
+WsgiDriver._accept = fail
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return [b"answer"]
+
+sys.exit(WorkerPool(app, bind="127.0.0.1:0", max_workers=1, log_format="json", log_level="debug").serve())
+"""
+
+
+def test_a_worker_whose_leader_fails_is_replaced_and_says_why() -> None:
+    with LiveServer.script(BROKEN) as server:
+        for _ in range(2):
+            assert server.get() == (200, b"answer")
+        with socket.create_connection(server.address, timeout=20) as client:  # waits for the next worker
+            exited = server.wait_for("worker.exited")
+            assert exited["exit_code"] == 1
+            assert not exited["expected"]
+            assert asked(client, "/") == b"answer"
+        assert "a fault of the server" in server.log
