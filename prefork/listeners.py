@@ -197,6 +197,8 @@ def _adopt(fd: int, backlog: int) -> Listener:
         raise _unfit(fd, f"is {what}") from None
     try:
         _ready_to_accept(sock, backlog)
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            _send_at_once(sock)
         sock.setblocking(False)
         sock.set_inheritable(False)  # a program that the application starts would keep the port
     except BaseException:
@@ -240,6 +242,7 @@ def _open_tcp(address: Address, backlog: int) -> Listener:
         if family == socket.AF_INET6:
             # Or [::]:8000 would take 0.0.0.0:8000 too, on some systems.
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        _send_at_once(sock)
         sock.bind(where)
         sock.listen(backlog)
         sock.setblocking(False)
@@ -247,6 +250,11 @@ def _open_tcp(address: Address, backlog: int) -> Listener:
     except BaseException:
         sock.close()
         raise
+
+
+def _send_at_once(sock: socket.socket) -> None:
+    """Let nothing small wait for an acknowledgement. The connections that are accepted inherit it."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _open_unix(path: Path, backlog: int, mode: int, owner: tuple[int | None, int | None]) -> Listener:

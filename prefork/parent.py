@@ -28,7 +28,7 @@ from prefork.loading import load_app
 from prefork.pid_file import pid_file
 from prefork.privileges import drop
 from prefork.process_name import set_process_name
-from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, decode, open_reports
+from prefork.reports import MESSAGE_LIMIT, BootFailed, Leaving, Ready, Report, Retiring, decode, open_reports
 from prefork.signals import ORDERS, SignalInbox, StoppedEarly
 from prefork.supervisor import (
     Action,
@@ -246,7 +246,10 @@ class Parent:
         events = []
         with suppress(BlockingIOError):
             while True:
-                events.append(event_of(decode(self.reports.recv(65536))))
+                message = self.reports.recv(MESSAGE_LIMIT)
+                # An application may write to a descriptor that it finds open: that must not end the pool.
+                with suppress(ValueError):
+                    events.append(event_of(decode(message)))
         return events
 
     def reap(self, child: Child) -> Event:

@@ -10,8 +10,8 @@ import socket
 from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
-TRACEBACK_LIMIT = 32 * 1024
-"""How many characters of a traceback travel, its end; a message must fit a socket's buffer."""
+MESSAGE_LIMIT = 64 * 1024
+"""How many bytes a message may have. What is said of an error is cut until it fits: the end of the traceback stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,18 @@ def open_reports() -> tuple[socket.socket, socket.socket]:
 
 
 def encode(report: Report) -> bytes:
-    """Return the message of a report."""
+    """Return the message of a report, of at most ``MESSAGE_LIMIT`` bytes."""
     values = asdict(report)
-    if isinstance(report, BootFailed):
-        values["traceback"] = report.traceback[-TRACEBACK_LIMIT:]
-    return json.dumps([type(report).__name__, values]).encode("ascii")
+    while len(message := json.dumps([type(report).__name__, values]).encode("ascii")) > MESSAGE_LIMIT:
+        values["traceback"] = values["traceback"][len(values["traceback"]) // 2 + 1 :]
+        values["summary"] = values["summary"][:1000]
+    return message
 
 
 def decode(message: bytes) -> Report:
     """Return the report of a message; raises ``ValueError`` if it is none."""
-    kind, values = json.loads(message)
-    return _KINDS[kind](**values)
+    try:
+        kind, values = json.loads(message)
+        return _KINDS[kind](**values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"not a report: {message[:100]!r}") from error

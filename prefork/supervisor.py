@@ -222,6 +222,28 @@ class Worker:
     requests: int = 0
     overrun: int = 0
     kill_at: float | None = None
+    killed: bool = False
+
+
+@dataclass(slots=True)
+class BackOff:
+    """Waits longer after each failure: what fails at once must not eat the machine."""
+
+    failures: int = 0
+    last: float = 0.0
+    not_before: float = 0.0
+
+    def fail(self, now: float, *, least: int = 0) -> float:
+        """Take note of a failure; return how long to wait, 0 also for one of the same wave as the last."""
+        if now < self.not_before:
+            return 0.0
+        if now - self.last > CALM_S + back_off(self.failures):
+            self.failures = 0
+        delay = back_off(max(self.failures, least))
+        self.failures += 1
+        self.last = now
+        self.not_before = now + delay
+        return delay
 
 
 class Supervisor:
@@ -236,9 +258,9 @@ class Supervisor:
         self._announced_ready = False
         self._started_at = 0.0
         self._silent_deaths = 0
-        self._quick_deaths = 0
-        self._last_quick_death = 0.0
-        self._not_before = 0.0
+        # Two, so that a worker which dies again and again does not keep the others from being relieved.
+        self._vacancies = BackOff()
+        self._successions = BackOff()
         self._stopping = False
         self._quick = False
         self.workers: dict[int, Worker] = {}
@@ -249,8 +271,9 @@ class Supervisor:
     def next_deadline(self) -> float | None:
         """When to send a ``Tick`` if nothing happens before."""
         times = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None]
-        if not self._stopping and (self._missing() or self._unrelieved()):
-            times.append(self._not_before)
+        if not self._stopping:
+            times += [self._vacancies.not_before] if self._missing() else []
+            times += [self._successions.not_before] if self._unrelieved() else []
         return min(times, default=None)
 
     def start(self, now: float) -> list[Action]:
@@ -278,8 +301,7 @@ class Supervisor:
             case SignalReceived():
                 return self._signalled(event.name, now)
             case FilesChanged():
-                found: list[Action] = [Emit("pool.reloading", {"reason": "file", "path": event.path})]
-                return found + self._stop(now, quick=True, exit_code=3)
+                return self._file_changed(event, now)
             case Tick():
                 return self._late(now) + self._restore(now)
             case _:
@@ -304,10 +326,14 @@ class Supervisor:
 
     def _restore(self, now: float) -> list[Action]:
         """Fork what is missing, unless workers die too quickly."""
-        if self._stopping or now < self._not_before:
-            return []
-        actions = [self._spawn(now, None) for _ in range(self._missing())]
-        return actions + [self._spawn(now, old) for old in self._unrelieved()]
+        actions: list[Action] = []
+        if self._stopping:
+            return actions
+        if now >= self._vacancies.not_before:
+            actions += [self._spawn(now, None) for _ in range(self._missing())]
+        if now >= self._successions.not_before:
+            actions += [self._spawn(now, old) for old in self._unrelieved()]
+        return actions
 
     def _spawn(self, now: float, old: Worker | None) -> Action:
         serial = self._serial
@@ -328,7 +354,7 @@ class Supervisor:
 
     def _ready(self, event: WorkerReady, now: float) -> list[Action]:
         worker = self.workers.get(event.worker)
-        if worker is None or worker.life is not Life.STARTING:
+        if worker is None or worker.life is not Life.STARTING or worker.killed:
             return []
         self._go(worker, WorkerReady)
         worker.ready_at = now
@@ -339,7 +365,7 @@ class Supervisor:
         if not self._announced_ready and serving >= self._wanted:
             self._announced_ready = True
             actions.append(Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._started_at, 3)}))
-        return actions + self._relieve(worker)
+        return actions + self._relieve(worker) + self._dismiss()
 
     def _relieve(self, successor: Worker) -> list[Action]:
         """Let the one retire whom ``successor`` relieves; from now on it counts in his place."""
@@ -418,15 +444,14 @@ class Supervisor:
             if self._silent_deaths >= SILENT_DEATHS:
                 told = {"reason": "crash_loop", "attempts": self._silent_deaths, "code": "PF402"}
                 return [Emit("pool.boot_failed", told), *self._stop(now, quick=True, exit_code=1)]
-        if now - self._last_quick_death > CALM_S + back_off(self._quick_deaths):
-            self._quick_deaths = 0
-        delay = back_off(self._quick_deaths)
-        self._quick_deaths += 1
-        self._last_quick_death = now
+        delay = self._back_off_of(worker).fail(now)
         if not delay:
             return []
-        self._not_before = now + delay
-        return [Emit("worker.respawn_delayed", {"delay_s": delay, "failures": self._quick_deaths}, worker.worker)]
+        told = {"delay_s": delay, "failures": self._back_off_of(worker).failures}
+        return [Emit("worker.respawn_delayed", told, worker.worker)]
+
+    def _back_off_of(self, worker: Worker) -> BackOff:
+        return self._vacancies if worker.successor_of is None else self._successions
 
     def _fork_failed(self, event: ForkFailed, now: float) -> list[Action]:
         worker = self.workers.pop(event.worker, None)
@@ -436,11 +461,9 @@ class Supervisor:
             old.successor = None
         if self._stopping:
             return self._finish_if_empty()
-        delay = back_off(self._quick_deaths + 1)
-        self._quick_deaths += 1
-        self._last_quick_death = now
-        self._not_before = now + delay
-        actions: list[Action] = [Emit("pool.fork_failed", {"error": event.error, "delay_s": delay, "code": "PF404"})]
+        delay = self._back_off_of(worker).fail(now, least=1)
+        told = {"error": event.error, "delay_s": delay, "code": "PF404"}
+        actions: list[Action] = [Emit("pool.fork_failed", told)] if delay else []
         if not self.workers and not self._first_ready and now - self._started_at > self._config.boot_timeout:
             return actions + self._stop(now, quick=True, exit_code=1)
         return actions
@@ -471,15 +494,25 @@ class Supervisor:
         before, self._wanted = self._wanted, max(1, self._wanted + step)
         told = {"workers_from": before, "workers_to": self._wanted, "reason": name}
         actions: list[Action] = [Emit("pool.scaling", told)]
-        if step < 0 and self._wanted < before:
-            oldest = min(self._live(Life.SERVING), key=lambda worker: worker.worker, default=None)
-            if oldest is not None:
-                oldest.reason = "scale_down"
-                if (heir := self.workers.get(-1 if oldest.successor is None else oldest.successor)) is not None:
-                    heir.successor_of = None
-                self._go(oldest, Retire)
-                actions.append(Retire(oldest.worker))
-        return actions + self._restore(now)
+        return actions + self._dismiss() + self._restore(now)
+
+    def _dismiss(self) -> list[Action]:
+        """Let the oldest go if more serve than are wanted. Who still starts is not missed, so that nobody goes too soon."""
+        serving = sorted(self._live(Life.SERVING), key=lambda worker: worker.worker)
+        actions: list[Action] = []
+        for oldest in serving[: max(0, len(serving) - self._wanted)]:
+            oldest.reason = "scale_down"
+            if (heir := self.workers.get(-1 if oldest.successor is None else oldest.successor)) is not None:
+                heir.successor_of = None
+            self._go(oldest, Retire)
+            actions.append(Retire(oldest.worker))
+        return actions
+
+    def _file_changed(self, event: FilesChanged, now: float) -> list[Action]:
+        if self._stopping:
+            return []
+        reloading = Emit("pool.reloading", {"reason": "file", "path": event.path})
+        return [reloading, *self._stop(now, quick=True, exit_code=3)]
 
     def _stop(self, now: float, *, quick: bool, exit_code: int, signal: str = "") -> list[Action]:
         """Stop the pool. TERM again is the same drain; INT again is the end of patience."""
@@ -515,13 +548,16 @@ class Supervisor:
             if worker.kill_at is None or worker.kill_at > now:
                 continue
             worker.kill_at = now + KILL_AGAIN_S
+            actions.append(Kill(worker.worker))
+            if worker.killed:
+                continue
+            worker.killed = True
             if worker.life is Life.STARTING:
                 worker.reason = "boot_timeout"
                 told = {"reason": f"not ready after {self._config.boot_timeout:g} s", "traceback": ""}
                 actions.append(Emit("worker.boot_failed", told, worker.worker))
             else:
                 actions.append(Emit("worker.killed", {"after_s": round(now - worker.born, 3)}, worker.worker))
-            actions.append(Kill(worker.worker))
         return actions
 
     def _finish_if_empty(self) -> list[Action]:

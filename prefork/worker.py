@@ -183,7 +183,7 @@ class Life:
         self.due = birth.budget  # requests after which it retires, once it is released; None: never by itself
         self.announce_at = announcement(birth.budget)
         self.poller = select.poll()
-        self.sources = {lifeline: self.obey, inbox.fileno(): self.heed, driver.monitor_fd: _nothing}
+        self.sources = {lifeline: self.obey, inbox.fileno(): self.heed, driver.monitor_fd: driver.hear}
         for descriptor in self.sources:
             self.poller.register(descriptor, select.POLLIN)
 
@@ -191,7 +191,6 @@ class Life:
         """Serve until there is nothing left to do."""
         while True:
             patience = self.driver.tick()
-            # After the tick, which empties monitor_fd: what is told from now on wakes the poll.
             self.take_stock()
             if self.phase is Phase.LEAVING and self.driver.drained and self.worker.exit_guard.free:
                 return
@@ -277,10 +276,6 @@ class Life:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.setitimer(signal.ITIMER_REAL, max(self.birth.config.graceful_timeout, 0.001))
         self.stop(quick=False)
-
-
-def _nothing() -> None:
-    """Let the loop go round: the driver only wakes it."""
 
 
 def announcement(budget: int | None) -> int | None:

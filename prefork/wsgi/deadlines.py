@@ -14,16 +14,17 @@ from typing import Generic, Protocol, TypeVar
 class Timed(Protocol):
     """Something that has a deadline.
 
-    ``deadline`` is a time of the caller's clock, ``listed`` the time at which it stands in the heap, and ``gone`` says
-    that it needs no deadline any more.
+    ``deadline`` is a time of the caller's clock, ``listed`` the time at which it stands in the heap, at first infinity.
     """
 
     deadline: float
     listed: float
-    gone: bool
 
 
 T = TypeVar("T", bound=Timed)
+
+_NEVER = float("inf")
+_TOLERATED = 64
 
 
 class Deadlines(Generic[T]):
@@ -32,6 +33,10 @@ class Deadlines(Generic[T]):
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, T]] = []
         self._order = count()
+        self._stale = 0  # entries that mean nothing any more
+
+    def __len__(self) -> int:
+        return len(self._heap)
 
     @property
     def next(self) -> float | None:
@@ -41,17 +46,32 @@ class Deadlines(Generic[T]):
     def watch(self, timed: T) -> None:
         """See to it that ``timed`` comes up by its deadline. Needed at first, and when a deadline moves forward."""
         if timed.deadline < timed.listed:
+            self._outdate(timed)
             timed.listed = timed.deadline
             heapq.heappush(self._heap, (timed.deadline, next(self._order), timed))
+
+    def drop(self, timed: T) -> None:
+        """Forget one that is ``gone``: connections come faster than their deadlines."""
+        self._outdate(timed)
+        timed.listed = _NEVER
+        if self._stale > _TOLERATED and 2 * self._stale > len(self._heap):
+            self._heap = [entry for entry in self._heap if entry[0] == entry[2].listed]
+            heapq.heapify(self._heap)
+            self._stale = 0
+
+    def _outdate(self, timed: T) -> None:
+        if timed.listed != _NEVER:
+            self._stale += 1
 
     def expired(self, now: float) -> list[T]:
         """Return, and forget, all whose deadline has passed."""
         late = []
         while self._heap and self._heap[0][0] <= now:
             when, _, timed = heapq.heappop(self._heap)
-            if timed.gone or when != timed.listed:
+            if when != timed.listed:
+                self._stale -= 1
                 continue
-            timed.listed = float("inf")
+            timed.listed = _NEVER
             if timed.deadline <= now:
                 late.append(timed)
             else:

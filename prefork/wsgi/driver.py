@@ -12,6 +12,7 @@ in an ``Outbox``. A worker whose threads are all away does not poll, so it does 
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
 import socket
@@ -55,8 +56,12 @@ PAUSE = 0.5
 """How many seconds nothing is accepted after the descriptors were used up."""
 HOLD = 0.0005
 """How many seconds a complete answer may wait for those of the other clients that were ready at the same time."""
+GUESTS = 64
+"""How many connections may be taken in before those that are there are asked about again."""
 _HOLDABLE = 16384
 _RECEIVE = 65536
+# Instead of a system call that would make each new socket non-blocking.
+_AT_ONCE = socket.MSG_DONTWAIT
 _BLOCKY = 16
 _NEVER = float("inf")
 # Members of an Enum are looked up dearly in Python 3.11.
@@ -106,7 +111,7 @@ class Client:
     def __init__(
         self,
         driver: WsgiDriver,
-        sock: socket.socket,
+        sock: _socket.socket,
         connection: Connection,
         base: dict[str, Any],
         peer: tuple[str, str] | None,
@@ -156,7 +161,7 @@ class Client:
         """Send before all that is held back."""
         if self.outbox is None:
             try:
-                sent = self.sock.send(data)
+                sent = self.sock.send(data, _AT_ONCE)
             except BlockingIOError:
                 sent = 0
             if sent == len(data):
@@ -190,6 +195,7 @@ class Client:
             return 0 if self.outbox is None else self.outbox.flush(self.sock)
 
     def _open_outbox(self) -> Outbox:
+        self.sock.setblocking(False)  # sendfile() has no flags
         self.lock = threading.Lock()
         self.outbox = Outbox(self.driver.config.spool_dir)
         self.step = self.driver.flush
@@ -216,7 +222,7 @@ class Client:
 class WsgiDriver:
     """Serves a WSGI application on ``config.threads`` request threads.
 
-    The worker's main thread calls ``tick`` in its loop, and again when ``monitor_fd`` is readable.
+    The worker's main thread calls ``tick`` in its loop; when ``monitor_fd`` is readable it calls ``hear`` before.
     """
 
     def __init__(
@@ -252,6 +258,7 @@ class WsgiDriver:
             "prefork.generation": facts.generation,
             "prefork.exit_guard": exit_guard,
         }
+        self._kinds = {fd: (int(one.socket.family), int(one.socket.type)) for fd, one in self._listeners.items()}
         self._bases = {
             fd: server_environ(
                 name=listener.server_name,
@@ -268,13 +275,13 @@ class WsgiDriver:
         self._clients: dict[int, Client] = {}
         self._deadlines: Deadlines[Client] = Deadlines()
         self._keep_alive = config.keep_alive_timeout
-        self._watched_over = config.threads > 1  # a single thread has no monitor
         self._batch: deque[tuple[int, int]] = deque()
         self._behind: deque[tuple[Client, Step]] = deque()  # what is to be done that no event will tell of
         self._round = 0  # how much of it is done before the poller is asked again: nobody waits for one that pipelines
         self._held_back: deque[tuple[Client, bytes]] = deque()  # complete answers, to go out together
         self._hold_until = _NEVER
         self._sending = threading.Lock()
+        self._guests = 0  # how many were taken in since the poller was asked
         self._orders: deque[Callable[[], None]] = deque()
         self._leaving = False
         self._done = False
@@ -316,7 +323,6 @@ class WsgiDriver:
 
         Raises what ended a leader.
         """
-        _drain(self.monitor_fd)
         if self.failure is not None:
             raise self.failure
         if self._monitor_sleeps:
@@ -334,6 +340,10 @@ class WsgiDriver:
             self._monitor_sleeps = True
             return None
         return int(TICK * 1000)
+
+    def hear(self) -> None:
+        """Empty ``monitor_fd``."""
+        _drain(self.monitor_fd)
 
     @property
     def leaving(self) -> bool:
@@ -452,9 +462,12 @@ class WsgiDriver:
                 # Before the look at `_done`: close() lets go whom it finds waiting, and says so first.
                 with self._lock:
                     self._waiting.append(turn)
+                if self._blocky:
+                    self._promote()  # the leader is away as well, or will be: this thread need not wait for the monitor
                 if not self._done:
                     turn.acquire()
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            self.send_held_back()
             self.failure = error
             self._tell_monitor()
         finally:
@@ -496,9 +509,7 @@ class WsgiDriver:
                     if client.watched:  # else it is in other hands, and the event is of yesterday
                         self._serve(client, client.step)
                 elif fd in self._listeners:
-                    client = self._accept(fd)
-                    if client is not None:
-                        self._serve(client, self.receive)
+                    self._welcome(fd)
                 elif fd == self._wake_end:
                     _drain(fd)
             elif self._round:
@@ -523,7 +534,8 @@ class WsgiDriver:
         if due is not None and time.monotonic() >= due:
             self._look_at_deadlines()
         self._round = len(self._behind)
-        if self._monitor_sleeps and self._watched_over and (self._batch or self._round):
+        self._guests = 0
+        if self._monitor_sleeps and (self._batch or self._round):
             self._monitor_sleeps = False
             self._tell_monitor()
 
@@ -536,11 +548,25 @@ class WsgiDriver:
 
     # Connections.
 
+    def _welcome(self, fd: int) -> None:
+        """Take one connection in and look at once for its request.
+
+        The next is taken in behind the next client that is ready: who comes waits no longer than who is there, and what
+        a worker cannot serve yet is left to its siblings.
+        """
+        client = self._accept(fd)
+        if client is not None:
+            self._guests += 1
+            if self._guests < GUESTS:
+                self._batch.insert(1, (fd, READ))
+            self._serve(client, self.receive)
+
     def _accept(self, fd: int) -> Client | None:
         """Take one connection in, if there is one."""
         listener = self._listeners[fd]
         try:
-            sock, address = listener.socket.accept()
+            # Not accept(): that makes an object of the class in front of this one, at half the price of a small request.
+            descriptor, address = listener.socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
         except (BlockingIOError, ConnectionAbortedError):
             return None
         except OSError as error:
@@ -548,11 +574,10 @@ class WsgiDriver:
             self._resume_at = time.monotonic() + PAUSE
             self.records.emit("pool.accept_paused", reason=str(error), pause_s=PAUSE, code="PF501")
             return None
-        sock.setblocking(False)
-        peer = None
-        if listener.tcp:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            peer = address[0], str(address[1])
+        sock = _socket.socket(*self._kinds[fd], 0, descriptor)
+        if sock.gettimeout() is not None:
+            sock.setblocking(False)  # socket.setdefaulttimeout() of an application is for others
+        peer = (address[0], str(address[1])) if listener.tcp else None
         client = Client(self, sock, Connection(self._reader), self._bases[fd], peer)
         self._clients[client.fd] = client
         client.deadline = time.monotonic() + self.config.head_timeout
@@ -587,12 +612,12 @@ class WsgiDriver:
             client.deadline = time.monotonic() + self.config.write_timeout
             self._watch(client, WRITE)
         elif connection.phase is _CLOSED:
-            if client.step == self.read_out:
-                self._watch(client, READ)
-            elif connection.leftover:
-                self._let_read(client)
-            else:
+            if not connection.leftover:
                 self._close(client)
+            elif client.step == self.read_out:
+                self._watch(client, READ)
+            else:
+                self._let_read(client)
         elif connection.idle:
             if answered:
                 now = time.monotonic()
@@ -623,7 +648,7 @@ class WsgiDriver:
 
         Only for a leader, which will see to it; if it stays away with the same request for a tick, the monitor does.
         """
-        if not self._batch or client not in self._served or len(data) > _HOLDABLE or not self._watched_over:
+        if not self._batch or client not in self._served or len(data) > _HOLDABLE:
             return False
         if not self._held_back:
             self._hold_until = time.monotonic() + HOLD
@@ -653,7 +678,7 @@ class WsgiDriver:
     def receive(self, client: Client) -> bool:
         """Take in what the client sent."""
         try:
-            data = client.receive(_RECEIVE)
+            data = client.receive(_RECEIVE, _AT_ONCE)
         except BlockingIOError:
             return False
         if not data:
@@ -701,7 +726,7 @@ class WsgiDriver:
     def read_out(self, client: Client) -> bool:
         """Throw away what a refused client still sends."""
         try:
-            if not client.receive(_RECEIVE):
+            if not client.receive(_RECEIVE, _AT_ONCE):
                 client.broken = True
         except BlockingIOError:
             pass
@@ -777,16 +802,21 @@ class WsgiDriver:
     def _close(self, client: Client) -> None:
         if client.gone:
             return
-        self.send_held_back()
+        if self._held_back:
+            self.send_held_back()
         client.gone = True
-        client.watched = 0
         self._drop_body(client)
         if client.outbox is not None:
             client.outbox.close()
             client.outbox = None
-        client.connection.close()
+        if client.connection.phase is not _CLOSED:
+            client.connection.close()
+        if client.listed != _NEVER:
+            self._deadlines.drop(client)
+        if client.watched:
+            client.watched = 0
+            self._poller.forget(client.fd)
         del self._clients[client.fd]
-        self._poller.forget(client.fd)
         client.sock.close()
         if self._leaving and not self._clients:
             self._tell_monitor()
@@ -879,7 +909,7 @@ def _parser(name: str) -> Callable[[], Parser]:
     return HttptoolsParser
 
 
-def _is_gone(sock: socket.socket) -> bool:
+def _is_gone(sock: _socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, 0)
     return bool(poll.poll(0))

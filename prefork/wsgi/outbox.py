@@ -12,7 +12,7 @@ from collections import deque
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import socket
+    import _socket
 
 MEMORY = 1024 * 1024
 """How many unsent bytes are kept in memory for one client."""
@@ -71,7 +71,7 @@ class Outbox:
         if size:
             self._items.append(_Part(os.dup(file), offset, offset + size))
 
-    def flush(self, sock: socket.socket) -> int:
+    def flush(self, sock: _socket.socket) -> int:
         """Send what the client takes now; return how much that was. Raises ``OSError`` once it is gone."""
         total = 0
         try:
@@ -82,7 +82,7 @@ class Outbox:
             pass
         return total
 
-    def _send(self, sock: socket.socket, item: memoryview | _Part) -> int:
+    def _send(self, sock: _socket.socket, item: memoryview | _Part) -> int:
         if isinstance(item, memoryview):
             sent = sock.send(item)
             self._memory -= sent

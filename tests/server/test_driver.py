@@ -149,6 +149,17 @@ def test_a_failure_behind_the_last_byte_takes_no_answer_back(server: LiveServer)
         client.close()
 
 
+@pytest.mark.parametrize("seconds", ["None", "0.0", "60"])
+def test_the_default_timeout_of_an_application_holds_no_thread(write_app: Callable[..., Path], seconds: str) -> None:
+    folder = str(write_app(APP + f"\nimport socket\nsocket.setdefaulttimeout({seconds})\n"))
+    with LiveServer.pool("sample:app", app_dir=folder, max_workers=1, threads=1) as server:
+        silent = socket.create_connection(server.address, timeout=20)
+        assert server.get("/a") == (200, b"/a")
+        assert asked(silent, "/b") == b"/b"
+        assert server.get("/c") == (200, b"/c")
+        silent.close()
+
+
 BROKEN = """
 import sys
 from prefork import WorkerPool

@@ -169,6 +169,32 @@ def test_quick_deaths_back_off_and_calm_makes_good() -> None:
     assert [back_off(n) for n in (0, 1, 2, 3, 50)] == [0.0, 0.5, 1.0, 2.0, 30.0]
 
 
+def test_a_wave_of_deaths_counts_as_one() -> None:
+    pool = serving(max_workers=10)
+    for worker in list(pool.alive):
+        pool.exit(worker, None, "SIGKILL")
+    assert [record.fields["delay_s"] for record in pool.records("worker.respawn_delayed")] == [0.5]
+    assert len(spawns(pool.send(Tick(), after=0.5))) == 9
+
+
+def test_workers_that_die_quickly_do_not_keep_the_others_from_being_relieved() -> None:
+    pool = serving(max_workers=3)
+    for _ in range(2):
+        pool.exit(max(pool.alive), 1)
+    assert pool.machine.next_deadline is not None
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75)))
+    assert Release(0) in pool.send(WorkerReady(heir.worker, 0.1))
+
+
+def test_successors_that_die_quickly_are_waited_for_longer_and_longer() -> None:
+    pool = serving(max_workers=1)
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75)))
+    (heir,) = spawns(pool.exit(heir.worker, 1))
+    assert not spawns(pool.exit(heir.worker, 1))
+    assert pool.machine.next_deadline == pool.now + 0.5
+    assert spawns(pool.send(Tick(), after=0.5))
+
+
 def test_application_that_fails_in_the_first_worker_ends_the_pool_with_one_traceback() -> None:
     pool = Pool()
     actions = pool.send(WorkerBootFailed(0, "ValueError: x", "Traceback"))
@@ -202,7 +228,25 @@ def test_worker_that_never_boots_is_killed_again_and_again() -> None:
     assert Kill(0) in pool.send(Tick(), after=5.0)
     assert Kill(0) not in pool.send(Tick(), after=1.0)
     assert Kill(0) in pool.send(Tick(), after=5.0)
-    assert pool.records("worker.boot_failed")
+    assert len(pool.records("worker.boot_failed")) == 1
+    assert pool.send(WorkerReady(0, 0.1)) == []  # said before the kill, heard after it
+
+
+def test_worker_that_survives_its_kill_is_recorded_once() -> None:
+    pool = serving(max_workers=1, graceful_timeout=1)
+    pool.send(SignalReceived("TERM"))
+    for after in (1.0, 5.0, 5.0):
+        assert Kill(0) in pool.send(Tick(), after=after)
+    assert len(pool.records("worker.killed")) == 1
+
+
+def test_forks_refused_together_are_one_failure() -> None:
+    pool = Pool(max_workers=3)
+    pool.alive.clear()
+    for worker in range(3):
+        pool.send(ForkFailed(worker, "EAGAIN"))
+    assert [record.fields["delay_s"] for record in pool.records("pool.fork_failed")] == [0.5]
+    assert len(spawns(pool.send(Tick(), after=0.5))) == 3
 
 
 def test_refused_fork_is_tried_again_later() -> None:
@@ -265,6 +309,14 @@ def test_changed_file_ends_the_pool_with_3() -> None:
     assert pool.exit(1)[-1] == Finish(3)
 
 
+def test_changed_file_means_nothing_to_a_pool_that_stops() -> None:
+    pool = serving()
+    pool.send(SignalReceived("TERM"))
+    assert pool.send(FilesChanged("app.py")) == []
+    pool.exit(0)
+    assert pool.exit(1)[-1] == Finish(0)
+
+
 def test_number_of_workers_follows_ttin_and_ttou_and_never_falls_below_one() -> None:
     pool = serving()
     (more,) = spawns(pool.send(SignalReceived("TTIN")))
@@ -282,7 +334,10 @@ def test_worker_that_is_to_go_may_have_a_successor_which_stays() -> None:
 
 
 def test_scaling_down_before_anyone_serves_retires_nobody() -> None:
-    assert not [a for a in Pool().send(SignalReceived("TTOU")) if isinstance(a, Retire)]
+    pool = Pool()
+    assert not [a for a in pool.send(SignalReceived("TTOU")) if isinstance(a, Retire)]
+    pool.send(WorkerReady(0, 0.1))
+    assert Retire(0) in pool.send(WorkerReady(1, 0.1))
 
 
 def test_logs_are_reopened_and_other_signals_mean_nothing() -> None:
@@ -312,6 +367,20 @@ def test_budgets_are_drawn_from_the_whole_range_both_ends_included() -> None:
     assert draw_budget(Config.of(max_reqs_per_child=0), Random(1)) is None
 
 
+def leave_alone(pool: Pool) -> None:
+    """Let time go by, with workers that start, leave and die as they are told."""
+    deadline = pool.machine.next_deadline
+    if deadline is not None and not any(worker.life is Life.STARTING for worker in pool.machine.workers.values()):
+        pool.send(Tick(), max(0.0, deadline - pool.now))
+    for worker in list(pool.machine.workers.values()):
+        if worker.killed:
+            pool.exit(worker.worker, None, "SIGKILL")
+        elif worker.life is Life.STARTING:
+            pool.send(WorkerReady(worker.worker, 0.1))
+        elif worker.life is Life.RETIRING:
+            pool.exit(worker.worker)
+
+
 STEPS = st.tuples(
     st.sampled_from(["ready", "retiring", "exit", "crash", "tick", "HUP", "USR2", "TTIN", "TTOU", "fork"]),
     st.integers(0, 9),
@@ -323,6 +392,7 @@ STEPS = st.tuples(
 @given(st.lists(STEPS, max_size=60))
 def test_whatever_happens_the_pool_keeps_its_promises(steps: list[tuple[str, int, float]]) -> None:
     pool = serving(max_workers=3)
+    most = 3
     for what, which, after in steps:
         if pool.machine.finished:
             break
@@ -345,13 +415,18 @@ def test_whatever_happens_the_pool_keeps_its_promises(steps: list[tuple[str, int
                 pool.send(Tick(), after)
         counted = [w for w in pool.machine.workers.values() if w.life in COUNTED and w.successor_of is None]
         wanted = pool.machine._wanted
-        assert len(counted) <= max(wanted, 3) + len(steps)
+        assert len(counted) <= max(wanted, most)
+        most = len(counted)
+        assert len([w for w in pool.machine.workers.values() if w.life is Life.SERVING]) <= wanted
         assert set(pool.alive) == set(pool.machine.workers)
         deadline = pool.machine.next_deadline
         if deadline is not None:
             pool.send(Tick(), max(0.0, deadline - pool.now))
             later = pool.machine.next_deadline
             assert later is None or later > pool.now  # no busy loop
+    for _ in range(30):
+        leave_alone(pool)
+    assert [w.life for w in pool.machine.workers.values()] == [Life.SERVING] * pool.machine._wanted
     pool.send(SignalReceived("TERM"))
     spawned_before = len(spawns(pool.done))
     for worker in list(pool.alive):
