@@ -218,10 +218,7 @@ def test_answer_is_framed_by_its_length(parser: Maker) -> None:
     head = made.start("200 OK", [("Content-Length", "2"), ("X-A", "é")], DATE)
     start = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: é\r\nServer: prefork\r\nDate: ".encode("latin-1")
     assert head == start + DATE + b"\r\n\r\n"
-    assert not made.complete
-    assert made.data(b"ab") == b"ab"
-    assert made.complete
-    assert made.finish() == b""
+    assert [made.complete, made.data(b"ab"), made.complete, made.finish()] == [False, b"ab", True, b""]
     assert made.idle
 
 
