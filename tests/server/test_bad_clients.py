@@ -1,0 +1,320 @@
+"""What do clients that are slow, greedy, silent or gone cost the others? Nothing, and the worker lives on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+from contextlib import suppress
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from server_process import LiveServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+APP = """
+import tempfile
+
+BIG = 30_000_000
+PIECE = b"x" * 100_000
+
+class Answer:
+    def __init__(self, pieces):
+        self.pieces = pieces
+        self.closed = 0
+    def __iter__(self):
+        return self.pieces
+    def close(self):
+        self.closed += 1
+        print("closed", self.closed, flush=True)
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path == "/gate":
+        print("at the gate", flush=True)
+        with open(os.path.join(os.path.dirname(__file__), "gate")):
+            pass
+    if path == "/stream":
+        start_response("200 OK", [("Content-Length", str(BIG))])
+        return Answer(PIECE for _ in range(BIG // len(PIECE)))
+    if path == "/file":
+        file = tempfile.TemporaryFile()
+        file.truncate(BIG)
+        start_response("200 OK", [("Content-Length", str(BIG))])
+        return environ["wsgi.file_wrapper"](file)
+    body = environ["wsgi.input"].read()
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d" % len(body)]
+"""
+LIMITED = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+"""
+CROWDED = """
+import resource
+def crowded(worker):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+"""
+BIG = 30_000_000
+
+
+@pytest.fixture
+def serve(write_app: Callable[..., Path]) -> Callable[..., LiveServer]:
+    """Return a server of the app above with one worker and one thread, so that nobody can be held without being seen."""
+
+    def serve(more: str = "", **options: Any) -> LiveServer:
+        options = {"max_workers": 1, "threads": 1, "max_reqs_per_child": 0, **options}
+        return LiveServer.pool("sample:app", app_dir=str(write_app(APP + more)), **options)
+
+    return serve
+
+
+def connect(server: LiveServer, data: bytes = b"") -> socket.socket:
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    client.settimeout(20)
+    client.connect(server.address)
+    client.sendall(data)
+    return client
+
+
+def get(path: str) -> bytes:
+    return b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode()
+
+
+def answer(client: socket.socket) -> tuple[int, bytes]:
+    response = HTTPResponse(client)
+    response.begin()
+    return response.status, response.read()
+
+
+def until_closed(client: socket.socket) -> bytes:
+    data = b""
+    try:
+        while piece := client.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def descriptors(server: LiveServer) -> int:
+    return sum(1 for _ in Path(f"/proc/{server.worker_pids[0]}/fd").iterdir())
+
+
+def pause(seconds: float = 0.2) -> None:
+    """Be as slow as the client of the test is to be."""
+    threading.Event().wait(seconds)
+
+
+# Slow.
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new connection", "kept connection"])
+def test_a_head_that_comes_drop_by_drop_has_its_time_and_no_more(
+    serve: Callable[..., LiveServer], *, kept: bool
+) -> None:
+    with serve(head_timeout=0.6) as server:
+        client = connect(server)
+        if kept:
+            client.sendall(get("/"))
+            assert answer(client) == (200, b"0")
+        with client:
+            for drop in (b"GET / HT", b"TP/1.1\r\n", b"Host: a\r\n"):
+                client.sendall(drop)
+                assert server.get() == (200, b"0")
+                pause()
+            received = until_closed(client)
+        assert received.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_body_may_take_its_time_while_it_goes_on_and_not_a_moment_longer(serve: Callable[..., LiveServer]) -> None:
+    with serve(body_timeout=0.6) as server:
+        with connect(server, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n") as client:
+            for drop in (b"1", b"2", b"3", b"4", b"5"):
+                pause()
+                client.sendall(drop)
+                assert server.get() == (200, b"0")
+            assert answer(client) == (200, b"5")
+        with connect(server, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n1234") as client:
+            assert until_closed(client).startswith(b"HTTP/1.1 408 ")
+
+
+def test_an_idle_connection_is_closed_in_its_time(serve: Callable[..., LiveServer]) -> None:
+    with serve(keep_alive_timeout=0.3) as server, connect(server, get("/")) as client:
+        assert answer(client) == (200, b"0")
+        assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("path", ["/stream", "/file"])
+def test_who_reads_slowly_holds_no_thread_and_gets_all(serve: Callable[..., LiveServer], path: str) -> None:
+    with serve() as server, connect(server, get(path)) as client:
+        for _ in range(3):
+            assert server.get() == (200, b"0")
+        status, body = answer(client)
+        assert (status, len(body)) == (200, BIG)
+        client.sendall(get("/"))
+        assert answer(client) == (200, b"0")
+
+
+@pytest.mark.parametrize("path", ["/stream", "/file"])
+def test_who_reads_nothing_is_given_up(serve: Callable[..., LiveServer], path: str) -> None:
+    with serve(write_timeout=0.5) as server:
+        assert server.get() == (200, b"0")
+        before = descriptors(server)
+        with connect(server, get(path)) as client:
+            while descriptors(server) == before:
+                pause(0.01)
+            while descriptors(server) != before:
+                assert server.get() == (200, b"0")
+            assert len(until_closed(client)) < BIG
+
+
+# Greedy.
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n", 413),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n", 413),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000, 431),
+        (b"GET /" + b"x" * 100_000, 414),
+    ],
+    ids=["length", "chunks", "fields", "request line"],
+)
+def test_too_much_is_refused(serve: Callable[..., LiveServer], data: bytes, status: int) -> None:
+    with serve(max_body_size=1000) as server:
+        with connect(server) as client:
+            client.sendall(data)
+            assert until_closed(client).startswith(b"HTTP/1.1 %d " % status)
+        assert server.get() == (200, b"0")
+
+
+def test_a_body_that_the_disk_does_not_hold_is_refused_and_the_worker_lives_on(
+    serve: Callable[..., LiveServer],
+) -> None:
+    with serve(LIMITED) as server:
+        size = 2_000_000
+        with connect(server, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size) as client:
+            with suppress(OSError):
+                client.sendall(b"x" * size)
+            assert until_closed(client).startswith(b"HTTP/1.1 507 ")
+        assert server.get(method="POST", body=b"x" * 500_000) == (200, b"500000")
+        assert not server.all("worker.exited")
+
+
+def test_an_answer_whose_rest_the_disk_does_not_hold_is_cut_and_the_worker_lives_on(
+    serve: Callable[..., LiveServer],
+) -> None:
+    with serve(LIMITED) as server:
+        with connect(server, get("/stream")) as client:
+            server.wait_for_output("closed 1")
+            assert len(until_closed(client)) < BIG
+        assert server.get() == (200, b"0")
+        assert not server.all("worker.exited")
+
+
+def test_without_descriptors_nothing_is_accepted_nothing_spins_and_all_is_well_afterwards(
+    serve: Callable[..., LiveServer],
+) -> None:
+    with serve(CROWDED, worker_started="sample:crowded") as server:
+        crowd = [connect(server) for _ in range(60)]
+        server.wait_for("pool.accept_paused")
+        worker = psutil.Process(server.worker_pids[0])
+        before = worker.num_ctx_switches().voluntary
+        pause(1.0)
+        assert worker.num_ctx_switches().voluntary - before < 500  # a loop that spins makes hundreds of thousands
+        for client in crowd:
+            client.close()
+        assert server.get() == (200, b"0")
+
+
+# Gone.
+
+STAGES = {
+    "before the head": b"",
+    "in the head": b"GET / HTTP/1.1\r\nHo",
+    "before the body": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n",
+    "in the body": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345",
+    "in the chunks": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n123",
+    "before the answer": get("/"),
+    "in the answer": get("/stream"),
+    "in the file": get("/file"),
+}
+
+
+@pytest.fixture(params=["close", "reset"])
+def leave(request: pytest.FixtureRequest) -> Callable[[socket.socket], None]:
+    def leave(client: socket.socket) -> None:
+        if request.param == "reset":
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+
+    return leave
+
+
+@pytest.fixture(params=[1, 4], ids=["1 thread", "4 threads"])
+def server(request: pytest.FixtureRequest, serve: Callable[..., LiveServer]) -> Iterator[LiveServer]:
+    with serve(threads=request.param) as server:
+        yield server
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_client_that_leaves_takes_nothing_with_it(
+    server: LiveServer, leave: Callable[[socket.socket], None], stage: str
+) -> None:
+    with connect(server, get("/")) as client:
+        assert answer(client) == (200, b"0")
+    (worker,) = server.worker_pids
+    before = descriptors(server)
+    for _ in range(20):
+        client = connect(server, STAGES[stage])
+        if stage in {"in the answer", "in the file"}:
+            client.recv(1000)
+        leave(client)
+    assert server.get() == (200, b"0")
+    while descriptors(server) > before:
+        assert server.get() == (200, b"0")
+    if stage == "in the answer":
+        for _ in range(20):
+            server.wait_for_output("closed 1")
+        assert not [line for line in server.output if "closed 2" in line]
+    assert server.worker_pids == [worker]
+    assert not server.all("request.failed")
+    assert not server.all("app.failed")
+
+
+def test_a_client_that_leaves_while_the_application_works_harms_nobody(
+    serve: Callable[..., LiveServer], leave: Callable[[socket.socket], None], tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    with serve(threads=4) as server:
+        client = connect(server, get("/gate"))
+        server.wait_for_output("at the gate")
+        leave(client)
+        assert server.get() == (200, b"0")
+        with gate.open("w"):
+            pass
+        for _ in range(5):
+            assert server.get() == (200, b"0")
+        assert not server.all("worker.exited")
+
+
+def test_a_thousand_that_only_knock_leave_nothing_behind(server: LiveServer) -> None:
+    assert server.get() == (200, b"0")
+    before = descriptors(server)
+    for _ in range(1000):
+        connect(server).close()
+    assert server.get() == (200, b"0")
+    while descriptors(server) > before:
+        assert server.get() == (200, b"0")
+    assert not server.all("worker.exited")
