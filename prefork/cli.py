@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 from typing import Any
 
 import click
 
+from prefork import __version__
 from prefork.config import OPTIONS, Resolved, resolve
 from prefork.errors import AppNotFound, PlatformUnsupported, PreforkError, report
 from prefork.options_click import click_options
@@ -109,10 +109,9 @@ def command() -> click.Command:
                 callback=_help_all,
                 help="Show all options.",
             ),
-            click.version_option(version("prefork"), prog_name="prefork")(lambda: None).__click_params__[0],  # type: ignore[attr-defined]
+            click.version_option(__version__, prog_name="prefork")(lambda: None).__click_params__[0],  # type: ignore[attr-defined]
         ],
         help="Serve the WSGI application APP: module:attribute, module:factory(), or module with an app or application.",
-        no_args_is_help=True,
     )
 
 

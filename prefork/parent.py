@@ -144,7 +144,7 @@ class Parent:
         self.signals.impatient = True
         try:
             self.hooks.load(self.config.app_dir, "before_fork")
-            if self.config.preload and isinstance(self.app, str):
+            if self.config.preload or callable(self.app):
                 self.app = load_app(self.app, self.config.app_dir)
             if callable(self.app):
                 warm_up(self.app, self.config.warm_up, self.config.app_dir)

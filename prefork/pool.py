@@ -19,6 +19,7 @@ from prefork.fork_audit import Finding, audit
 from prefork.hooks import Hooks
 from prefork.listeners import Listeners, open_listeners
 from prefork.parent import Adapter, Charge, Parent
+from prefork.privileges import resolve_ids
 from prefork.records import Records
 from prefork.supervised import STOP, STOP_QUICKLY, Caller, Supervised, supervise
 
@@ -179,7 +180,10 @@ class WorkerPool:
     def _listening(self) -> Iterator[Listeners]:
         """Listen for the length of a block."""
         with umask(self.config.umask):
-            opened = open_listeners(self.config) if self._listeners is None else self._listeners
+            if self._listeners is None:
+                opened = open_listeners(self.config, owner=resolve_ids(self.config.user, self.config.group))
+            else:
+                opened = self._listeners
         with opened as listeners:
             self._urls = tuple(listener.url for listener in listeners)
             yield listeners

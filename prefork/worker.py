@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import atexit
 import enum
+import fcntl
 import os
 import select
 import signal
 import sys
 import traceback
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from prefork.wsgi.driver import WorkerFacts, WsgiDriver
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from prefork.config import Config
     from prefork.hooks import Hooks
@@ -145,11 +146,12 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
 def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     """Do all that has to be done before the first request, and report ready."""
     config, records = birth.config, birth.records.bind(role="worker", worker=birth.number, generation=birth.generation)
-    app = load_app(birth.app, config.app_dir) if isinstance(birth.app, str) else birth.app
-    birth.hooks.load(config.app_dir, "worker_started", "worker_exiting")
-    guard = ExitGuard(clock=monotonic, on_free=inbox.wake)
-    worker = Worker(number=birth.number, generation=birth.generation, app=app, config=config, exit_guard=guard)
-    birth.hooks.run_or_raise("worker_started", worker)
+    with dying_with_parent(lifeline):
+        app = load_app(birth.app, config.app_dir) if isinstance(birth.app, str) else birth.app
+        birth.hooks.load(config.app_dir, "worker_started", "worker_exiting")
+        guard = ExitGuard(clock=monotonic, on_free=inbox.wake)
+        worker = Worker(number=birth.number, generation=birth.generation, app=app, config=config, exit_guard=guard)
+        birth.hooks.run_or_raise("worker_started", worker)
     facts = WorkerFacts(number=birth.number, generation=birth.generation)
     driver = WsgiDriver(app, birth.listeners, config, facts, records, guard, birth.thread_exit)
     driver.announce_at(announcement(birth.budget))
@@ -157,6 +159,32 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     boot_s = monotonic() - birth.born
     send(birth.reports, Ready(birth.worker, boot_s=boot_s))
     return Life(birth, worker, driver, lifeline, inbox, records)
+
+
+@contextmanager
+def dying_with_parent(lifeline: int) -> Iterator[None]:
+    """End the process if its parent dies within the block.
+
+    A worker that starts serves nobody yet, and is busy with the application's code: it cannot watch the lifeline, so the
+    system is asked to tell of it.
+    """
+
+    def look(*_: object) -> None:
+        poll = select.poll()
+        poll.register(lifeline, 0)
+        if poll.poll(0):
+            os._exit(1)
+
+    before = signal.signal(signal.SIGIO, look)
+    flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)
+    try:
+        look()
+        yield
+    finally:
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags)
+        signal.signal(signal.SIGIO, before)
 
 
 def rehearse(config: Config, records: Records) -> None:

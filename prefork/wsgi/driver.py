@@ -22,14 +22,12 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
-from email.utils import formatdate
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prefork.http1.connection import Connection, Phase
 from prefork.http1.heads import HeadReader, Parser
 from prefork.http1.messages import Body, End, Misanswered, Refused, Request
-from prefork.http1.parser_h11 import H11Parser
 from prefork.wsgi.body import RequestBody
 from prefork.wsgi.deadlines import Deadlines
 from prefork.wsgi.gateway import Answer, request_environ, server_environ
@@ -64,6 +62,8 @@ _RECEIVE = 65536
 _AT_ONCE = socket.MSG_DONTWAIT
 _BLOCKY = 16
 _NEVER = float("inf")
+_DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
+_MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 # Members of an Enum are looked up dearly in Python 3.11.
 _HEAD, _ANSWER, _CLOSED = Phase.HEAD, Phase.ANSWER, Phase.CLOSED
 
@@ -891,22 +891,30 @@ class WsgiDriver:
         """Return the present value of ``Date`` (RFC 9110 section 5.6.7)."""
         now = int(time.time())
         if now != self._date_at:
-            self._date = formatdate(now, usegmt=True).encode()
+            self._date = http_date(now)
             self._date_at = now
         return self._date
 
 
 def _parser(name: str) -> Callable[[], Parser]:
     """Return the class of parser that ``http`` names: httptools where it is installed, unless h11 is asked for."""
-    if name == "h11":
-        return H11Parser
-    try:
-        from prefork.http1.parser_httptools import HttptoolsParser
-    except ImportError:
-        if name == "httptools":
-            raise
-        return H11Parser
-    return HttptoolsParser
+    if name != "h11":
+        try:
+            from prefork.http1.parser_httptools import HttptoolsParser
+        except ImportError:
+            if name == "httptools":
+                raise
+        else:
+            return HttptoolsParser
+    from prefork.http1.parser_h11 import H11Parser
+
+    return H11Parser
+
+
+def http_date(now: int) -> bytes:
+    """Return a time in seconds as an IMF-fixdate (RFC 9110 section 5.6.7), whatever the locale."""
+    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(now)
+    return b"%b, %02d %b %d %02d:%02d:%02d GMT" % (_DAYS[weekday], day, _MONTHS[month - 1], year, hour, minute, second)
 
 
 def _is_gone(sock: _socket.socket) -> bool:

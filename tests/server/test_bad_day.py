@@ -1,0 +1,248 @@
+"""What does a user get on a bad day? One line that says what to do, a status, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from server_process import FRESH, ROOT, LiveServer, wait_until_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+MODULES = {
+    "shop": "def app(environ, start_response):\n    start_response('200 OK', [])\n    return [b'shop']\n"
+    "number = 1\nnothing = None\n"
+    "async def asgi(scope, receive, send): pass\n"
+    "def create_app(): raise LookupError('no database')\n"
+    "def create_nothing(): return None\n",
+    "raising": "raise LookupError('no database')\n",
+    "leaving": "import sys\nsys.exit('enough')\n",
+    "broken": "def app(:\n",
+    "lacking": "import there_is_no_such_module\n",
+    "empty": "",
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return how to run the command to its end, in a directory with the modules above."""
+    for name, text in MODULES.items():
+        (tmp_path / f"{name}.py").write_text(text)
+
+    def run(*args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFORK_")}
+        return subprocess.run(
+            [sys.executable, "-ISc", FRESH, sys.executable, "-m", "prefork", *args],
+            cwd=tmp_path,
+            env={**clean, "PYTHONPATH": str(ROOT), "PREFORK_LOG_LEVEL": "warning", **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+
+    return run
+
+
+def told(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line that the user gets."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, done.stderr
+    assert done.stdout == ""
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (("shop:app", "--max-workers", "none"), "PF102", "max_workers"),
+        (("shop:app", "--max-workers", "0"), "PF102", "max_workers"),
+        (("shop:app", "--threads", "-1"), "PF102", "threads"),
+        (("shop:app", "--graceful-timeout", "soon"), "PF102", "graceful_timeout"),
+        (("shop:app", "--bind", "127.0.0.1:http"), "PF301", "http"),
+        (("shop:app", "--bind", "127.0.0.1:70000"), "PF302", "70000"),
+        (("shop:app", "--bind", "fd://x"), "PF3", "fd://x"),
+        (("shop:app", "--min-reqs-per-child", "9", "--max-reqs-per-child", "3"), "PF103", "lower the minimum"),
+        (("shop:app", "--config", "there_is_none.toml"), "PF104", "there_is_none.toml"),
+        (("shop:app", "--app-dir", "there_is_none"), "PF209", "there_is_none"),
+        (("shop:app", "--user", "nobody-of-this-name"), "PF309", "nobody-of-this-name"),
+        (("shop:app", "--chdir", "there_is_none"), "PF418", "there_is_none"),
+        (("shop:app", "--spool-dir", "there_is_none"), "PF102", "spool_dir"),
+        (("nothere:app",), "PF202", "nothere"),
+        (("shop:ap",), "PF203", "did you mean"),
+        (("shop:app.nothing",), "PF203", "nothing"),
+        (("empty",), "PF203", "empty"),
+        (("shop:number",), "PF204", "int"),
+        (("shop:nothing",), "PF204", "None"),
+        (("shop:create_nothing()",), "PF204", "return"),
+        (("shop:create_app(1)",), "PF210", "create_app"),
+        (("shop:asgi",), "PF205", "ASGI"),
+        (("shop.py",), "PF202", "not a file: shop"),
+        (("shop:app(",), "PF201", "app("),
+    ],
+)
+def test_a_mistake_of_the_user_is_told_in_one_line_with_status_2(
+    run: Callable[..., subprocess.CompletedProcess[str]], args: tuple[str, ...], code: str, words: str
+) -> None:
+    bind = () if "--bind" in args else ("--bind", "127.0.0.1:0")
+    done = run(*args, *bind)
+    line = told(done)
+    assert line.startswith("prefork: error: ")
+    assert f"[{code}" in line
+    assert words in line
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("env", "code", "words"),
+    [
+        ({"PREFORK_MAX_WORKERS": "many"}, "PF102", "PREFORK_MAX_WORKERS"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_told_with_its_name(
+    run: Callable[..., subprocess.CompletedProcess[str]], env: dict[str, str], code: str, words: str
+) -> None:
+    done = run("shop:app", "--bind", "127.0.0.1:0", "--check-config", env=env)
+    assert done.returncode == 2, done
+    assert f"[{code}]" in told(done)
+    assert words in done.stderr
+
+
+def test_an_unknown_option_is_told_with_the_nearest_one(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = run("shop:app", "--max-worker", "3")
+    assert done.returncode == 2
+    assert "--max-workers" in told(done)
+
+
+def test_without_an_application_one_line_says_how_to_name_one(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = run()
+    assert done.returncode == 2
+    assert "[PF208]" in told(done)
+    assert "module:app" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("app", "code", "traceback"),
+    [
+        ("raising:app", "PF206", "LookupError: no database"),
+        ("leaving:app", "PF206", "SystemExit: enough"),
+        ("broken:app", "PF206", "SyntaxError"),
+        ("lacking:app", "PF206", "ModuleNotFoundError"),
+        ("shop:create_app()", "PF207", "LookupError: no database"),
+    ],
+)
+def test_a_failure_of_the_application_is_told_with_its_traceback_once_and_status_1(
+    run: Callable[..., subprocess.CompletedProcess[str]], app: str, code: str, traceback: str
+) -> None:
+    done = run(app, "--bind", "127.0.0.1:0")
+    assert done.returncode == 1
+    assert f"[{code}]" in done.stderr
+    assert done.stderr.count("Traceback (most recent call last)") <= 1
+    assert traceback in done.stderr
+    assert "importlib" not in done.stderr  # neither our own frames
+
+
+@pytest.mark.parametrize("options", [(), ("--max-workers", "1")])
+def test_a_port_in_use_is_told_with_status_1(
+    run: Callable[..., subprocess.CompletedProcess[str]], options: tuple[str, ...], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = run("shop:app", "--bind", f"127.0.0.1:{port}", "--pid-file", str(tmp_path / "pid"), *options)
+    assert done.returncode == 1
+    assert "[PF303]" in told(done)
+    assert str(port) in done.stderr
+    assert not (tmp_path / "pid").exists()
+
+
+def test_an_address_that_is_not_ours_is_told(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = run("shop:app", "--bind", "192.0.2.1:8000")
+    assert done.returncode == 1
+    assert "[PF305]" in told(done)
+
+
+UNPRIVILEGED = """
+import os, sys
+sys.path.insert(0, sys.argv.pop(1))
+import encodings.idna, prefork.cli, prefork.pool
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(prefork.cli.main())
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text()) == 0,
+    reason="only root can become somebody who may not",
+)
+def test_a_privileged_port_is_told() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNPRIVILEGED, str(ROOT), "shop:app", "--bind", "127.0.0.1:81"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1, done
+    assert "[PF304]" in told(done)
+
+
+def test_a_path_that_is_taken_by_a_file_or_a_living_socket_is_told_and_left_alone(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("precious")
+    done = run("shop:app", "--bind", f"unix:{file}")
+    assert (done.returncode, file.read_text()) == (1, "precious")
+    assert "[PF306]" in told(done)
+    with socket.socket(socket.AF_UNIX) as living:
+        living.bind(str(tmp_path / "living"))
+        living.listen()
+        done = run("shop:app", "--bind", f"unix:{tmp_path / 'living'}")
+        assert done.returncode == 1
+        assert "[PF3" in told(done)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "living"))
+
+
+def test_a_path_with_a_dead_socket_is_taken_over_and_given_back(write_app: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "dead"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    server = LiveServer.of("sample:app", "--bind", f"unix:{path}", cwd=write_app())
+    with server, socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-preload",)], ids=["preload", "no preload"])
+def test_a_parent_that_is_killed_takes_workers_that_still_import_with_it(
+    write_app: Callable[..., Path], flags: tuple[str, ...]
+) -> None:
+    folder = write_app("print('importing', flush=True)\ntime.sleep(60)\n")
+    with LiveServer.of("sample:app", *flags, "--graceful-timeout", "1", cwd=folder, ready="") as server:
+        server.wait_for_output("importing")
+        group = server.group()
+        server.send(signal.SIGKILL)
+        wait_until_gone(group)
+
+
+def test_windows_is_told_in_one_line() -> None:
+    code = "import os, sys; del os.fork; from prefork.cli import main; sys.exit(main(['shop:app']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "[PF407]" in told(done)
