@@ -1,0 +1,105 @@
+"""What do records look like, and are they those of the catalogue?"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from prefork.config import Config
+from prefork.records import CATALOGUE, Records
+from prefork.records.otel import rename
+from prefork.records.rendering import Record, to_console, to_json
+
+PACKAGE = Path(__file__).resolve().parents[2]
+TEXTS = st.text(st.characters(), max_size=40)
+
+
+def emitted() -> set[str]:
+    """Return the names of all records that the code writes."""
+    sources = [*PACKAGE.glob("prefork/**/*.py"), *PACKAGE.glob("contrib/**/*.py")]
+    text = "\n".join(path.read_text() for path in sources)
+    return set(re.findall(r'(?:\.emit|Emit)\(\s*"([a-z]+\.[a-z_]+)"', text))
+
+
+def test_every_record_that_is_written_is_in_the_catalogue_and_the_other_way_round() -> None:
+    assert emitted() == set(CATALOGUE)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_record_is_described_and_its_fields_too(name: str) -> None:
+    spec = CATALOGUE[name]
+    assert spec.help
+    page = (PACKAGE / "docs" / "records.md").read_text()
+    assert f"`{name}`" in page
+
+
+@given(st.dictionaries(TEXTS, TEXTS | st.integers() | st.none() | st.lists(TEXTS, max_size=3), max_size=5))
+def test_a_record_is_one_line_of_json_whatever_is_in_it(fields: dict[str, Any]) -> None:
+    line = to_json({**fields, "event": "worker.ready", "logger": "prefork"})
+    assert line.isascii()
+    assert "\n" not in line
+    assert json.loads(line)["event"] == "worker.ready"
+
+
+@given(TEXTS, TEXTS, st.booleans())
+def test_a_client_cannot_write_lines_or_colours_of_its_own(path: str, agent: str, colour: bool) -> None:
+    record = {"event": "request.rejected", "logger": "prefork", "level": "warning", "path": path, "user_agent": agent}
+    line = to_console(record, 0.0, colour=colour)
+    assert "\n" not in line
+    assert "\r" not in line
+    assert not re.search("\x1b(?!\\[[0-9;]+m)", line)
+    if not colour:
+        assert "\x1b" not in line
+
+
+def test_what_contains_itself_is_written_all_the_same() -> None:
+    circle: dict[str, Any] = {}
+    circle["again"] = circle
+    assert json.loads(to_json({"event": "x", "circle": circle}))["event"] == "x"
+    assert json.loads(to_json({"event": "x", "thing": object()}))["event"] == "x"
+
+
+def test_a_plain_formatter_sees_name_and_fields() -> None:
+    record = Record(event="worker.exited", level="info", worker=2, exit_code=-9, reason="a b", signal=None)
+    assert str(record) == 'worker.exited worker=2 exit_code=-9 reason="a b"'
+
+
+def test_opentelemetry_gets_its_own_names() -> None:
+    renamed = rename(None, "", {"logger": "prefork.access", "event": "request.finished", "status": 200, "path": "/"})
+    assert renamed["event"] == "prefork.request.finished"
+    assert (renamed["http.response.status_code"], renamed["url.path"]) == (200, "/")
+    of_a_worker = rename(None, "", {"logger": "prefork", "event": "worker.exited", "pid": 1, "child_pid": 2})
+    assert (of_a_worker["process.pid"], of_a_worker["process.parent_pid"]) == (2, 1)
+    assert rename(None, "", {"logger": "shop", "event": "sold"}) == {"logger": "shop", "event": "sold"}
+
+
+def test_a_hook_that_raises_is_recorded_and_asked_no_more() -> None:
+    asked = []
+
+    def hook(name: str, fields: dict[str, Any]) -> None:
+        asked.append(name)
+        raise LookupError(name)
+
+    records = Records(Config.of(log_format="none", on_record=hook))
+    try:
+        records.emit("worker.killed", after_s=1.0)
+        records.emit("worker.killed", after_s=1.0)
+    finally:
+        records.close()
+    assert asked == ["worker.killed"]
+
+
+def test_a_record_that_is_not_as_in_the_catalogue_is_told_to_a_strict_one() -> None:
+    records = Records(Config.of(log_format="none"), strict=True)
+    try:
+        with pytest.raises(ValueError, match="not in the catalogue"):
+            records.emit("worker.invented")
+        with pytest.raises(ValueError, match=r"worker\.killed"):
+            records.emit("worker.killed", colour="red")
+    finally:
+        records.close()
