@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from io import BytesIO
 from typing import IO
 
@@ -35,6 +36,8 @@ class RequestBody:
             self.file.writelines(self._pieces)
             self._pieces.clear()
         self.file.write(data)
+        # Not later: what is still in Python's buffer when the disk is full would fail where nobody expects it.
+        self.file.flush()
 
     def open(self) -> IO[bytes]:
         """Return the whole body, to be read from its start."""
@@ -46,4 +49,6 @@ class RequestBody:
     def close(self) -> None:
         """Give the file back."""
         if self.file is not None:
-            self.file.close()
+            # What a full disk refused is still in the buffer, and refused once more.
+            with suppress(OSError):
+                self.file.close()

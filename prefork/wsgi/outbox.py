@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import deque
+from contextlib import suppress
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -112,6 +113,8 @@ class Outbox:
                 os.close(item.file)
         self._items.clear()
         if self._spool is not None:
-            self._spool.close()
+            # What a full disk refused is still in the buffer, and refused once more.
+            with suppress(OSError):
+                self._spool.close()
             self._spool = None
         self.size = self._memory = 0

@@ -1,0 +1,108 @@
+"""Where does an answer wait for a slow client?"""
+
+from __future__ import annotations
+
+import resource
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prefork.wsgi.outbox import MEMORY, Outbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Return the server's end of a connection and the client's."""
+    server, client = socket.socketpair()
+    with server, client:
+        server.setblocking(False)
+        yield server, client
+
+
+def taken(outbox: Outbox, ends: tuple[socket.socket, socket.socket]) -> bytes:
+    """Read as a client until nothing is left to be sent."""
+    server, client = ends
+    data = bytearray()
+    while outbox:
+        outbox.flush(server)
+        data += client.recv(1 << 20)
+    server.shutdown(socket.SHUT_WR)
+    while more := client.recv(1 << 20):
+        data += more
+    return bytes(data)
+
+
+def test_what_is_kept_in_memory_in_the_spool_and_in_files_goes_out_in_order(
+    tmp_path: Path, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    sent = tmp_path / "sent"
+    sent.write_bytes(b"before-the file-behind")
+    outbox = Outbox(str(tmp_path))
+    pieces = [bytes([letter]) * (MEMORY // 2 + 1) for letter in b"abc"]
+    for piece in pieces:
+        outbox.add(piece)
+    assert outbox.size == sum(map(len, pieces))
+    with sent.open("rb") as file:
+        outbox.add_file(file.fileno(), 7, 8)
+    assert outbox.size == sum(map(len, pieces))
+    outbox.add(b"the last")
+    assert taken(outbox, ends) == b"".join(pieces) + b"the file" + b"the last"
+    assert outbox.size == 0
+    outbox.close()
+
+
+def test_a_client_that_takes_nothing_costs_nothing_but_room(ends: tuple[socket.socket, socket.socket]) -> None:
+    outbox = Outbox(None)
+    outbox.add(bytes(MEMORY))
+    first = outbox.flush(ends[0])
+    assert 0 < first < MEMORY
+    assert outbox.flush(ends[0]) == 0
+    assert outbox.size == MEMORY - first
+    outbox.close()
+    assert (outbox.size, bool(outbox)) == (0, False)
+
+
+@pytest.mark.usefixtures("leaves_nothing")
+def test_what_is_thrown_away_leaves_no_descriptor(tmp_path: Path) -> None:
+    sent = tmp_path / "sent"
+    sent.write_bytes(b"sent")
+    outbox = Outbox(str(tmp_path))
+    with sent.open("rb") as file:
+        outbox.add_file(file.fileno(), 0, 4)
+        outbox.add_file(file.fileno(), 4, 0)
+    for _ in range(2):
+        outbox.add(bytes(MEMORY))
+    assert list(tmp_path.iterdir()) == [sent]
+    outbox.close()
+
+
+def test_a_file_that_becomes_shorter_ends_the_connection(
+    tmp_path: Path, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    sent = tmp_path / "sent"
+    sent.write_bytes(b"")
+    outbox = Outbox(None)
+    with sent.open("rb") as file:
+        outbox.add_file(file.fileno(), 0, 4)
+    with pytest.raises(ConnectionAbortedError, match="shorter"):
+        outbox.flush(ends[0])
+    outbox.close()
+
+
+def test_a_full_disk_is_told_of_once_and_leaves_the_rest_to_be_thrown_away(tmp_path: Path) -> None:
+    outbox = Outbox(str(tmp_path))
+    outbox.add(bytes(MEMORY))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # Python ignores SIGXFSZ, so a write fails
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            outbox.add(b"more")
+        outbox.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not outbox

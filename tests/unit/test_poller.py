@@ -1,0 +1,68 @@
+"""Which descriptors are ready, whatever the system offers?"""
+
+from __future__ import annotations
+
+import select
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prefork.wsgi.poller import READ, WRITE, EpollPoller, PollPoller, new_poller
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prefork.wsgi.poller import Poller
+
+KINDS = [EpollPoller, PollPoller] if hasattr(select, "epoll") else [PollPoller]
+
+
+@pytest.fixture(params=KINDS)
+def poller(request: pytest.FixtureRequest) -> Iterator[Poller]:
+    poller: Poller = request.param()
+    yield poller
+    poller.close()
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_descriptor_is_told_of_for_what_it_is_watched_for(
+    poller: Poller, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = ends
+    poller.register(ours.fileno(), READ)
+    assert poller.poll(0) == []
+    theirs.send(b".")
+    assert poller.poll(None) == [(ours.fileno(), READ)]
+    poller.modify(ours.fileno(), WRITE)
+    assert poller.poll(None) == [(ours.fileno(), WRITE)]
+    poller.unregister(ours.fileno())
+    assert poller.poll(0) == []
+
+
+def test_a_shared_descriptor_is_told_of_too(poller: Poller, ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    poller.register(ours.fileno(), READ, shared=True)
+    theirs.send(b".")
+    assert poller.poll(None) == [(ours.fileno(), READ)]
+
+
+def test_what_is_closed_after_it_was_forgotten_is_told_of_no_more(poller: Poller) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        poller.register(ours.fileno(), READ | WRITE)
+        poller.forget(ours.fileno())
+        poller.forget(ours.fileno())  # whoever closes need not know whether it is watched
+        ours.close()
+        assert poller.poll(0) == []
+
+
+def test_without_epoll_there_is_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(select, "epoll", raising=False)
+    assert isinstance(new_poller(), PollPoller)
