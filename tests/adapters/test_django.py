@@ -61,7 +61,11 @@ def place(request):
         "pid": os.getpid(), "imported_in": IMPORTED_IN, "databases": sum("sqlite3" in name for name in opened),
     })
 
-urlpatterns = [path("", hello), path("broken", broken), path("db", database), path("place", place)]
+def download(request):
+    from django.http import FileResponse
+    return FileResponse(open(__file__, "rb"))
+
+urlpatterns = [path("download", download), path("", hello), path("broken", broken), path("db", database), path("place", place)]
 """
 
 
@@ -109,6 +113,29 @@ def test_a_view_asks_the_database(write: Callable[..., Path]) -> None:
     with runprefork(write()) as server:
         status, body = server.get("/db")
         assert (status, json.loads(body)["answer"]) == (200, 42)
+
+
+def test_a_connection_is_kept_by_its_thread_and_not_made_for_each_request(write: Callable[..., Path]) -> None:
+    with runprefork(write(), "--workers", "1", "--threads", "1") as server:
+        had = [json.loads(server.get("/db")[1])["had"] for _ in range(20)]
+        assert had == [False] + [True] * 19
+        assert json.loads(server.get("/place")[1])["databases"] == 1
+
+
+def test_a_file_is_sent_whole(write: Callable[..., Path]) -> None:
+    folder = write()
+    with runprefork(folder) as server:
+        assert server.get("/download") == (200, (folder / "urls.py").read_bytes())
+
+
+def test_under_debug_a_traceback_comes_once(write: Callable[..., Path]) -> None:
+    with runprefork(write("DEBUG = True\n")) as server:
+        status, page = server.get("/broken")
+        assert status == 500
+        assert b"ZeroDivisionError" in page
+        assert server.stop() == 0
+        told = "\n".join(server.output) + "\n".join(str(record.get("exception")) for record in server.records)
+        assert told.count("ZeroDivisionError: the view is broken") == 1
 
 
 def test_no_connection_is_shared_after_the_fork(write: Callable[..., Path]) -> None:
@@ -190,8 +217,8 @@ def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
         assert "Traceback" not in server.log
 
 
-def messages(folder: Path) -> str:
-    with LiveServer(sys.executable, "manage.py", "check", cwd=folder, ready="") as server:
+def messages(folder: Path, *flags: str) -> str:
+    with LiveServer(sys.executable, "manage.py", "check", *flags, cwd=folder, ready="") as server:
         server.wait()
         return server.log
 
@@ -200,7 +227,10 @@ def messages(folder: Path) -> str:
     ("settings", "identity"),
     [
         ("PREFORK = {'TREADS': 2}", "prefork.E001"),
+        ("PREFORK = {'THREADS': 'many'}", "prefork.E002"),
         ("", "prefork.W002"),
+        ("DATABASES['default']['OPTIONS'] = {'pool': True}", "prefork.W003"),
+        ("WSGI_APPLICATION = 'shop.wsgi.application'", "prefork.W009"),
         ("CACHES = {'default': {'BACKEND': 'django.core.cache.backends.locmem.LocMemCache'}}", "prefork.W004"),
         ("SESSION_ENGINE = 'django.contrib.sessions.backends.cache'", "prefork.W005"),
         ("", "prefork.W008"),
@@ -210,6 +240,28 @@ def test_the_checks_find_what_processes_would_trip_over(
     write: Callable[..., Path], settings: str, identity: str
 ) -> None:
     assert identity in messages(write(settings + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "identity"),
+    [
+        ("DEBUG = True", "prefork.W001"),
+        ("ASGI_APPLICATION = 'shop.asgi.application'", "prefork.W006"),
+        ("", "prefork.W007"),
+    ],
+)
+def test_the_checks_for_a_deployment_find_what_matters_in_production_alone(
+    write: Callable[..., Path], settings: str, identity: str
+) -> None:
+    folder = write(settings + "\n")
+    assert identity in messages(folder, "--deploy")
+    assert identity not in messages(folder)
+
+
+def test_the_checks_find_a_system_that_cannot_fork(write: Callable[..., Path]) -> None:
+    folder = write()
+    (folder / "manage.py").write_text(MANAGE.replace("import os, sys", "import os, sys\ndel os.fork"))
+    assert "prefork.E003" in messages(folder)
 
 
 def test_the_checks_are_silent_for_one_worker(write: Callable[..., Path]) -> None:

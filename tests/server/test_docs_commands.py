@@ -1,0 +1,69 @@
+"""Does every command in the documentation work, as it stands there?"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from server_process import ROOT, LiveServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"^    ((?:pip|flask|python|prefork|make|gunicorn) .*)$", re.MULTILINE)
+
+ELSEWHERE = {
+    "pip install": "the wheel test installs each extra from the built wheel",
+    "make test": "is what runs this",
+    "make lint": ".ci/run calls it",
+    "make coverage": ".ci/run calls it",
+}
+"""Commands that cannot be run by a test, and what does."""
+
+PORTS = {"8080": "0", "0.0.0.0": "127.0.0.1"}
+"""What is written in the documentation, and what stands for it here, where a port may be taken."""
+
+SHOP = """
+from flask import Flask
+app = Flask("shop")
+app.add_url_rule("/", view_func=lambda: "shop")
+"""
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        for command in COMMAND.findall(page.read_text()):
+            yield page.name, re.sub(r"\s{2,}#.*", "", command).strip()
+
+
+def is_elsewhere(command: str) -> bool:
+    return any(command.startswith(start) for start in ELSEWHERE)
+
+
+HERE = [pytest.param(command, id=f"{page}: {command}") for page, command in commands() if not is_elsewhere(command)]
+
+
+def test_the_documentation_has_commands() -> None:
+    assert len(HERE) >= 8
+    assert all(any(command.startswith(start) for _, command in commands()) for start in ELSEWHERE)
+
+
+@pytest.mark.parametrize("command", HERE)
+def test_a_command_serves(command: str, tmp_path: Path) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").write_text(SHOP)
+    (tmp_path / "shop" / "wsgi.py").write_text("from shop import app as application\n")
+    (tmp_path / "shop.toml").touch()
+    for written, here in PORTS.items():
+        command = command.replace(written, here)
+    program, *args = shlex.split(command)
+    folder = ROOT / "examples" / "django_site" if program == "python" else tmp_path
+    beside = Path(sys.executable).parent / program
+    environment = {"PREFORK_BIND": "127.0.0.1:0", "FLASK_RUN_PORT": "0", "DJANGO_DEBUG": "1"}
+    with LiveServer(str(beside), *args, cwd=folder, env=environment) as server:
+        assert server.get("/")[0] == 200
