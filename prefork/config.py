@@ -217,7 +217,7 @@ def _read_log(option: Option, value: Any) -> str | None:
     text = str(value).strip().lower()
     if text in _TRUE:
         return "-"
-    return None if text in _FALSE else _read_str(option, value)
+    return None if text in {*_FALSE, "none"} else _read_str(option, value)
 
 
 def _read_list(option: Option, value: Any) -> tuple[str, ...]:

@@ -433,7 +433,8 @@ def facts(charge: Charge) -> dict[str, Any]:
     name = app if isinstance(app, str) else getattr(app, "__qualname__", type(app).__qualname__)
     python = platform.python_version()
     shown = {"workers": config.max_workers, "threads": config.threads, "preload": config.preload}
-    return {"version": __version__, "python": python, "app": name, **shown}
+    counted = {"workers_counted": config.workers_from} if config.workers_from else {}
+    return {"version": __version__, "python": python, "app": name, **shown, **counted}
 
 
 def listener_facts(listener: Listener) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import click
 from flask.logging import default_handler
@@ -74,22 +73,12 @@ def show_banner(name: str, urls: Sequence[str], *, debug: bool) -> None:
         return
     click.echo(f" * Serving Flask app '{name}'")
     click.echo(f" * Debug mode: {'on' if debug else 'off'}")
+    from prefork.listeners import reachable
+
     for url in urls:
-        click.echo("\n".join(f" * Running on {shown}" for shown in reachable(url)))
+        for shown in reachable(url):
+            click.echo(f" * Running on {shown}")
     click.secho("Press CTRL+C to quit", fg="yellow")
-
-
-def reachable(url: str) -> list[str]:
-    """Return what to type into a browser: for all addresses, this machine's own and one of its network's."""
-    from werkzeug.serving import get_interface_ip
-
-    parts = urlsplit(url)
-    if parts.hostname != "0.0.0.0":  # noqa: S104 - compared
-        return [url]
-    import socket
-
-    addresses = dict.fromkeys(["127.0.0.1", get_interface_ip(socket.AF_INET)])
-    return [f"{parts.scheme}://{address}:{parts.port}" for address in addresses]
 
 
 def join_logs(app: Flask, records: Records) -> None:

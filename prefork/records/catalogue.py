@@ -77,6 +77,7 @@ FIELDS: Mapping[str, str] = {
     "user_agent": "what the client calls itself",
     "version": "version of prefork",
     "workers": "number of workers",
+    "workers_counted": "how the number came about, if it was asked for by `auto`",
     "workers_from": "number before",
     "workers_to": "number after",
 }
@@ -120,7 +121,7 @@ def _spec(level: str, by: str, text: str, fields: str = "", optional: str = "", 
 
 # fmt: off
 CATALOGUE: Mapping[str, RecordSpec] = {
-    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "framework framework_version"),
+    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "framework framework_version workers_counted"),
     "pool.listening": _spec("info", "parent", "A socket is open: one record each.", "url", "address port scheme backlog inherited_fd"),
     "pool.fork_unsafe": _spec("warning", "parent", "Something in the parent would be missing in the workers, or shared by them. Once, before the first fork.", "findings", code="PF405"),
     "pool.ready": _spec("info", "parent", "All workers serve.", "workers boot_s"),

@@ -609,3 +609,10 @@ def test_deaths_are_seen_on_systems_without_pidfds(write_app: Callable[..., Path
         server.wait_for("worker.ready", count=3)
         assert server.stop() == 0
         exits_balance(server)
+
+
+def test_auto_says_how_the_number_of_workers_came_about(faulty: Callable[..., LiveServer]) -> None:
+    with faulty(max_workers="auto") as server:
+        (starting,) = server.all("pool.starting")
+        assert "affinity" in starting["workers_counted"]
+        assert server.all("pool.ready")[0]["workers"] == starting["workers"]
