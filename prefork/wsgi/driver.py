@@ -751,10 +751,8 @@ class WsgiDriver:
         try:
             client.body.add(event.data)
         except OSError as error:
-            self.records.emit(
-                "request.rejected", reason=f"body cannot be kept: {error}", status=507, client=client.address
-            )
-            raise Refused(507, "no room for the body", "RFC 4918 section 11.5") from None
+            reason = f"no room for the body: {error.strerror}"
+            raise Refused(507, reason, "RFC 4918 section 11.5") from None
 
     def _refuse(self, client: Client, refused: Refused) -> None:
         """Answer a request that is not served, and close."""

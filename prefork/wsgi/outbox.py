@@ -19,18 +19,21 @@ MEMORY = 1024 * 1024
 """How many unsent bytes are kept in memory for one client."""
 SPOOL = 256 * 1024 * 1024
 """How many unsent bytes are kept at all; beyond it the application's thread waits for the client."""
+FILE = 16 * 1024 * 1024
+"""How long one temporary file becomes; then another one is begun, and the room of the first is free once it is sent."""
 _BLOCK = 1024 * 1024
 
 
 class _Part:
-    """Bytes ``at`` to ``end`` of an open file."""
+    """Bytes ``at`` to ``end`` of a file, open for itself alone; ``spool`` is the temporary file that they are of."""
 
-    __slots__ = ("at", "end", "file")
+    __slots__ = ("at", "end", "file", "spool")
 
-    def __init__(self, file: int, at: int, end: int) -> None:
-        self.file = file
+    def __init__(self, file: int, at: int, end: int, spool: IO[bytes] | None) -> None:
+        self.file = os.dup(file)
         self.at = at
         self.end = end
+        self.spool = spool
 
 
 class Outbox:
@@ -56,21 +59,22 @@ class Outbox:
             self._memory += len(data)
             self._items.append(memoryview(data))
             return
-        if self._spool is None:
+        if self._spool is None or self._spool.tell() >= FILE:
+            self._close_spool()
             self._spool = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - closed with the outbox
-        at = self._spool.seek(0, os.SEEK_END)
-        self._spool.write(data)
-        self._spool.flush()
-        last = self._items[-1]
-        if isinstance(last, _Part) and last.file == self._spool.fileno() and last.end == at:
+        spool, last = self._spool, self._items[-1]
+        at = spool.tell()
+        spool.write(data)
+        spool.flush()
+        if isinstance(last, _Part) and last.spool is spool and last.end == at:
             last.end += len(data)
         else:
-            self._items.append(_Part(self._spool.fileno(), at, at + len(data)))
+            self._items.append(_Part(spool.fileno(), at, at + len(data), spool))
 
     def add_file(self, file: int, offset: int, size: int) -> None:
         """Keep a part of a file, which may be closed afterwards."""
         if size:
-            self._items.append(_Part(os.dup(file), offset, offset + size))
+            self._items.append(_Part(file, offset, offset + size, None))
 
     def flush(self, sock: _socket.socket) -> int:
         """Send what the client takes now; return how much that was. Raises ``OSError`` once it is gone."""
@@ -97,24 +101,25 @@ class Outbox:
         if not sent:
             raise ConnectionAbortedError("the file became shorter while it was sent")
         item.at += sent
-        spooled = self._spool is not None and item.file == self._spool.fileno()
-        if spooled:
+        if item.spool is not None:
             self.size -= sent
         if item.at >= item.end:
             self._items.popleft()
-            if not spooled:
-                os.close(item.file)
+            os.close(item.file)
         return sent
 
     def close(self) -> None:
         """Throw away what is left."""
         for item in self._items:
-            if isinstance(item, _Part) and (self._spool is None or item.file != self._spool.fileno()):
+            if isinstance(item, _Part):
                 os.close(item.file)
         self._items.clear()
+        self._close_spool()
+        self.size = self._memory = 0
+
+    def _close_spool(self) -> None:
         if self._spool is not None:
             # What a full disk refused is still in the buffer, and refused once more.
             with suppress(OSError):
                 self._spool.close()
             self._spool = None
-        self.size = self._memory = 0

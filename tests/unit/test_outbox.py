@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,6 @@ from prefork.wsgi.outbox import MEMORY, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -106,3 +106,21 @@ def test_a_full_disk_is_told_of_once_and_leaves_the_rest_to_be_thrown_away(tmp_p
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not outbox
+
+
+def test_a_client_that_always_lags_costs_no_more_room_than_it_lags(
+    tmp_path: Path, ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefork.wsgi.outbox.FILE", 1_000_000)
+    server, client = ends
+    outbox = Outbox(str(tmp_path))
+    for _ in range(3):
+        outbox.add(b"x" * MEMORY)
+    for number in range(100):
+        outbox.add(b"%d" % (number % 10) * 100_000)
+        wanted = outbox.size - 2 * MEMORY
+        while outbox.size > wanted and outbox.flush(server):
+            client.recv(1 << 20)
+        open_files = [path.stat() for path in Path("/dev/fd").iterdir() if path.exists() and path.is_file()]
+        assert sum(file.st_blocks * 512 for file in open_files if file.st_nlink == 0) < 8_000_000
+    outbox.close()
