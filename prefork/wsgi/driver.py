@@ -574,7 +574,11 @@ class WsgiDriver:
             self._resume_at = time.monotonic() + PAUSE
             self.records.emit("pool.accept_paused", reason=str(error), pause_s=PAUSE, code="PF501")
             return None
-        sock = _socket.socket(*self._kinds[fd], 0, descriptor)
+        try:
+            sock = _socket.socket(*self._kinds[fd], 0, descriptor)
+        except OSError:  # some systems say so of a client that has left already
+            os.close(descriptor)
+            return None
         if sock.gettimeout() is not None:
             sock.setblocking(False)  # socket.setdefaulttimeout() of an application is for others
         peer = (address[0], str(address[1])) if listener.tcp else None
@@ -658,8 +662,8 @@ class WsgiDriver:
         return True
 
     def send_held_back(self) -> None:
-        """Send all complete answers, in their order."""
-        if not self._held_back:
+        """Send all complete answers, in their order; another thread may be at it, and then has to be waited for."""
+        if not (self._held_back or self._sending.locked()):
             return
         with self._sending:
             self._hold_until = _NEVER
@@ -774,6 +778,8 @@ class WsgiDriver:
     def _expire(self, client: Client) -> None:
         """End what took too long: what that was, the client's state tells."""
         connection = client.connection
+        if not client.watched:
+            return  # in the hands of a thread, which will give it a new deadline
         if client.step != self.receive:
             self._close(client)
         elif connection.idle:
@@ -800,8 +806,7 @@ class WsgiDriver:
     def _close(self, client: Client) -> None:
         if client.gone:
             return
-        if self._held_back:
-            self.send_held_back()
+        self.send_held_back()
         client.gone = True
         self._drop_body(client)
         if client.outbox is not None:

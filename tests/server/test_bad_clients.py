@@ -43,6 +43,13 @@ def app(environ, start_response):
     if path == "/stream":
         start_response("200 OK", [("Content-Length", str(BIG))])
         return Answer(PIECE for _ in range(BIG // len(PIECE)))
+    if path == "/long":
+        def pieces():
+            for _ in range(6):
+                yield b"x" * (BIG // 6)
+                time.sleep(0.15)
+        start_response("200 OK", [("Content-Length", str(BIG))])
+        return Answer(pieces())
     if path == "/file":
         file = tempfile.TemporaryFile()
         file.truncate(BIG)
@@ -175,6 +182,18 @@ def test_who_reads_nothing_is_given_up(serve: Callable[..., LiveServer], path: s
             while descriptors(server) != before:
                 assert server.get() == (200, b"0")
             assert len(until_closed(client)) < BIG
+
+
+def test_a_long_stream_outlives_the_deadline_of_its_request(serve: Callable[..., LiveServer]) -> None:
+    options = {"threads": 2, "head_timeout": 0.3, "keep_alive_timeout": 0.3}
+    with serve(**options) as server, connect(server, get("/")) as client:
+        assert answer(client) == (200, b"0")
+        client.sendall(get("/long"))
+        server.wait_for_output("closed 1")
+        for _ in range(3):
+            assert server.get() == (200, b"0")
+        status, body = answer(client)
+        assert (status, len(body)) == (200, BIG)
 
 
 # Greedy.
