@@ -10,7 +10,7 @@ import click
 
 from prefork import __version__
 from prefork.config import OPTIONS, Resolved, resolve
-from prefork.errors import AppNotFound, PlatformUnsupported, PreforkError, report
+from prefork.errors import AppNotFound, ConfigError, PlatformUnsupported, PreforkError, report
 from prefork.options_click import click_options
 
 HINT = "prefork module:app, such as prefork shop.wsgi:application"
@@ -44,8 +44,10 @@ def _run(app: str | None, config: str | None, **options: Any) -> int:
     show_config, check_config = options.pop("show_config"), options.pop("check_config")
     flags = {name: value for name, value in options.items() if value is not None and value != ()}
     resolved = resolve(flags=flags, file=config)
+    for variable, near in resolved.strays.items():
+        click.echo(f"prefork: warning: {variable} is no option, and ignored: did you mean {near}? [PF101]", err=True)
     if show_config:
-        _show(resolved)
+        click.echo(resolved.describe())
         return 0
     if app is None:
         raise AppNotFound("PF208", "no application is named", HINT)
@@ -71,23 +73,16 @@ def _serve(app: str, resolved: Resolved) -> int:
 
 
 def _check(app: str, resolved: Resolved) -> int:
+    from prefork.hooks import Hooks
     from prefork.listeners import parse_bind
     from prefork.loading import load_app
 
     for text in resolved.config.bind:
         parse_bind(text)
     load_app(app, resolved.config.app_dir)
+    Hooks.of(resolved.config).load(resolved.config.app_dir, "before_fork", "worker_started", "worker_exiting")
     click.echo(f"{app} can be served on {', '.join(resolved.config.bind)}")
     return 0
-
-
-def _show(resolved: Resolved) -> None:
-    """Print each effective value, and where it came from."""
-    width = max(map(len, OPTIONS))
-    for name in OPTIONS:
-        value = getattr(resolved.config, name)
-        shown = ", ".join(map(str, value)) if isinstance(value, tuple) else "" if value is None else str(value)
-        click.echo(f"{name:<{width}}  {shown:<24}  {resolved.origins[name]}".rstrip())
 
 
 def command() -> click.Command:
@@ -122,9 +117,11 @@ def main(args: list[str] | None = None) -> int:
         sys.path.insert(0, "")
     try:
         result = command().main(args, prog_name="prefork", standalone_mode=False)
+    except click.NoSuchOption as error:
+        nearest = f"did you mean {error.possibilities[0]}?" if error.possibilities else "--help-all shows all of them"
+        return report(ConfigError("PF101", f"there is no option {error.option_name}", nearest))
     except click.ClickException as error:
-        click.echo(f"prefork: error: {error.format_message()}", err=True)
-        return error.exit_code
+        return report(ConfigError("PF102", error.format_message().rstrip("."), "--help-all shows what can be given"))
     except click.Abort:
         return 1
     except PreforkError as error:

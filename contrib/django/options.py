@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from prefork.config import Resolved
 
+IPV4 = re.compile(r"\d+(\.\d+){3}")
 ADDRPORT = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):)?(?P<port>[0-9]+)")
 # manage.py has imported the project already when we are called: it is preloaded, from where it is.
 NOT_OURS = ("app_dir", "preload")
@@ -67,17 +68,20 @@ def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
 
 
 def _address(options: Mapping[str, Any]) -> str | None:
-    default = "[::1]" if options.get("use_ipv6") else "127.0.0.1"
+    six = bool(options.get("use_ipv6"))
+    default = "[::1]" if six else "127.0.0.1"
     text = options.get("addrport")
     if not text:
-        return f"{default}:8000" if options.get("use_ipv6") else None
+        return f"{default}:8000" if six else None
     match = ADDRPORT.fullmatch(text)
     if match is None:
         raise ConfigError(
             "PF607", f"{text!r} is not a valid port number or address:port pair", "such as 8000 or [::1]:8000"
         )
-    # As runserver has it: 0 stands for all addresses.
-    host = {None: default, "0": "0.0.0.0"}.get(match["host"], match["host"])  # noqa: S104
+    # As runserver has it: 0 stands for all addresses, and an IPv4 address is none of IPv6.
+    host = {None: default, "0": "[::]" if six else "0.0.0.0"}.get(match["host"], match["host"])  # noqa: S104
+    if six and IPV4.fullmatch(host):
+        raise ConfigError("PF607", f"{host!r} is not a valid IPv6 address", "leave -6 out, or give one in brackets")
     return f"{host}:{match['port']}"
 
 

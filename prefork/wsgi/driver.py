@@ -80,6 +80,27 @@ class WorkerFacts:
     generation: int
 
 
+class _Gate:
+    """A listener, and what is the same for all who come through it."""
+
+    __slots__ = ("accept", "base", "family", "socket", "tcp", "type")
+
+    def __init__(self, listener: Listener, multithread: bool, extra: dict[str, Any]) -> None:
+        self.socket = listener.socket
+        self.accept: Callable[[], tuple[int, Any]] = listener.socket._accept  # type: ignore[attr-defined]  # noqa: SLF001
+        self.family = int(listener.socket.family)
+        self.type = int(listener.socket.type)
+        self.tcp = listener.tcp
+        self.base = server_environ(
+            name=listener.server_name,
+            port=listener.server_port,
+            scheme="http",
+            errors=sys.stderr,
+            multithread=multithread,
+            extra=extra,
+        )
+
+
 class Client:
     """One connection, and the stream of its answers.
 
@@ -154,8 +175,10 @@ class Client:
 
     def complete(self, data: bytes) -> None:
         """Send the last of an answer, at once or together with those of others."""
-        if self.outbox is not None or self.connection.answer_close or not self.driver.hold_back(self, data):
-            self.send(data)
+        driver = self.driver
+        if self.outbox is not None or self.connection.answer_close or not driver.hold_back(self, data):
+            driver.send_held_back()
+            self.send_now(data)
 
     def send_now(self, data: bytes) -> None:
         """Send before all that is held back."""
@@ -252,24 +275,12 @@ class WsgiDriver:
         self._threshold: float = _NEVER
         self._poller = new_poller()
         self._poller.register(self._wake_end, READ)
-        self._listeners = {listener.socket.fileno(): listener for listener in listeners}
         extra = {
             "prefork.worker": facts.number,
             "prefork.generation": facts.generation,
             "prefork.exit_guard": exit_guard,
         }
-        self._kinds = {fd: (int(one.socket.family), int(one.socket.type)) for fd, one in self._listeners.items()}
-        self._bases = {
-            fd: server_environ(
-                name=listener.server_name,
-                port=listener.server_port,
-                scheme="http",
-                errors=sys.stderr,
-                multithread=config.threads > 1,
-                extra=extra,
-            )
-            for fd, listener in self._listeners.items()
-        }
+        self._gates = {listener.socket.fileno(): _Gate(listener, config.threads > 1, extra) for listener in listeners}
         self._accepting = False
         self._resume_at = _NEVER
         self._clients: dict[int, Client] = {}
@@ -305,7 +316,7 @@ class WsgiDriver:
 
     def start(self) -> None:
         """Begin to accept and serve."""
-        for fd in self._listeners:
+        for fd in self._gates:
             self._poller.register(fd, READ, shared=True)
         self._accepting = True
         self._new_thread()
@@ -394,7 +405,7 @@ class WsgiDriver:
 
     def _stop(self, *, quick: bool) -> None:
         if self._accepting and not quick:
-            for fd in list(self._listeners):
+            for fd in list(self._gates):
                 while (client := self._accept(fd)) is not None:
                     self._watch(client, READ)
         self._leave(0.0)
@@ -404,9 +415,9 @@ class WsgiDriver:
         if self._accepting or self._resume_at != _NEVER:
             self._pause_accepting()
             self._resume_at = _NEVER
-            for listener in self._listeners.values():
-                listener.socket.close()
-            self._listeners.clear()
+            for gate in self._gates.values():
+                gate.socket.close()
+            self._gates.clear()
         now = time.monotonic()
         for client in list(self._clients.values()):
             client.connection.answer_close = True
@@ -436,14 +447,14 @@ class WsgiDriver:
     def _pause_accepting(self) -> None:
         if self._accepting:
             self._accepting = False
-            for fd in self._listeners:
+            for fd in self._gates:
                 self._poller.unregister(fd)
 
     def _resume_accepting(self) -> None:
         self._resume_at = _NEVER
         if not self._leaving:
             self._accepting = True
-            for fd in self._listeners:
+            for fd in self._gates:
                 self._poller.register(fd, READ, shared=True)
 
     # The lead.
@@ -508,7 +519,7 @@ class WsgiDriver:
                 if client is not None:
                     if client.watched:  # else it is in other hands, and the event is of yesterday
                         self._serve(client, client.step)
-                elif fd in self._listeners:
+                elif fd in self._gates:
                     self._welcome(fd)
                 elif fd == self._wake_end:
                     _drain(fd)
@@ -563,10 +574,10 @@ class WsgiDriver:
 
     def _accept(self, fd: int) -> Client | None:
         """Take one connection in, if there is one."""
-        listener = self._listeners[fd]
+        gate = self._gates[fd]
         try:
             # Not accept(): that makes an object of the class in front of this one, at half the price of a small request.
-            descriptor, address = listener.socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+            descriptor, address = gate.accept()
         except (BlockingIOError, ConnectionAbortedError):
             return None
         except OSError as error:
@@ -575,14 +586,14 @@ class WsgiDriver:
             self.records.emit("pool.accept_paused", reason=str(error), pause_s=PAUSE, code="PF501")
             return None
         try:
-            sock = _socket.socket(*self._kinds[fd], 0, descriptor)
+            sock = _socket.socket(gate.family, gate.type, 0, descriptor)
         except OSError:  # some systems say so of a client that has left already
             os.close(descriptor)
             return None
         if sock.gettimeout() is not None:
             sock.setblocking(False)  # socket.setdefaulttimeout() of an application is for others
-        peer = (address[0], str(address[1])) if listener.tcp else None
-        client = Client(self, sock, Connection(self._reader), self._bases[fd], peer)
+        peer = (address[0], str(address[1])) if gate.tcp else None
+        client = Client(self, sock, Connection(self._reader), gate.base, peer)
         self._clients[client.fd] = client
         client.deadline = time.monotonic() + self.config.head_timeout
         return client

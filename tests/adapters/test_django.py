@@ -210,6 +210,41 @@ def test_with_reload_an_edit_is_served(write: Callable[..., Path]) -> None:
         assert server.stop(signal.SIGINT) == 0
 
 
+@pytest.mark.parametrize(
+    ("flags", "url"),
+    [
+        (("0",), "http://127.0.0.1:"),
+        (("0:0",), "http://0.0.0.0:"),
+        (("localhost:0",), "http://127.0.0.1:"),
+        (("127.0.0.1:0",), "http://127.0.0.1:"),
+        (("[::1]:0",), "http://[::1]:"),
+        (("-6", "0"), "http://[::1]:"),
+        (("-6", "0:0"), "http://[::]:"),
+    ],
+    ids=" ".join,
+)
+def test_an_address_is_given_as_to_runserver(write: Callable[..., Path], flags: tuple[str, ...], url: str) -> None:
+    with runprefork(write(), *flags, address=None) as server:
+        assert server.url.startswith(url)
+
+
+def test_an_ipv4_address_is_none_of_ipv6(write: Callable[..., Path]) -> None:
+    with runprefork(write(), "-6", ready="") as server:
+        assert server.wait() == 2
+        assert "'127.0.0.1' is not a valid IPv6 address" in server.log
+
+
+def test_migrations_that_are_missing_are_told_under_debug_alone(write: Callable[..., Path]) -> None:
+    apps = "INSTALLED_APPS += ['django.contrib.auth']\n"
+    with runprefork(write(f"DEBUG = True\n{apps}"), "--noreload") as server:
+        assert "unapplied migration" in server.log
+
+
+def test_an_asgi_application_beside_changes_nothing(write: Callable[..., Path]) -> None:
+    with runprefork(write("ASGI_APPLICATION = 'shop.asgi.application'\n")) as server:
+        assert server.get() == (200, b"hello")
+
+
 def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
     with runprefork(write(), address="nowhere:", ready="") as server:
         assert server.wait() == 2

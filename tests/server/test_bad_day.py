@@ -118,7 +118,57 @@ def test_a_mistake_in_the_environment_is_told_with_its_name(
 def test_an_unknown_option_is_told_with_the_nearest_one(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = run("shop:app", "--max-worker", "3")
     assert done.returncode == 2
-    assert "--max-workers" in told(done)
+    assert told(done) == "prefork: error: there is no option --max-worker: did you mean --max-workers? [PF101]"
+
+
+def test_a_name_in_the_environment_that_is_nearly_an_option_is_warned_of(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    done = run("shop:app", "--check-config", env={"PREFORK_MAX_WORKER": "3", "PREFORK_SERVICE_HOST": "10.0.0.1"})
+    assert done.returncode == 0
+    (warning,) = done.stderr.splitlines()
+    assert "PREFORK_MAX_WORKER is no option" in warning
+    assert "PREFORK_MAX_WORKERS" in warning
+
+
+def test_a_flag_without_its_value_is_told(run: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = run("shop:app", "--max-workers")
+    assert done.returncode == 2
+    assert "[PF102]" in told(done)
+
+
+def test_a_hook_that_is_not_there_is_found_by_check_config(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "hooks.toml").write_text('before_fork = "shop:nothere"\n')
+    done = run("shop:app", "--check-config", "--config", "hooks.toml")
+    assert done.returncode == 2
+    assert "[PF413]" in told(done)
+
+
+def test_each_value_is_shown_with_where_it_came_from(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.prefork]\nmax_workers = 5\nthreads = 6\nbacklog = 7\n")
+    env = {"PREFORK_THREADS": "3", "PREFORK_MAX_WORKERS": "4", "WEB_CONCURRENCY": "9", "PORT": "8123"}
+    done = run("shop:app", "-w", "2", "--config", "pyproject.toml", "--show-config", env=env)
+    assert done.returncode == 0
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
+    assert rows["max_workers"] == ["2", "flag --max-workers"]
+    assert rows["threads"] == ["3", "environment PREFORK_THREADS"]
+    assert rows["backlog"][0] == "7"
+    assert "pyproject.toml" in rows["backlog"][1]
+    assert rows["bind"] == ["0.0.0.0:8123", "environment PORT"]
+    assert rows["boot_timeout"][1] == "default"
+
+
+def test_help_shows_the_common_options_and_help_all_the_rest(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    some, all_of_them = run("--help").stdout, run("--help-all").stdout
+    assert "--max-workers" in some
+    assert "--spool-dir" not in some
+    assert "--spool-dir" in all_of_them
 
 
 def test_without_an_application_one_line_says_how_to_name_one(

@@ -14,14 +14,21 @@ from server_process import ROOT, LiveServer
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"^    ((?:pip|flask|python|prefork|make|gunicorn) .*)$", re.MULTILINE)
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("**/*.md"))
+# A command is a line that is indented by four spaces, and begins with the name of a program.
+COMMAND = re.compile(
+    r"^    ((?:[./\w-]+/)?(?:pip|flask|python|prefork|make|run|curl|kill|export|start_server) .*)$", re.MULTILINE
+)
 
 ELSEWHERE = {
     "pip install": "the wheel test installs each extra from the built wheel",
     "make test": "is what runs this",
     "make lint": ".ci/run calls it",
     "make coverage": ".ci/run calls it",
+    "make bench": "it takes minutes, and compares with other servers",
+    ".venv-bench/bin/": "the same",
+    ".ci/run": "is what runs this where it counts",
 }
 """Commands that cannot be run by a test, and what does."""
 
@@ -50,6 +57,7 @@ HERE = [pytest.param(command, id=f"{page}: {command}") for page, command in comm
 
 def test_the_documentation_has_commands() -> None:
     assert len(HERE) >= 8
+    assert not [page.name for page in PAGES if re.search(r"^```(?:sh|console|bash)", page.read_text(), re.MULTILINE)]
     assert all(any(command.startswith(start) for _, command in commands()) for start in ELSEWHERE)
 
 
@@ -64,6 +72,6 @@ def test_a_command_serves(command: str, tmp_path: Path) -> None:
     program, *args = shlex.split(command)
     folder = ROOT / "examples" / "django_site" if program == "python" else tmp_path
     beside = Path(sys.executable).parent / program
-    environment = {"PREFORK_BIND": "127.0.0.1:0", "FLASK_RUN_PORT": "0", "DJANGO_DEBUG": "1"}
+    environment = {"PREFORK_BIND": "127.0.0.1:0", "FLASK_RUN_PORT": "0", "DEBUG": "1"}
     with LiveServer(str(beside), *args, cwd=folder, env=environment) as server:
         assert server.get("/")[0] == 200
