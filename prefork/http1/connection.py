@@ -376,6 +376,10 @@ class Connection:
         """Whether the present answer lacks nothing but ``finish``: its body has the length that was declared."""
         return self._left == 0 and self._framing is _BY_LENGTH
 
+    def room(self, size: int) -> int:
+        """Return how many of ``size`` further bytes the declared length leaves room for."""
+        return min(size, self._left) if self._framing is _BY_LENGTH else size
+
     def opaque(self, size: int) -> bool:
         """Tell whether ``size`` bytes may go out as they are, without passing through ``data``; if so count them."""
         if self._framing is _BY_LENGTH and size <= self._left:

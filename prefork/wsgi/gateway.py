@@ -235,6 +235,8 @@ class Answer:
             return False
         offset, size = part
         head = b"" if self.sent else self._head(size)
+        # Of a file that is longer than the declared length, such as for a range, that much is meant.
+        size = self._connection.room(size)
         if self._connection.opaque(size):
             self.sent = True
             self.size += size

@@ -226,6 +226,7 @@ def test_answer_of_unknown_length_is_chunked(parser: Maker) -> None:
     made = asked(parser)
     assert b"Transfer-Encoding: chunked" in made.start("200 OK", [("Date", "x"), ("Server", "y")], DATE)
     assert not made.opaque(3)
+    assert made.room(3) == 3
     assert made.data(b"abc") + made.data(b"") + made.finish() == b"3\r\nabc\r\n0\r\n\r\n"
 
 
@@ -294,6 +295,7 @@ def test_body_may_neither_pass_nor_miss_its_length(parser: Maker) -> None:
     made = asked(parser)
     made.start("200 OK", [("Content-Length", "2"), ("Content-Length", "2")], DATE)
     assert not made.opaque(3)
+    assert (made.room(3), made.room(1)) == (2, 1)
     with pytest.raises(Misanswered):
         made.data(b"abc")
     made = asked(parser)
