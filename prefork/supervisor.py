@@ -195,6 +195,8 @@ COUNTED = {Life.STARTING, Life.SERVING}
 
 QUICK_STOP_S = 3.0
 """How long running requests get after INT."""
+SECOND_S = 0.25
+"""What comes sooner after INT is the same key press: terminals and wrappers such as timeout(1) send it twice."""
 KILL_AGAIN_S = 5.0
 """After how long a worker that did not die is killed once more."""
 YOUNG_S = 1.0
@@ -263,6 +265,7 @@ class Supervisor:
         self._successions = BackOff()
         self._stopping = False
         self._quick = False
+        self._hurried_at = 0.0
         self.workers: dict[int, Worker] = {}
         self.finished = False
         self.exit_code = 0
@@ -518,7 +521,7 @@ class Supervisor:
         """Stop the pool. TERM again is the same drain; INT again is the end of patience."""
         if self._stopping:
             if quick and self._quick and signal:
-                return self._kill_all(now)
+                return self._kill_all(now) if now - self._hurried_at >= SECOND_S else []
             if not quick:
                 return []
         actions: list[Action] = []
@@ -529,7 +532,7 @@ class Supervisor:
                 told = {"signal": signal, "graceful": not quick, "timeout_s": patience}
                 actions.append(Emit("pool.stopping", told))
             actions.append(CloseListeners())
-        self._stopping, self._quick = True, quick
+        self._stopping, self._quick, self._hurried_at = True, quick, now
         for worker in self.workers.values():
             self._go(worker, Stop)
             worker.kill_at = now + patience
