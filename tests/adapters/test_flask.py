@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -143,3 +144,70 @@ def test_importing_the_command_does_not_import_the_pool() -> None:
     code = "import sys, prefork.contrib.flask.cli; raise SystemExit('structlog' in sys.modules or 'prefork.pool' in sys.modules)"
     with LiveServer.script(code, ready="") as server:
         assert server.wait() == 0
+
+
+FACTORY = """
+from flask import Flask
+
+def create_app(name="nobody"):
+    app = Flask(__name__)
+    app.add_url_rule("/", view_func=lambda: f"hello {name}")
+    return app
+"""
+
+
+@pytest.mark.parametrize(("app", "greeting"), [("shop", b"hello nobody"), ("shop:create_app('you')", b"hello you")])
+def test_a_factory_is_called_as_flask_does(tmp_path: Path, app: str, greeting: bytes) -> None:
+    (tmp_path / "shop.py").write_text(FACTORY)
+    command = (sys.executable, "-m", "flask", "--app", app, "run-prefork", "--port", "0", "--workers", "1")
+    with LiveServer(*command, cwd=tmp_path) as server:
+        assert server.get() == (200, greeting)
+
+
+def test_an_extension_that_is_made_before_the_app_gives_it_the_method(tmp_path: Path) -> None:
+    (tmp_path / "shop.py").write_text(
+        FACTORY
+        + """
+from prefork.contrib.flask import Prefork
+prefork = Prefork()
+if __name__ == "__main__":
+    app = create_app("me")
+    prefork.init_app(app)
+    raise SystemExit(app.run_prefork(port=0, max_workers=1))
+"""
+    )
+    with LiveServer(sys.executable, "shop.py", cwd=tmp_path) as server:
+        assert server.get() == (200, b"hello me")
+
+
+def test_the_number_of_workers_of_a_platform_is_honoured(write: Callable[..., Path]) -> None:
+    command = (sys.executable, "-m", "flask", "--app", "shop", "run-prefork", "--port", "0")
+    with LiveServer(*command, cwd=write(), env={"WEB_CONCURRENCY": "3"}) as server:
+        assert server.all("pool.ready")[0]["workers"] == 3
+
+
+CONTEXTS = """
+seen = []
+
+@app.teardown_request
+def end_of_request(error):
+    seen.append("request")
+
+@app.teardown_appcontext
+def end_of_context(error):
+    seen.append("context")
+
+@app.get("/seen")
+def told():
+    from flask import g
+    had = g.pop("had", None)
+    g.had = True
+    return {"seen": list(seen), "had": had}
+"""
+
+
+def test_each_request_has_contexts_of_its_own_that_are_torn_down(write: Callable[..., Path]) -> None:
+    with run_prefork(write(end=CONTEXTS), "--workers", "1") as server:
+        for number in range(5):
+            told = json.loads(server.get("/seen")[1])
+            assert told == {"seen": ["request", "context"] * number, "had": None}
