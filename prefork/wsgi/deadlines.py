@@ -7,6 +7,7 @@ once, at a time that is not later than its deadline. What comes up too early is 
 from __future__ import annotations
 
 import heapq
+import threading
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
@@ -34,6 +35,7 @@ class Deadlines(Generic[T]):
         self._heap: list[tuple[float, int, T]] = []
         self._order = count()
         self._stale = 0  # entries that mean nothing any more
+        self._lock = threading.Lock()  # threads that are not the leader settle their clients themselves
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -45,6 +47,10 @@ class Deadlines(Generic[T]):
 
     def watch(self, timed: T) -> None:
         """See to it that ``timed`` comes up by its deadline. Needed at first, and when a deadline moves forward."""
+        with self._lock:
+            self._list(timed)
+
+    def _list(self, timed: T) -> None:
         if timed.deadline < timed.listed:
             self._outdate(timed)
             timed.listed = timed.deadline
@@ -52,12 +58,13 @@ class Deadlines(Generic[T]):
 
     def drop(self, timed: T) -> None:
         """Forget one that is ``gone``: connections come faster than their deadlines."""
-        self._outdate(timed)
-        timed.listed = _NEVER
-        if self._stale > _TOLERATED and 2 * self._stale > len(self._heap):
-            self._heap = [entry for entry in self._heap if entry[0] == entry[2].listed]
-            heapq.heapify(self._heap)
-            self._stale = 0
+        with self._lock:
+            self._outdate(timed)
+            timed.listed = _NEVER
+            if self._stale > _TOLERATED and 2 * self._stale > len(self._heap):
+                self._heap = [entry for entry in self._heap if entry[0] == entry[2].listed]
+                heapq.heapify(self._heap)
+                self._stale = 0
 
     def _outdate(self, timed: T) -> None:
         if timed.listed != _NEVER:
@@ -66,14 +73,15 @@ class Deadlines(Generic[T]):
     def expired(self, now: float) -> list[T]:
         """Return, and forget, all whose deadline has passed."""
         late = []
-        while self._heap and self._heap[0][0] <= now:
-            when, _, timed = heapq.heappop(self._heap)
-            if when != timed.listed:
-                self._stale -= 1
-                continue
-            timed.listed = _NEVER
-            if timed.deadline <= now:
-                late.append(timed)
-            else:
-                self.watch(timed)
+        with self._lock:
+            while self._heap and self._heap[0][0] <= now:
+                when, _, timed = heapq.heappop(self._heap)
+                if when != timed.listed:
+                    self._stale -= 1
+                    continue
+                timed.listed = _NEVER
+                if timed.deadline <= now:
+                    late.append(timed)
+                else:
+                    self._list(timed)
         return late

@@ -601,21 +601,13 @@ class WsgiDriver:
     def _serve(self, client: Client, step: Step) -> None:
         """Take one step for a client; afterwards it is closed, or back at the poller."""
         self._turn += 1
-        self._served.add(client)
         answered = False
         try:
             answered = step(client)
         except OSError:
             client.broken = True
-        away = False
-        try:
-            self._served.remove(client)
-        except KeyError:
-            away = True
-            with self._lock:
-                pass  # until the promotion is through
         self._settle(client, answered=answered)
-        if away and self._behind:
+        if self._behind and self._leader != threading.get_ident():
             self._wake()
 
     def _settle(self, client: Client, *, answered: bool) -> None:
@@ -652,8 +644,8 @@ class WsgiDriver:
             self._deadlines.watch(client)
         if client.watched != events:
             change = self._poller.modify if client.watched else self._poller.register
-            client.watched = events  # before the poller knows: the leader may serve it in the next moment
             change(client.fd, events)
+            client.watched = events  # last: from here on the leader may serve it, and close it
 
     # Answers that go out together. A client that waits for an answer sleeps; to wake it costs the kernel as much as a
     # small request costs us. So while others are ready to be served, complete answers are held back for a moment.
@@ -844,6 +836,8 @@ class WsgiDriver:
             self._reach()
         if self._leaving:
             client.connection.answer_close = True
+        # From here on another thread may lead: all that leaders share, parser, counts, listeners, is left alone behind it.
+        self._served.add(client)
         ahead = self._blocky > 0 and self._can_promote()
         if ahead:
             self._promote()
@@ -866,6 +860,11 @@ class WsgiDriver:
         finally:
             if body is not None:
                 body.close()
+            try:
+                self._served.remove(client)
+            except KeyError:
+                with self._lock:
+                    pass  # until the promotion is through
         if started:
             duration = time.perf_counter() - started
             if ahead:
