@@ -622,12 +622,12 @@ def test_auto_says_how_the_number_of_workers_came_about(faulty: Callable[..., Li
 
 
 def test_a_budget_is_spent_to_the_last_request_and_not_beyond(faulty: Callable[..., LiveServer]) -> None:
-    with faulty(max_workers=1, max_reqs_per_child=10) as server:
+    with faulty(max_workers=1, max_reqs_per_child=40) as server:
         served = Counter[bytes]()
-        for _ in range(60):
+        for _ in range(240):
             served[server.get()[1]] += 1
-            # Whoever has served eight asks for a successor, which is there before the next request.
-            server.wait_for("worker.ready", count=1 + sum(count >= 8 for count in served.values()))
+            # Whoever has served thirty asks for a successor, which is there before the next request.
+            server.wait_for("worker.ready", count=1 + sum(count >= 30 for count in served.values()))
         server.wait_for("worker.exited", count=3)
         spent = [(record["requests"], record["overrun"]) for record in server.all("worker.exited")]
-        assert set(spent) == {(10, 0)}
+        assert set(spent) == {(40, 0)}
