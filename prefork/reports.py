@@ -50,6 +50,15 @@ class Leaving:
 
 
 Report: TypeAlias = Ready | Retiring | BootFailed | Leaving
+_TYPES = {
+    "worker": int,
+    "requests": int,
+    "overrun": int,
+    "boot_s": float,
+    "reason": str,
+    "summary": str,
+    "traceback": str,
+}
 _KINDS: dict[str, type[Report]] = {kind.__name__: kind for kind in (Ready, Retiring, BootFailed, Leaving)}
 
 
@@ -73,6 +82,9 @@ def decode(message: bytes) -> Report:
     """Return the report of a message; raises ``ValueError`` if it is none."""
     try:
         kind, values = json.loads(message)
-        return _KINDS[kind](**values)
-    except (ValueError, TypeError, KeyError) as error:
+        report = _KINDS[kind](**values)
+        if not all(isinstance(value, _TYPES[field]) for field, value in values.items()):
+            raise TypeError("a field of another type")
+        return report
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"not a report: {message[:100]!r}") from error

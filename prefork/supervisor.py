@@ -5,6 +5,7 @@ Events in, actions out. No clock, no process, no log: time and randomness are ar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
@@ -205,7 +206,7 @@ CALM_S = 10.0
 """After so long without a quick death the next one is the first again."""
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 SILENT_DEATHS = 3
-"""So many deaths before the first worker was ready, and without a word, end the pool."""
+"""So many waves of deaths before the first worker was ready, and without a word, end the pool."""
 
 
 @dataclass(slots=True)
@@ -232,13 +233,19 @@ class BackOff:
     """Waits longer after each failure: what fails at once must not eat the machine."""
 
     failures: int = 0
-    last: float = 0.0
-    not_before: float = 0.0
+    last: float = -math.inf
+    not_before: float = -math.inf
+    wave: int = 0
+    """The first serial number of those that were forked after the last failure."""
 
-    def fail(self, now: float, *, least: int = 0) -> float:
-        """Take note of a failure; return how long to wait, 0 also for one of the same wave as the last."""
-        if now < self.not_before:
-            return 0.0
+    def fail(self, now: float, worker: int, newest: int, *, least: int = 0) -> float | None:
+        """Take note that ``worker`` failed when ``newest`` was the next serial number; return how long to wait.
+
+        ``None``: it had been forked before the last failure, so it is of the same wave, and counts no more.
+        """
+        if worker < self.wave:
+            return None
+        self.wave = newest
         if now - self.last > CALM_S + back_off(self.failures):
             self.failures = 0
         delay = back_off(max(self.failures, least))
@@ -390,10 +397,13 @@ class Supervisor:
         return [Emit("worker.retiring", told, worker.worker), *self._restore(now)]
 
     def _recycle(self, now: float, reason: str) -> list[Action]:
-        for worker in self._live(Life.SERVING):
+        actions: list[Action] = []
+        for worker in self._live(Life.SERVING, Life.RETIRING):
+            if worker.life is Life.RETIRING and not worker.retire_at_once:
+                actions.append(Retire(worker.worker))  # released, it serves on until its budget is spent
             worker.retire_at_once = True
             worker.reason = worker.reason or reason
-        return self._restore(now)
+        return actions + self._restore(now)
 
     def _leaving(self, event: WorkerLeaving) -> list[Action]:
         worker = self.workers.get(event.worker)
@@ -420,11 +430,13 @@ class Supervisor:
         before = worker.life
         self._go(worker, WorkerExited)
         expected = before in {Life.RETIRING, Life.STOPPING} and event.exit_code == 0
+        # Who was about to retire, and crashes, has crashed.
+        planned = expected or before in {Life.STARTING, Life.STOPPING}
         fields = {
             "exit_code": event.exit_code if event.signal is None else None,
             "signal": event.signal,
             "expected": expected,
-            "reason": worker.reason or ("stop" if before is Life.STOPPING else "crash"),
+            "reason": worker.reason if planned and worker.reason else "stop" if before is Life.STOPPING else "crash",
             "requests": worker.requests,
             "overrun": worker.overrun,
             "uptime_s": round(now - worker.born, 3),
@@ -442,12 +454,12 @@ class Supervisor:
 
     def _died_quickly(self, worker: Worker, now: float) -> list[Action]:
         """Wait before the next fork, longer each time: an application that dies at once must not eat the machine."""
-        if not self._first_ready:
+        delay = self._back_off_of(worker).fail(now, worker.worker, self._serial)
+        if delay is not None and not self._first_ready:
             self._silent_deaths += 1
             if self._silent_deaths >= SILENT_DEATHS:
                 told = {"reason": "crash_loop", "attempts": self._silent_deaths, "code": "PF402"}
                 return [Emit("pool.boot_failed", told), *self._stop(now, quick=True, exit_code=1)]
-        delay = self._back_off_of(worker).fail(now)
         if not delay:
             return []
         told = {"delay_s": delay, "failures": self._back_off_of(worker).failures}
@@ -464,7 +476,7 @@ class Supervisor:
             old.successor = None
         if self._stopping:
             return self._finish_if_empty()
-        delay = self._back_off_of(worker).fail(now, least=1)
+        delay = self._back_off_of(worker).fail(now, worker.worker, self._serial, least=1)
         told = {"error": event.error, "delay_s": delay, "code": "PF404"}
         actions: list[Action] = [Emit("pool.fork_failed", told)] if delay else []
         if not self.workers and not self._first_ready and now - self._started_at > self._config.boot_timeout:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +41,14 @@ sys.exit(WorkerPool(app, **options).serve())
 """
 
 Record = dict[str, Any]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what no event tells of; fails if it does not come."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.01)
 
 
 class LiveServer:

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
-from server_process import FRESH, ROOT, LiveServer, wait_until_gone
+from server_process import FRESH, ROOT, LiveServer, until, wait_until_gone
 
 from prefork import AppFailed, AppNotFound, BindError, BootError, ConfigError, MissingExtra, WorkerPool
 
@@ -523,18 +523,14 @@ def test_process_1_can_be_stopped_while_it_imports(write_app: Callable[..., Path
 
 def test_process_1_reaps_orphans_and_keeps_the_exit_codes_of_workers(write_app: Callable[..., Path]) -> None:
     folder = write_app(ORPHANS)
-    with in_a_container("sample:orphans", app_dir=str(folder), max_workers=2) as server:
+    with in_a_container("sample:orphans", app_dir=str(folder), max_workers=2, max_reqs_per_child=0) as server:
         for _ in range(5):
             server.get("/orphan")
         with pytest.raises(ConnectionError):
             server.get("/exit")
         server.wait_for("worker.exited", exit_code=7)
         children = Path(f"/proc/{inner(server)}/task/{inner(server)}/children")
-        for _ in range(200):
-            if len(children.read_text().split()) == 2:
-                break
-            server.get()
-        assert len(children.read_text().split()) == 2
+        until(lambda: len(children.read_text().split()) == 2)
         os.kill(inner(server), signal.SIGTERM)
         assert server.wait() == 0
 

@@ -26,7 +26,22 @@ def test_what_is_said_of_an_error_fits_a_message_and_keeps_its_end(character: st
     assert report.summary.startswith(character)
 
 
-@given(st.binary(max_size=60) | st.sampled_from([b"[]", b'["Ready", {}]', b'["Ready", 1]', b"[[], {}]", b"{}", b"1"]))
+NO_REPORTS = [
+    b"[]",
+    b'["Ready", {}]',
+    b'["Ready", 1]',
+    b"[[], {}]",
+    b"{}",
+    b"1",
+    b"[" * 60_000,
+    b'["Ready", {"worker": [], "boot_s": 0.1}]',
+    b'["Ready", {"worker": 1, "boot_s": "x"}]',
+    b'["Leaving", {"worker": 1, "requests": "x", "overrun": 0}]',
+    b'["Retiring", {"worker": 1, "requests": 1, "reason": {}}]',
+]
+
+
+@given(st.binary(max_size=60) | st.sampled_from(NO_REPORTS))
 def test_what_is_no_report_is_told_apart(message: bytes) -> None:
     with pytest.raises(ValueError, match="not a report"):
         decode(message)

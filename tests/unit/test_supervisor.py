@@ -49,6 +49,7 @@ class Pool:
         self.now = 100.0
         self.alive: dict[int, int] = {}
         self.done: list[Action] = []
+        self.refused = 0
         self.take(self.machine.start(self.now))
 
     def take(self, actions: list[Action]) -> list[Action]:
@@ -141,6 +142,24 @@ def test_recycling_replaces_every_worker_the_new_ones_first(name: str) -> None:
     assert retired == [Retire(0), Retire(1)]
 
 
+def test_recycling_hurries_those_that_were_only_released() -> None:
+    pool = serving()
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75)))
+    assert Release(0) in pool.send(WorkerReady(heir.worker, 0.1))
+    assert Retire(0) in pool.send(SignalReceived("USR2"))
+    assert Retire(0) not in pool.send(SignalReceived("USR2"))
+
+
+def test_worker_that_crashes_when_it_was_about_to_retire_has_crashed() -> None:
+    pool = serving()
+    pool.send(WorkerRetiring(0, "max_requests", 75))
+    pool.exit(0, None, "SIGSEGV")
+    (heir,) = spawns(pool.send(WorkerRetiring(1, "max_requests", 75)))
+    pool.send(WorkerReady(heir.worker, 0.1))
+    pool.exit(1, 1)
+    assert [record.fields["reason"] for record in pool.records("worker.exited")] == ["crash", "crash"]
+
+
 def test_retirees_are_bounded_and_further_recycles_wait() -> None:
     pool = serving(max_workers=1)
     current = 0
@@ -169,12 +188,24 @@ def test_quick_deaths_back_off_and_calm_makes_good() -> None:
     assert [back_off(n) for n in (0, 1, 2, 3, 50)] == [0.0, 0.5, 1.0, 2.0, 30.0]
 
 
-def test_a_wave_of_deaths_counts_as_one() -> None:
+def test_a_wave_of_deaths_counts_as_one_and_is_made_good_at_once() -> None:
     pool = serving(max_workers=10)
     for worker in list(pool.alive):
-        pool.exit(worker, None, "SIGKILL")
+        assert len(spawns(pool.exit(worker, None, "SIGKILL", after=0.01))) == 1
+    assert not pool.records("worker.respawn_delayed")
+    for worker in list(pool.alive):
+        assert not spawns(pool.exit(worker, None, "SIGKILL", after=0.01))
     assert [record.fields["delay_s"] for record in pool.records("worker.respawn_delayed")] == [0.5]
-    assert len(spawns(pool.send(Tick(), after=0.5))) == 9
+    assert len(spawns(pool.send(Tick(), after=0.5))) == 10
+
+
+def test_a_wave_of_deaths_at_the_start_does_not_end_a_pool_whose_other_workers_still_start() -> None:
+    pool = Pool(max_workers=6)
+    for worker in range(4):
+        pool.exit(worker, None, "SIGSEGV", after=0.01)
+    assert not pool.machine.finished
+    pool.send(WorkerReady(5, 0.1))
+    assert not pool.records("pool.boot_failed")
 
 
 def test_workers_that_die_quickly_do_not_keep_the_others_from_being_relieved() -> None:
@@ -383,10 +414,72 @@ def leave_alone(pool: Pool) -> None:
 
 
 STEPS = st.tuples(
-    st.sampled_from(["ready", "retiring", "exit", "crash", "tick", "HUP", "USR2", "TTIN", "TTOU", "fork"]),
+    st.sampled_from(
+        [
+            "ready",
+            "retiring",
+            "exit",
+            "crash",
+            "wave",
+            "tick",
+            "fork",
+            "boot",
+            "leaving",
+            "HUP",
+            "USR1",
+            "USR2",
+            "TTIN",
+            "TTOU",
+        ]
+    ),
     st.integers(0, 9),
     st.floats(0, 40),
 )
+ENDS = st.sampled_from(["TERM", "QUIT", "INT", "changed"])
+
+
+def happen(pool: Pool, what: str, which: int, after: float) -> None:
+    worker = sorted(pool.alive)[which % len(pool.alive)] if pool.alive else 0
+    match what:
+        case "ready":
+            pool.send(WorkerReady(worker, 0.1), after)
+        case "retiring":
+            pool.send(WorkerRetiring(worker, "max_requests", 1), after)
+        case "leaving":
+            pool.send(WorkerLeaving(worker, 7, 0), after)
+        case "boot":
+            pool.send(WorkerBootFailed(worker, "ValueError: x", "Traceback"), after)
+        case "exit" | "crash" if pool.alive:
+            pool.exit(worker, 0 if what == "exit" else 1, None, after)
+        case "wave":
+            for each in sorted(pool.alive):
+                pool.exit(each, None, "SIGKILL")
+        case "fork" if pool.alive and pool.machine.workers[worker].life is Life.STARTING:
+            pool.alive.pop(worker)
+            pool.refused += 1
+            pool.send(ForkFailed(worker, "EAGAIN"), after)
+        case "TERM" | "QUIT" | "INT" | "HUP" | "USR1" | "USR2" | "TTIN" | "TTOU":
+            pool.send(SignalReceived(what), after)
+        case "changed":
+            pool.send(FilesChanged("shop.py"), after)
+        case _:
+            pool.send(Tick(), after)
+
+
+def tick_if_due(pool: Pool) -> None:
+    deadline = pool.machine.next_deadline
+    if deadline is not None:
+        pool.send(Tick(), max(0.0, deadline - pool.now))
+        later = pool.machine.next_deadline
+        assert later is None or later > pool.now  # no busy loop
+
+
+def every_worker_exits_once(pool: Pool) -> None:
+    refused = (
+        sum(isinstance(action, Spawn) for action in pool.done) - len(pool.alive) - len(pool.records("worker.exited"))
+    )
+    assert refused == pool.refused
+    assert set(Counter(emit.worker for emit in pool.records("worker.exited")).values()) <= {1}
 
 
 @settings(max_examples=300, deadline=None)
@@ -395,44 +488,43 @@ def test_whatever_happens_the_pool_keeps_its_promises(steps: list[tuple[str, int
     pool = serving(max_workers=3)
     most = 3
     for what, which, after in steps:
-        if pool.machine.finished:
-            break
-        worker = sorted(pool.alive)[which % len(pool.alive)] if pool.alive else 0
-        match what:
-            case "ready":
-                pool.send(WorkerReady(worker, 0.1), after)
-            case "retiring":
-                pool.send(WorkerRetiring(worker, "max_requests", 1), after)
-            case "exit" | "crash" if pool.alive:
-                pool.exit(worker, 0 if what == "exit" else 1, None, after)
-            case "fork" if (
-                pool.alive and worker in pool.machine.workers and pool.machine.workers[worker].life is Life.STARTING
-            ):
-                pool.alive.pop(worker)
-                pool.send(ForkFailed(worker, "EAGAIN"), after)
-            case "HUP" | "USR2" | "TTIN" | "TTOU":
-                pool.send(SignalReceived(what), after)
-            case _:
-                pool.send(Tick(), after)
+        happen(pool, what, which, after)
         counted = [w for w in pool.machine.workers.values() if w.life in COUNTED and w.successor_of is None]
         wanted = pool.machine._wanted
         assert len(counted) <= max(wanted, most)
         assert len([w for w in pool.machine.workers.values() if w.life is Life.SERVING]) <= wanted
         assert set(pool.alive) == set(pool.machine.workers)
-        deadline = pool.machine.next_deadline
-        if deadline is not None:
-            pool.send(Tick(), max(0.0, deadline - pool.now))
-            later = pool.machine.next_deadline
-            assert later is None or later > pool.now  # no busy loop
+        tick_if_due(pool)
         most = len([w for w in pool.machine.workers.values() if w.life in COUNTED and w.successor_of is None])
     for _ in range(30):
         leave_alone(pool)
     assert [w.life for w in pool.machine.workers.values()] == [Life.SERVING] * pool.machine._wanted
-    pool.send(SignalReceived("TERM"))
-    spawned_before = len(spawns(pool.done))
-    for worker in list(pool.alive):
-        pool.exit(worker)
+    every_worker_exits_once(pool)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 3), st.lists(STEPS, max_size=15), ENDS, st.lists(st.tuples(STEPS, st.none() | ENDS), max_size=15))
+def test_whenever_it_is_stopped_the_pool_forks_no_more_and_ends(
+    ready: int, before: list[tuple[str, int, float]], end: str, after: list[tuple[tuple[str, int, float], str | None]]
+) -> None:
+    pool = Pool(max_workers=3)
+    for worker in range(ready):
+        pool.send(WorkerReady(worker, 0.1))
+    for step in before:
+        happen(pool, *step)
+    happen(pool, end, 0, 0.1)
+    forked = len(spawns(pool.done))
+    for step, again in after:
+        happen(pool, *step)
+        if again is not None:
+            happen(pool, again, 0, 0.3)
+        tick_if_due(pool)
+    for _ in range(10):
+        tick_if_due(pool)
+        for worker in [w.worker for w in pool.machine.workers.values() if w.killed]:
+            pool.exit(worker, None, "SIGKILL")
     assert pool.machine.finished
-    assert len(spawns(pool.done)) == spawned_before  # a dead pool never respawns
-    exits = Counter(emit.worker for emit in pool.records("worker.exited"))
-    assert set(exits.values()) <= {1}
+    assert not pool.alive
+    assert len(spawns(pool.done)) == forked
+    assert sum(isinstance(action, Finish) for action in pool.done) == 1
+    every_worker_exits_once(pool)
