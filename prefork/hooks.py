@@ -74,7 +74,8 @@ def load_hook(hook: Callable[..., object] | str, app_dir: str) -> Callable[..., 
             "PF413", f"the hook {hook!r} cannot be loaded ({error})", "name it as module:function"
         ) from error
     except Exception as error:
-        raise AppFailed("PF413", f"the hook {hook!r} cannot be loaded", "see the traceback") from error
+        why = f"{type(error).__name__}: {error}"
+        raise AppFailed("PF413", f"the hook {hook!r} cannot be loaded ({why})", "see the traceback") from error
     if not callable(found):
         raise ConfigError("PF413", f"the hook {hook!r} is a {type(found).__name__}", "name a function")
     return found  # type: ignore[no-any-return]  # callable() narrows Any to Any

@@ -12,6 +12,8 @@ from prefork.errors import BootError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_LAST_PID = 2**31 - 1
+
 
 @contextmanager
 def pid_file(name: str | None) -> Iterator[None]:
@@ -60,9 +62,11 @@ def write(path: Path, pid: int) -> None:
 def read_pid(path: Path) -> int | None:
     """Return the process id in the file, ``None`` without one."""
     try:
-        return int(path.read_text())
+        pid = int(path.read_text())
     except (OSError, ValueError):
         return None
+    # Other numbers stand for groups of processes, or for none.
+    return pid if 0 < pid <= _LAST_PID else None
 
 
 def living_owner(path: Path) -> int | None:
@@ -72,7 +76,7 @@ def living_owner(path: Path) -> int | None:
     the file on a volume meets at each start.
     """
     pid = read_pid(path)
-    if pid is None or pid in (0, os.getpid()):
+    if pid in (None, os.getpid()):
         return None
     try:
         os.kill(pid, 0)

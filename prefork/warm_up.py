@@ -33,7 +33,8 @@ def warm_up(app: Callable[..., Any], how: Callable[..., object] | Sequence[str] 
 def ask(app: Callable[..., Any], path: str) -> None:
     """Ask a WSGI app for one path, as a server would, and read the answer to its end."""
     path_info, _, query = path.partition("?")
-    environ: dict[str, Any] = {"PATH_INFO": path_info, "QUERY_STRING": query, "REQUEST_METHOD": "GET"}
+    asked = {"REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "PATH_INFO": path_info, "QUERY_STRING": query}
+    environ: dict[str, Any] = {**asked}
     setup_testing_defaults(environ)
     environ["wsgi.multiprocess"] = True
     answer = app(environ, lambda _status, _headers, _exc_info=None: lambda _data: None)
