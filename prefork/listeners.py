@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import resource
 import socket
 import stat
+import struct
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +31,9 @@ _MODE = 0o666
 _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 #: How to find who listens on a port.
 _WHO = {"linux": "ss -ltnp 'sport = :{}'", "darwin": "lsof -nP -iTCP:{} -sTCP:LISTEN"}
+# Drops what begins a connection (SYN without ACK, octet 13 of the TCP header) and lets all else in. Source: filter.h.
+_NO_NEWCOMERS = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+_SO_ATTACH_FILTER = 26
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what stands for all interfaces, and for this machine
 
 
@@ -100,6 +105,21 @@ class Listeners:
                 _unlink(listener)
             listener.socket.close()
 
+    def refuse_newcomers(self) -> None:
+        """Let nobody join the queues any more, in whatever process they are open, so that they can be emptied for good.
+
+        What comes between the last look at a queue and the close of its socket would be reset. Now it waits, as for a
+        packet that was lost, and is refused when it asks again, or taken in by the server that has the port by then. A
+        socket that somebody else made is left alone: it outlives us.
+        """
+        for listener in self._listeners:
+            if listener.inherited or listener.socket.fileno() < 0:
+                continue
+            if listener.tcp:
+                _attach_filter(listener.socket)
+            elif self._owner == os.getpid():
+                _unlink(listener)
+
     def release(self) -> None:
         """Close this process's copies alone: another one goes on with the sockets, and unlinks the files."""
         for listener in self._listeners:
@@ -108,6 +128,14 @@ class Listeners:
     def adopt(self) -> None:
         """Make this process the one that unlinks."""
         self._owner = os.getpid()
+
+
+def _attach_filter(sock: socket.socket) -> None:
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _NO_NEWCOMERS))
+    with suppress(OSError):  # not Linux, or not allowed: then the moment remains
+        sock.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_NO_NEWCOMERS), ctypes.addressof(program))
+        )
 
 
 def _unlink(listener: Listener) -> None:

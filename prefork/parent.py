@@ -285,6 +285,7 @@ class Parent:
             case Kill(worker=worker):
                 self.kill(worker)
             case CloseListeners():
+                self.charge.listeners.refuse_newcomers()
                 self.charge.listeners.close()
             case ReopenLogs():
                 self.reopen_logs()

@@ -48,6 +48,8 @@ QUIET_TICKS = 50
 """After how many ticks without work the monitor sleeps until there is some."""
 LINGER = 5.0
 """How many seconds a retiring worker waits for the next request of an idle connection, to answer it with a close."""
+PARTING = 1.0
+"""The same for a worker that stops with its pool: who is connected may have asked already, and it is only under way."""
 READ_ANSWER = 2.0
 """How many seconds a refused client has to read why, while what it still sends is thrown away."""
 PAUSE = 0.5
@@ -408,7 +410,7 @@ class WsgiDriver:
             for fd in list(self._gates):
                 while (client := self._accept(fd)) is not None:
                     self._watch(client, READ)
-        self._leave(0.0)
+        self._leave(0.0 if quick else min(PARTING, self.config.graceful_timeout / 2))
 
     def _leave(self, patience: float) -> None:
         self._leaving = True
