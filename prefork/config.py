@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from prefork import memory
 from prefork.addresses import parse_bind
 from prefork.errors import ConfigError, MissingExtra
 
@@ -37,9 +38,14 @@ _ELSEWHERE = {
     "host": "bind",
     "keepalive": "keep_alive_timeout",
     "max_requests": "max_reqs_per_child",
+    "max_requests_jitter": "min_reqs_per_child",
+    "max_worker_lifetime": "max_worker_age",
     "pid": "pid_file",
     "port": "bind",
+    "reload_on_rss": "max_memory",
     "timeout": "graceful_timeout",
+    "workers_lifetime": "max_worker_age",
+    "workers_max_rss": "max_memory",
 }
 
 
@@ -318,6 +324,9 @@ class Config:
     threads: int = option(4, "int", group="Workers", common=True, least=1, short="-t", help="Request threads per worker.")
     max_reqs_per_child: int = option(100, "int", group="Workers", common=True, least=0, unit="requests", help="Replace a worker after this many requests; 0: never.")
     min_reqs_per_child: int | None = option(None, "int", group="Workers", common=True, least=1, unit="requests", optional=True, help="Draw each worker's number of requests between this and max_reqs_per_child.")
+    max_worker_age: float = option(0.0, "float", group="Workers", least=0, most=_LONGEST, unit="seconds", help="Replace a worker when it has served for so long; each draws its own age, from three quarters of this on. 0: never.")
+    max_memory: int = option(0, "size", group="Workers", least=0, unit="bytes", help="Replace a worker whose private memory, what it does not share with the others, is more than this; looked at while it works. Linux. 0: never.")
+    max_retiring: int | None = option(None, "int", group="Workers", least=1, unit="workers", optional=True, help="How many replaced workers may still be finishing their work; further ones wait, those of HUP and USR2 do not. Twice max_workers unless given.")
     preload: bool = option(True, "bool", group="Workers", common=True, help="Load the application once, before the workers are forked.")
     graceful_timeout: float = option(30.0, "float", group="Timeouts", common=True, least=0, most=_LONGEST, unit="seconds", help="How long running requests may take when the pool stops.")
     boot_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a worker may take to start.")
@@ -367,6 +376,8 @@ class Config:
                 f"min_reqs_per_child is {low} but max_reqs_per_child is {high}",
                 "each worker draws its budget between the two, so raise the maximum or lower the minimum",
             )
+        if self.max_memory and not memory.TOLD.exists():
+            raise OPTIONS["max_memory"].wrong(self.max_memory, f"this system does not tell: there is no {memory.TOLD}")
         if self.spool_dir is not None and not Path(self.spool_dir).is_dir():
             raise OPTIONS["spool_dir"].wrong(self.spool_dir, "there is no such directory")
         if self.http == "httptools" and find_spec("httptools") is None:

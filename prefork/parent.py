@@ -308,7 +308,7 @@ class Parent:
         self.children[order.worker] = child
         if child.pidfd is not None:
             self.poller.register(child.pidfd, select.POLLIN)
-        self.records.emit("worker.spawned", worker=child.number, child_pid=child.pid)
+        self.records.emit("worker.spawned", worker=child.number, child_pid=child.pid, budget=order.budget)
 
     def prepare_fork(self) -> None:
         """Leave nothing open or running that a child would share. Before every fork: hooks run in between."""
@@ -411,8 +411,8 @@ def event_of(report: Report) -> Event:
     match report:
         case Ready(worker=worker, boot_s=boot_s):
             return WorkerReady(worker, boot_s)
-        case Retiring(worker=worker, reason=reason, requests=requests):
-            return WorkerRetiring(worker, reason, requests)
+        case Retiring(worker=worker, reason=reason, requests=requests, memory_bytes=memory_bytes):
+            return WorkerRetiring(worker, reason, requests, memory_bytes)
         case BootFailed(worker=worker, traceback=traceback, summary=summary):
             return WorkerBootFailed(worker, summary, traceback)
         case Leaving(worker=worker, requests=requests, overrun=overrun):

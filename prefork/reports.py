@@ -25,11 +25,15 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Retiring:
-    """The worker wants a successor, because of ``reason``, after ``requests`` so far."""
+    """The worker wants a successor, because of ``reason``, after ``requests`` so far.
+
+    ``memory_bytes`` is its private memory if that is the reason, else 0.
+    """
 
     worker: int
     reason: str
     requests: int
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ _TYPES = {
     "worker": int,
     "requests": int,
     "overrun": int,
+    "memory_bytes": int,
     "boot_s": float,
     "reason": str,
     "summary": str,

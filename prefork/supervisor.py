@@ -29,11 +29,12 @@ class WorkerReady:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRetiring:
-    """A worker wants a successor."""
+    """A worker wants a successor; ``memory_bytes`` is its private memory if that is why."""
 
     worker: int
     reason: str
     requests: int
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,27 +206,41 @@ YOUNG_S = 1.0
 CALM_S = 10.0
 """After so long without a quick death the next one is the first again."""
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
+AGE_SPREAD = 0.25
+"""Workers have come of age somewhere in the last quarter of ``max_worker_age``."""
 SILENT_DEATHS = 3
 """So many waves of deaths before the first worker was ready, and without a word, end the pool."""
 
 
 @dataclass(slots=True)
 class Worker:
-    """What is known of one worker. ``successor_of`` is the worker it shall relieve, ``successor`` who relieves it."""
+    """What is known of one worker. ``successor_of`` is the worker it shall relieve, ``successor`` who relieves it.
+
+    ``reason`` says why it is to be replaced, empty as long as it is not; ``ordered`` that a signal wants it, which waits
+    for no room; ``retire_at_once`` that nothing is left of its budget; ``delay_told`` that a record said why it serves on.
+    """
 
     worker: int
     number: int
     born: float
     life: Life = Life.STARTING
     ready_at: float | None = None
+    most_age: float = math.inf
     successor_of: int | None = None
     successor: int | None = None
     retire_at_once: bool = False
+    ordered: bool = False
+    delay_told: bool = False
     reason: str = ""
     requests: int = 0
     overrun: int = 0
     kill_at: float | None = None
     killed: bool = False
+
+    @property
+    def of_age_at(self) -> float:
+        """When it is too old; never, as long as it does not serve, and once it retires anyway."""
+        return math.inf if self.ready_at is None or self.retire_at_once else self.ready_at + self.most_age
 
 
 @dataclass(slots=True)
@@ -270,6 +285,8 @@ class Supervisor:
         # Two, so that a worker which dies again and again does not keep the others from being relieved.
         self._vacancies = BackOff()
         self._successions = BackOff()
+        self._hindrance = ""  # why there was no successor the last time
+        self._max_retiring = config.max_retiring or 2 * config.max_workers
         self._stopping = False
         self._quick = False
         self._hurried_at = 0.0
@@ -284,7 +301,8 @@ class Supervisor:
         if not self._stopping:
             times += [self._vacancies.not_before] if self._missing() else []
             times += [self._successions.not_before] if self._unrelieved() else []
-        return min(times, default=None)
+            times += [worker.of_age_at for worker in self._live(Life.SERVING, Life.RETIRING)]
+        return min((time for time in times if time < math.inf), default=None)
 
     def start(self, now: float) -> list[Action]:
         """Return what to do first."""
@@ -313,7 +331,7 @@ class Supervisor:
             case FilesChanged():
                 return self._file_changed(event, now)
             case Tick():
-                return self._late(now) + self._restore(now)
+                return self._late(now) + self._recycle(self._aged(now), "max_age", now)
             case _:
                 assert_never(event)
 
@@ -327,35 +345,61 @@ class Supervisor:
         counted = [worker for worker in self._live(*COUNTED) if worker.successor_of is None]
         return max(0, self._wanted - len(counted))
 
-    def _unrelieved(self) -> list[Worker]:
-        """Return who waits for a successor that is not even under way."""
+    def _waiting(self) -> list[Worker]:
+        """Return who waits for a successor that is not even under way; first those for whom there need be no room."""
         waiting = [w for w in self._live(Life.SERVING) if w.reason and w.successor is None]
-        room = 2 * self._config.max_workers - len(self._live(Life.RETIRING))
-        under_way = sum(w.successor_of is not None for w in self._live(Life.STARTING))
-        return waiting[: max(0, min(room, self._config.max_workers - under_way))]
+        return sorted(waiting, key=lambda worker: not worker.ordered)
+
+    def _under_way(self) -> int:
+        return sum(worker.successor_of is not None for worker in self._live(Life.STARTING))
+
+    def _room(self) -> int:
+        """Return how many more workers may retire, without those whose successors start already."""
+        return max(0, self._max_retiring - len(self._live(Life.RETIRING)) - self._under_way())
+
+    def _unrelieved(self) -> list[Worker]:
+        """Return whose successors may be forked."""
+        waiting = self._waiting()
+        may_start = max(0, self._config.max_workers - self._under_way())
+        return waiting[: min(may_start, max(self._room(), sum(worker.ordered for worker in waiting)))]
 
     def _restore(self, now: float) -> list[Action]:
         """Fork what is missing, unless workers die too quickly."""
-        actions: list[Action] = []
         if self._stopping:
-            return actions
-        if now >= self._vacancies.not_before:
-            actions += [self._spawn(now, None) for _ in range(self._missing())]
-        if now >= self._successions.not_before:
-            actions += [self._spawn(now, old) for old in self._unrelieved()]
-        return actions
+            return []
+        wave: list[Worker | None] = [None] * self._missing() if now >= self._vacancies.not_before else []
+        wave += self._unrelieved() if now >= self._successions.not_before else []
+        spawns = [self._spawn(now, old, place, len(wave)) for place, old in enumerate(wave)]
+        return spawns + self._tell_who_waits(now)
 
-    def _spawn(self, now: float, old: Worker | None) -> Action:
+    def _tell_who_waits(self, now: float) -> list[Action]:
+        """Say, once of each, who serves on for want of a successor."""
+        waiting, retiring = self._waiting(), len(self._live(Life.RETIRING))
+        if now < self._successions.not_before:
+            reason = self._hindrance
+        elif retiring >= self._max_retiring:
+            reason = f"{retiring} replaced workers are still at work (max_retiring {self._max_retiring})"
+            waiting = [worker for worker in waiting if not worker.ordered]
+        else:
+            return []
+        untold = [worker for worker in waiting if not worker.delay_told]
+        for worker in untold:
+            worker.delay_told = True
+        return [Emit("worker.retirement_delayed", {"reason": reason}, worker.worker) for worker in untold]
+
+    def _spawn(self, now: float, old: Worker | None, place: int, of: int) -> Action:
+        """Fork a worker, the ``place``-th ``of`` so many that are forked in one go."""
         serial = self._serial
         self._serial += 1
         taken = {worker.number for worker in self.workers.values()}
         number = next(n for n in range(len(taken) + 1) if n not in taken)
         worker = Worker(serial, number, now, kill_at=now + self._config.boot_timeout)
+        worker.most_age = draw_age(self._config, self._random, place, of)
         if old is not None:
             worker.successor_of = old.worker
             old.successor = serial
         self.workers[serial] = worker
-        return Spawn(serial, number, draw_budget(self._config, self._random))
+        return Spawn(serial, number, draw_budget(self._config, self._random, place, of))
 
     # Lives.
 
@@ -375,7 +419,7 @@ class Supervisor:
         if not self._announced_ready and serving >= self._wanted:
             self._announced_ready = True
             actions.append(Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._started_at, 3)}))
-        return actions + self._relieve(worker) + self._dismiss()
+        return actions + self._relieve(worker) + self._dismiss() + self._restore(now)
 
     def _relieve(self, successor: Worker) -> list[Action]:
         """Let the one retire whom ``successor`` relieves; from now on it counts in his place."""
@@ -391,19 +435,30 @@ class Supervisor:
         worker = self.workers.get(event.worker)
         if worker is None or worker.life is not Life.SERVING or worker.reason:
             return []
-        worker.reason = event.reason
         worker.requests = event.requests
-        told = {"reason": event.reason, "requests": event.requests}
-        return [Emit("worker.retiring", told, worker.worker), *self._restore(now)]
+        told = {"memory_bytes": event.memory_bytes} if event.memory_bytes else {}
+        return [*self._retiring(worker, event.reason, requests=event.requests, **told), *self._restore(now)]
 
-    def _recycle(self, now: float, reason: str) -> list[Action]:
+    def _aged(self, now: float) -> list[Worker]:
+        return [worker for worker in self._live(Life.SERVING, Life.RETIRING) if worker.of_age_at <= now]
+
+    def _recycle(self, workers: list[Worker], reason: str, now: float, *, ordered: bool = False) -> list[Action]:
+        """Replace workers, whatever is left of their budgets."""
         actions: list[Action] = []
-        for worker in self._live(Life.SERVING, Life.RETIRING):
+        for worker in workers:
             if worker.life is Life.RETIRING and not worker.retire_at_once:
                 actions.append(Retire(worker.worker))  # released, it serves on until its budget is spent
             worker.retire_at_once = True
-            worker.reason = worker.reason or reason
+            worker.ordered = worker.ordered or ordered
+            actions += self._retiring(worker, reason)
         return actions + self._restore(now)
+
+    def _retiring(self, worker: Worker, reason: str, **told: int) -> list[Action]:
+        """Take note, once, why a worker is to be replaced: what else comes up changes nothing."""
+        if worker.reason:
+            return []
+        worker.reason = reason
+        return [Emit("worker.retiring", {"reason": reason, **told}, worker.worker)]
 
     def _leaving(self, event: WorkerLeaving) -> list[Action]:
         worker = self.workers.get(event.worker)
@@ -455,6 +510,7 @@ class Supervisor:
     def _died_quickly(self, worker: Worker, now: float) -> list[Action]:
         """Wait before the next fork, longer each time: an application that dies at once must not eat the machine."""
         delay = self._back_off_of(worker).fail(now, worker.worker, self._serial)
+        self._hindrance = "its successors end before they serve"
         if delay is not None and not self._first_ready:
             self._silent_deaths += 1
             if self._silent_deaths >= SILENT_DEATHS:
@@ -481,7 +537,8 @@ class Supervisor:
         actions: list[Action] = [Emit("pool.fork_failed", told)] if delay else []
         if not self.workers and not self._first_ready and now - self._started_at > self._config.boot_timeout:
             return actions + self._stop(now, quick=True, exit_code=1)
-        return actions
+        self._hindrance = f"the system refused to fork: {event.error}"
+        return actions + self._tell_who_waits(now)
 
     # Signals and stops.
 
@@ -499,7 +556,9 @@ class Supervisor:
                     if name == "HUP"
                     else "the workers are replaced"
                 )
-                return [Emit("pool.recycling", {"signal": name, "note": note}), *self._recycle(now, name.lower())]
+                everybody = self._live(Life.SERVING, Life.RETIRING)
+                recycling = Emit("pool.recycling", {"signal": name, "note": note})
+                return [recycling, *self._recycle(everybody, name.lower(), now, ordered=True)]
             case "TTIN" | "TTOU" if not self._stopping:
                 return self._scale(1 if name == "TTIN" else -1, now, name)
             case _:
@@ -516,7 +575,7 @@ class Supervisor:
         serving = sorted(self._live(Life.SERVING), key=lambda worker: worker.worker)
         actions: list[Action] = []
         for oldest in serving[: max(0, len(serving) - self._wanted)]:
-            oldest.reason = "scale_down"
+            actions += self._retiring(oldest, "scale_down")
             if (heir := self.workers.get(-1 if oldest.successor is None else oldest.successor)) is not None:
                 heir.successor_of = None
             self._go(oldest, Retire)
@@ -582,18 +641,29 @@ class Supervisor:
         return [Finish(self.exit_code)]
 
 
-def draw_budget(config: Config, random: Random) -> int | None:
+def draw_budget(config: Config, random: Random, place: int = 0, of: int = 1) -> int | None:
     """Return how many requests one worker serves before it retires, or ``None`` for no limit.
 
-    Drawn for each worker, uniformly from ``min_reqs_per_child`` to ``max_reqs_per_child``, both included, so that
-    workers forked together do not retire together. Counts requests, not connections.
+    Drawn for each worker, uniformly from ``min_reqs_per_child`` to ``max_reqs_per_child``, both included. With a maximum
+    alone, those that are forked in one go share it out, so that they do not retire together: four that are to serve 100
+    get 100, 75, 50 and 25, and their successors, who come one by one, 100 each. Counts requests, not connections.
 
     Source: the options of Twiggy::Prefork, in the inclusive reading of Starlet and Gazelle.
     """
-    if not config.max_reqs_per_child:
+    most, least = config.max_reqs_per_child, config.min_reqs_per_child
+    if not most:
         return None
-    low = config.min_reqs_per_child
-    return random.randint(config.max_reqs_per_child if low is None else low, config.max_reqs_per_child)
+    return math.ceil(most * (of - place) / of) if least is None else random.randint(least, most)
+
+
+def draw_age(config: Config, random: Random, place: int, of: int) -> float:
+    """Return for how many seconds one worker serves, from three quarters of ``max_worker_age`` to the whole.
+
+    Those that are forked in one go draw each from a slice of its own.
+    """
+    if not config.max_worker_age:
+        return math.inf
+    return config.max_worker_age * (1 - AGE_SPREAD * (place + random.random()) / of)
 
 
 def back_off(failures: int) -> float:

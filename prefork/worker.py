@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.exit_guard import ExitGuard
 from prefork.loading import load_app
+from prefork.memory import Scales
 from prefork.process_name import set_process_name
 from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, encode
 from prefork.signals import ORDERS, SignalInbox
@@ -69,7 +70,8 @@ class Worker:
     """A worker process, as the hooks ``worker_started`` and ``worker_exiting`` are given it, inside of it.
 
     ``number`` is its place, 0 to ``max_workers`` - 1 and a few more while workers are replaced; ``generation`` counts
-    the images of the application; ``app`` is the application; ``exit_guard`` keeps the process alive.
+    the images of the application; ``app`` is the application; ``exit_guard`` keeps the process alive; ``retire()`` has
+    the worker replaced, a successor first, once it has served a request: from any thread, and again does no more.
     """
 
     number: int
@@ -77,7 +79,21 @@ class Worker:
     app: Callable[..., Any]
     config: Config
     exit_guard: ExitGuard
+    retire: Callable[[], None]
     pid: int = field(default_factory=os.getpid)
+
+
+class Resignation:
+    """The application's wish that its worker be replaced. Given in any thread; ``wake`` tells the main one."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self.given = False
+
+    def give(self) -> None:
+        """Have the worker replaced."""
+        self.given = True
+        self._wake()
 
 
 class Phase(enum.Enum):
@@ -150,15 +166,23 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
         app = load_app(birth.app, config.app_dir) if isinstance(birth.app, str) else birth.app
         birth.hooks.load(config.app_dir, "worker_started", "worker_exiting")
         guard = ExitGuard(clock=monotonic, on_free=inbox.wake)
-        worker = Worker(number=birth.number, generation=birth.generation, app=app, config=config, exit_guard=guard)
+        resignation = Resignation(inbox.wake)
+        worker = Worker(
+            number=birth.number,
+            generation=birth.generation,
+            app=app,
+            config=config,
+            exit_guard=guard,
+            retire=resignation.give,
+        )
         birth.hooks.run_or_raise("worker_started", worker)
-    facts = WorkerFacts(number=birth.number, generation=birth.generation)
+    facts = WorkerFacts(number=birth.number, generation=birth.generation, retire=resignation.give)
     driver = WsgiDriver(app, birth.listeners, config, facts, records, guard, birth.thread_exit)
     driver.announce_at(announcement(birth.budget))
     driver.start()
     boot_s = monotonic() - birth.born
     send(birth.reports, Ready(birth.worker, boot_s=boot_s))
-    return Life(birth, worker, driver, lifeline, inbox, records)
+    return Life(birth, worker, driver, lifeline, inbox, records, resignation)
 
 
 @contextmanager
@@ -189,7 +213,7 @@ def dying_with_parent(lifeline: int) -> Iterator[None]:
 
 def rehearse(config: Config, records: Records) -> None:
     """Do in the parent, once, what imports modules: in each worker that would cost as much as all the rest."""
-    facts = WorkerFacts(number=0, generation=0)
+    facts = WorkerFacts(number=0, generation=0, retire=lambda: None)
     WsgiDriver(lambda _environ, _start: (), (), config, facts, records, ExitGuard()).close()
 
 
@@ -203,10 +227,18 @@ class Life:
     """A worker that serves, and then leaves."""
 
     def __init__(
-        self, birth: Birth, worker: Worker, driver: WsgiDriver, lifeline: int, inbox: SignalInbox, records: Records
+        self,
+        birth: Birth,
+        worker: Worker,
+        driver: WsgiDriver,
+        lifeline: int,
+        inbox: SignalInbox,
+        records: Records,
+        resignation: Resignation,
     ) -> None:
         self.birth, self.worker, self.driver, self.records = birth, worker, driver, records
-        self.lifeline, self.inbox = lifeline, inbox
+        self.lifeline, self.inbox, self.resignation = lifeline, inbox, resignation
+        self.scales = Scales(monotonic) if birth.config.max_memory else None
         self.phase = Phase.SERVING
         self.due = birth.budget  # requests after which it retires, once it is released; None: never by itself
         self.announce_at = announcement(birth.budget)
@@ -219,6 +251,8 @@ class Life:
         """Serve until there is nothing left to do."""
         while True:
             patience = self.driver.tick()
+            if self.scales is not None:
+                patience = self.scales.look(patience)
             self.take_stock()
             if self.phase is Phase.LEAVING and self.driver.drained and self.worker.exit_guard.free:
                 return
@@ -232,13 +266,28 @@ class Life:
         served = self.driver.served
         if self.phase is Phase.SERVING and self.announce_at is not None and served >= self.announce_at:
             self.announce("max_requests")
+        # At least one request comes first: workers that want to go at once would be replaced without end.
+        if self.resignation.given and served:
+            self.resign("app")
+        if self.scales is not None and self.scales.private > self.birth.config.max_memory and served:
+            self.resign("max_memory", memory_bytes=self.scales.private)
         if self.phase is Phase.RELEASED and self.driver.leaving:
             self.phase = Phase.LEAVING
 
-    def announce(self, reason: str) -> None:
+    def announce(self, reason: str, memory_bytes: int = 0) -> None:
         """Ask for a successor, and serve on until it is there."""
         self.phase = Phase.ANNOUNCED
-        send(self.birth.reports, Retiring(self.birth.worker, reason=reason, requests=self.driver.served))
+        send(self.birth.reports, Retiring(self.birth.worker, reason, self.driver.served, memory_bytes))
+
+    def resign(self, reason: str, memory_bytes: int = 0) -> None:
+        """Retire as soon as a successor serves, whatever is left of the budget."""
+        if self.due == 0:
+            return
+        self.due = 0
+        if self.phase is Phase.SERVING:
+            self.announce(reason, memory_bytes)
+        elif self.phase is Phase.RELEASED:
+            self.driver.retire_after(0)
 
     def release(self) -> None:
         """Retire when the budget is spent: the successor serves, so that nothing is lost."""
@@ -293,9 +342,7 @@ class Life:
     def heed(self) -> None:
         """Act upon signals sent to this worker alone. Only TERM means something: retire, a successor first."""
         if signal.SIGTERM in self.inbox.read():
-            self.due = 0
-            if self.phase is Phase.SERVING:
-                self.announce("signal")
+            self.resign("signal")
 
     def outlive_parent(self) -> None:
         """Drain without a parent, which would have set the limit: the kernel does, whatever this process is stuck in."""

@@ -76,10 +76,11 @@ Step: TypeAlias = "Callable[[Client], bool]"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerFacts:
-    """What an application may know about its worker."""
+    """What an application may know about its worker, and ``retire``, with which it has it replaced."""
 
     number: int
     generation: int
+    retire: Callable[[], None]
 
 
 class _Gate:
@@ -281,6 +282,7 @@ class WsgiDriver:
             "prefork.worker": facts.number,
             "prefork.generation": facts.generation,
             "prefork.exit_guard": exit_guard,
+            "prefork.retire": facts.retire,
         }
         self._gates = {listener.socket.fileno(): _Gate(listener, config.threads > 1, extra) for listener in listeners}
         self._accepting = False

@@ -9,7 +9,14 @@ from prefork.reports import MESSAGE_LIMIT, BootFailed, Leaving, Ready, Report, R
 
 
 @pytest.mark.parametrize(
-    "report", [Ready(1, 0.5), Retiring(2, "max_requests", 75), BootFailed(3, "Traceback", "x"), Leaving(4, 100, 1)]
+    "report",
+    [
+        Ready(1, 0.5),
+        Retiring(2, "max_memory", 75, 12),
+        Retiring(2, "max_requests", 75),
+        BootFailed(3, "Traceback", "x"),
+        Leaving(4, 100, 1),
+    ],
 )
 def test_what_is_said_is_understood(report: Report) -> None:
     assert decode(encode(report)) == report

@@ -172,6 +172,94 @@ def test_retirees_are_bounded_and_further_recycles_wait() -> None:
     assert len(spawns(pool.exit(0))) == 1
 
 
+def test_who_waits_for_others_to_leave_says_so_once_and_what_a_signal_wants_does_not_wait() -> None:
+    pool = serving(max_workers=2, max_retiring=1)
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75)))
+    assert not spawns(pool.send(WorkerRetiring(1, "app", 5)))
+    assert not pool.records("worker.retirement_delayed")  # the one that starts will be ready in a moment
+    pool.send(WorkerReady(heir.worker, 0.1))
+    pool.send(Tick())
+    (told,) = pool.records("worker.retirement_delayed")
+    assert told.worker == 1
+    assert "max_retiring 1" in told.fields["reason"]
+    assert len(spawns(pool.send(SignalReceived("USR2")))) == 2
+    assert len(pool.records("worker.retirement_delayed")) == 1
+
+
+def test_whose_successor_cannot_be_had_says_why_once_and_serves_on() -> None:
+    pool = serving(max_workers=1)
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75)))
+    for refused in ("EAGAIN", "ENOMEM"):
+        pool.alive.pop(heir.worker)
+        pool.send(ForkFailed(heir.worker, refused))
+        (heir,) = spawns(pool.send(Tick(), after=5.0))
+    (told,) = pool.records("worker.retirement_delayed")
+    assert told.fields["reason"] == "the system refused to fork: EAGAIN"
+    assert Release(0) in pool.send(WorkerReady(heir.worker, 0.1))
+
+
+def test_whose_successors_die_says_why_once_and_serves_on() -> None:
+    pool = serving(max_workers=1)
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75)))
+    (heir,) = spawns(pool.exit(heir.worker, 1))
+    assert not pool.records("worker.retirement_delayed")
+    for _ in range(3):
+        pool.exit(heir.worker, 1)
+        (heir,) = spawns(pool.send(Tick(), after=5.0))
+    (told,) = pool.records("worker.retirement_delayed")
+    assert (told.worker, told.fields["reason"]) == (0, "its successors end before they serve")
+    assert 0 in pool.alive
+
+
+def test_worker_is_replaced_when_it_is_of_age_and_each_has_its_own() -> None:
+    pool = serving(max_workers=4, max_worker_age=100)
+    ages = []
+    for _ in range(4):
+        deadline = pool.machine.next_deadline
+        assert deadline is not None
+        assert not pool.send(Tick(), after=deadline - pool.now - 0.1)
+        (heir,) = spawns(pool.send(Tick(), after=0.1))
+        ages.append(deadline - 100)
+        (retired,) = [a for a in pool.send(WorkerReady(heir.worker, 0.1)) if isinstance(a, Retire)]
+        pool.exit(retired.worker)
+    assert all(75 + 6.25 * place <= age <= 81.25 + 6.25 * place for place, age in enumerate(ages))
+    assert [record.fields["reason"] for record in pool.records("worker.retiring")] == ["max_age"] * 4
+    assert {record.fields["reason"] for record in pool.records("worker.exited")} == {"max_age"}
+
+
+def test_worker_of_age_that_has_its_successor_already_goes_at_once() -> None:
+    pool = serving(max_workers=1, max_worker_age=100)
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75)))
+    assert Release(0) in pool.send(WorkerReady(heir.worker, 0.1))
+    actions = pool.send(Tick(), after=100)
+    assert Retire(0) in actions
+    assert spawns(actions)  # the heir is of the same age
+    assert [record.fields["reason"] for record in pool.records("worker.retiring")] == ["max_requests", "max_age"]
+
+
+def test_two_causes_replace_a_worker_once() -> None:
+    pool = serving(max_workers=1, max_worker_age=50)
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75)))
+    assert not spawns(pool.send(Tick(), after=50))
+    assert not spawns(pool.send(SignalReceived("HUP")))
+    assert pool.send(WorkerRetiring(0, "app", 80)) == []
+    assert [a for a in pool.send(WorkerReady(heir.worker, 0.1)) if isinstance(a, Retire | Release)] == [Retire(0)]
+    assert [record.fields["reason"] for record in pool.records("worker.retiring")] == ["max_requests"]
+
+
+def test_worker_says_how_much_memory_made_it_go() -> None:
+    pool = serving()
+    pool.send(WorkerRetiring(0, "max_memory", 7, 123))
+    assert pool.records("worker.retiring")[0].fields == {"reason": "max_memory", "requests": 7, "memory_bytes": 123}
+
+
+@pytest.mark.parametrize("name", ["HUP", "USR2"])
+def test_whom_a_signal_replaces_says_so(name: str) -> None:
+    pool = serving()
+    pool.send(SignalReceived(name))
+    assert [record.fields["reason"] for record in pool.records("worker.retiring")] == [name.lower()] * 2
+
+
 def test_quick_deaths_back_off_and_calm_makes_good() -> None:
     pool = serving(max_workers=1)
     assert len(spawns(pool.exit(0, 1))) == 1
@@ -393,10 +481,29 @@ def test_late_word_of_the_dead_changes_nothing() -> None:
 
 def test_budgets_are_drawn_from_the_whole_range_both_ends_included() -> None:
     config = Config.of(min_reqs_per_child=5, max_reqs_per_child=10)
-    drawn = Counter(draw_budget(config, Random(seed)) for seed in range(1000))
+    drawn = Counter(draw_budget(config, Random(seed)) for seed in range(10_000))
     assert set(drawn) == {5, 6, 7, 8, 9, 10}
     assert draw_budget(Config.of(), Random(1)) == 100
     assert draw_budget(Config.of(max_reqs_per_child=0), Random(1)) is None
+
+
+@pytest.mark.parametrize(
+    ("most", "of", "budgets"), [(100, 4, [100, 75, 50, 25]), (3, 4, [3, 3, 2, 1]), (1, 3, [1, 1, 1]), (7, 1, [7])]
+)
+def test_workers_that_are_forked_together_share_the_maximum_out(most: int, of: int, budgets: list[int]) -> None:
+    pool = Pool(max_workers=of, max_reqs_per_child=most)
+    assert [spawn.budget for spawn in spawns(pool.done)] == budgets
+
+
+def test_successors_that_come_one_by_one_have_the_whole_maximum() -> None:
+    pool = serving(max_workers=4)
+    for worker in range(4):
+        (heir,) = spawns(pool.send(WorkerRetiring(worker, "max_requests", 1)))
+        assert heir.budget == 100
+
+
+def test_workers_that_a_signal_replaces_together_are_spread_again() -> None:
+    assert [spawn.budget for spawn in spawns(serving().send(SignalReceived("USR2")))] == [100, 50]
 
 
 def leave_alone(pool: Pool) -> None:
