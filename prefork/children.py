@@ -13,6 +13,7 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from traceback import walk_tb
 from typing import TYPE_CHECKING
 
 from prefork.signals import ORDERS, held_back
@@ -79,9 +80,8 @@ def fork_child(worker: int, number: int, main: Callable[[int, int, set[int]], ob
         process = CONTEXT.Process(target=main, args=(reader, writer, mask), name=f"prefork-worker-{number}")
         try:
             process.start()
-        except OSError:
-            # A failed start leaves the pipes open that multiprocessing had made for the child.
-            for descriptor in {reader, writer} | (open_descriptors() - before):
+        except OSError as error:
+            for descriptor in {reader, writer} | left_open(error):
                 os.close(descriptor)
             raise
     os.close(reader)
@@ -90,6 +90,17 @@ def fork_child(worker: int, number: int, main: Callable[[int, int, set[int]], ob
     assert process.pid is not None  # noqa: RUF100, S101
     pidfd = open_pidfd(process.pid)
     return Child(worker, number, process, process.pid, writer, pidfd, frozenset(inherited))
+
+
+def left_open(error: OSError) -> set[int]:
+    """Return the pipes that ``multiprocessing`` had made for a child that could not be forked, and leaves open.
+
+    Only the traceback knows them for certain: what else is new may have been opened by another thread.
+    """
+    launch = multiprocessing.popen_fork.Popen._launch.__code__  # type: ignore[attr-defined]  # noqa: SLF001
+    frames = [frame for frame, _ in walk_tb(error.__traceback__) if frame.f_code is launch]
+    ends = ("parent_r", "child_w", "child_r", "parent_w")
+    return {frame.f_locals[end] for frame in frames for end in ends if end in frame.f_locals}
 
 
 def open_pidfd(pid: int) -> int | None:

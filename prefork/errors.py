@@ -40,7 +40,7 @@ CODES: dict[str, str] = {
     "PF313": "too many files are open",
     "PF314": "an address is named twice",
     "PF401": "the application could not be started in a worker",
-    "PF402": "workers die before they are ready",
+    "PF402": "workers die too quickly",
     "PF404": "the system refuses to fork",
     "PF405": "something in the parent is not safe to fork",
     "PF407": "this system cannot fork",

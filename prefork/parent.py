@@ -424,7 +424,9 @@ def answer(caller: Caller, record: str, fields: Mapping[str, Any]) -> None:
     if record == "pool.ready":
         caller.tell_ready()
     elif record == "pool.boot_failed":
-        error = BootError(fields["code"], f"the pool cannot be brought up ({fields['reason']})")
+        why = f"{fields['reason']}, attempts: {fields['attempts']}"
+        hint = "see the traceback" if "traceback" in fields else "the records tell of each attempt"
+        error = BootError(fields["code"], f"no worker could be started ({why})", hint)
         caller.tell_failed(error, fields.get("traceback", ""))
 
 

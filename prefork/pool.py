@@ -127,6 +127,7 @@ class WorkerPool:
         the traceback.
         """
         if not self._start():
+            self.wait()
             raise BootError("PF417", "the pool was stopped before it was ready", "start another one")
 
     def _start(self) -> bool:

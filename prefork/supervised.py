@@ -17,7 +17,7 @@ from multiprocessing.util import Finalize
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from prefork.children import CONTEXT, open_pidfd
+from prefork.children import CONTEXT, left_open, open_pidfd
 from prefork.errors import BootError, PreforkError
 from prefork.signals import ORDERS, held_back
 
@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 STOP, STOP_QUICKLY = b"t", b"q"
 #: How much longer than ``graceful_timeout`` a caller waits before it kills a pool that does not stop, in seconds.
 PATIENCE = 10.0
+_DIED = {
+    "code": "PF415",
+    "message": "the pool's parent died while it started",
+    "hint": "look for what it has written last, and whether the system killed it for want of memory (dmesg)",
+}
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +98,7 @@ class Supervised:
         """
         with open(self._answer) as pipe:  # noqa: PTH123 - a descriptor
             text = pipe.read()
-        answer: dict[str, str] = json.loads(text) if text else {"code": "PF415", "message": "the pool's parent died"}
+        answer: dict[str, str] = json.loads(text) if text else _DIED
         if "ready" in answer:
             return bool(answer["ready"])
         error = BootError(answer["code"], answer["message"], answer.get("hint", ""))
@@ -148,8 +153,12 @@ def supervise(main: Callable[[Caller], int], graceful_timeout: float) -> Supervi
         try:
             process.start()
         except OSError as error:
-            close_all((orders, our_orders, our_answer, answer))
-            raise BootError("PF416", f"cannot fork: {error}", "raise the limit of processes or of memory") from error
+            close_all({orders, our_orders, our_answer, answer} | left_open(error))
+            raise BootError(
+                "PF416",
+                f"the system refuses to fork ({error.strerror})",
+                "raise the limit of processes (ulimit -u) or of memory",
+            ) from error
     os.close(orders)
     os.close(answer)
     return Supervised(process, our_orders, our_answer, graceful_timeout)

@@ -475,7 +475,7 @@ class Supervisor:
         if self._first_ready:
             return [Emit("worker.boot_failed", told, event.worker)]
         # The first word on it is enough: the others fail for the same reason.
-        failed = Emit("pool.boot_failed", {"reason": "app", "attempts": 1, **told, "code": "PF401"})
+        failed = Emit("pool.boot_failed", {**told, "attempts": 1, "code": "PF401"})
         return [failed, *self._stop(now, quick=True, exit_code=1)]
 
     def _exited(self, event: WorkerExited, now: float) -> list[Action]:
@@ -536,7 +536,8 @@ class Supervisor:
         told = {"error": event.error, "delay_s": delay, "code": "PF404"}
         actions: list[Action] = [Emit("pool.fork_failed", told)] if delay else []
         if not self.workers and not self._first_ready and now - self._started_at > self._config.boot_timeout:
-            return actions + self._stop(now, quick=True, exit_code=1)
+            told = {"reason": event.error, "attempts": self._back_off_of(worker).failures, "code": "PF404"}
+            return [*actions, Emit("pool.boot_failed", told), *self._stop(now, quick=True, exit_code=1)]
         self._hindrance = f"the system refused to fork: {event.error}"
         return actions + self._tell_who_waits(now)
 

@@ -190,7 +190,7 @@ def test_static_files_are_served_under_debug_alone(write: Callable[..., Path]) -
 def test_without_allowed_hosts_it_does_not_start(write: Callable[..., Path]) -> None:
     with runprefork(write("ALLOWED_HOSTS = []\n"), ready="") as server:
         assert server.wait() == 2
-        assert "ALLOWED_HOSTS" in server.log
+        assert "ALLOWED_HOSTS is empty and DEBUG is False: name the hosts to answer for [PF608]" in server.log
 
 
 def test_an_unknown_setting_is_named_with_the_nearest_one(write: Callable[..., Path]) -> None:
@@ -231,7 +231,7 @@ def test_an_address_is_given_as_to_runserver(write: Callable[..., Path], flags: 
 def test_an_ipv4_address_is_none_of_ipv6(write: Callable[..., Path]) -> None:
     with runprefork(write(), "-6", ready="") as server:
         assert server.wait() == 2
-        assert "'127.0.0.1' is not a valid IPv6 address" in server.log
+        assert "'127.0.0.1' is not a valid IPv6 address: leave -6 out, or give one in brackets [PF607]" in server.log
 
 
 def test_migrations_that_are_missing_are_told_under_debug_alone(write: Callable[..., Path]) -> None:
@@ -248,7 +248,8 @@ def test_an_asgi_application_beside_changes_nothing(write: Callable[..., Path]) 
 def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
     with runprefork(write(), address="nowhere:", ready="") as server:
         assert server.wait() == 2
-        assert "'nowhere:' is not a valid port number" in server.log
+        assert "'nowhere:' is not a valid port number or address:port pair" in server.log
+        assert "[PF607]" in server.log
         assert "Traceback" not in server.log
 
 

@@ -112,7 +112,7 @@ def test_an_app_that_cannot_be_found_ends_it_with_2_and_one_line(tmp_path: Path)
 def test_tls_is_refused_and_not_ignored(write: Callable[..., Path], flag: str) -> None:
     with run_prefork(write(), flag, "adhoc", ready="") as server:
         assert server.wait() == 2
-        assert "later release" in server.log
+        assert f"{flag}: TLS comes with a later release; until then put a proxy in front [PF604]" in server.log
 
 
 def test_a_wrong_option_ends_it_with_2_and_one_line(write: Callable[..., Path]) -> None:
@@ -137,6 +137,7 @@ def test_a_call_at_import_starts_no_second_server_under_the_flask_command(write:
     with run_prefork(folder) as server:
         assert server.get()[0] == 200
         server.wait_for_output("Ignoring a call to 'run_prefork")
+        server.wait_for_output("[PF603]")
         assert len(server.all("pool.starting")) == 1
 
 

@@ -246,7 +246,7 @@ def test_without_descriptors_nothing_is_accepted_nothing_spins_and_all_is_well_a
 ) -> None:
     with serve(CROWDED, worker_started="sample:crowded") as server:
         crowd = [connect(server) for _ in range(60)]
-        server.wait_for("pool.accept_paused")
+        server.wait_for("pool.accept_paused", code="PF501")
         worker = psutil.Process(server.worker_pids[0])
         before = worker.num_ctx_switches().voluntary
         pause(1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -109,9 +110,9 @@ def test_stop_before_start_does_nothing() -> None:
 
 @pytest.mark.parametrize("again", ["start", "serve"])
 def test_a_pool_serves_once(again: str, leaves_nothing: None) -> None:
-    with small() as pool, pytest.raises(BootError, match="started before"):
+    with small() as pool, pytest.raises(BootError, match=r"started before.*PF410"):
         getattr(pool, again)()
-    with pytest.raises(BootError, match="started before"):
+    with pytest.raises(BootError, match=r"started before.*PF410"):
         getattr(pool, again)()
 
 
@@ -182,6 +183,32 @@ def test_a_missing_app_fails_the_start_as_a_users_mistake(leaves_nothing: None) 
     with pytest.raises(BootError, match="no module 'nowhere'") as failed:
         WorkerPool("nowhere:app", bind=HERE, log_format="none").start()
     assert failed.value.exit_code == 2
+
+
+def test_a_parent_that_fails_for_reasons_of_its_own_fails_the_start_with_the_traceback(leaves_nothing: None) -> None:
+    with pytest.raises(BootError, match=r"ZeroDivisionError: division by zero.*PF415") as failed:
+        small(on_listening=lambda _urls: 1 / 0).start()
+    assert failed.value.exit_code == 1
+    assert "1 / 0" in failed.value.__notes__[0]
+
+
+def test_a_parent_that_is_killed_while_it_starts_fails_the_start(leaves_nothing: None) -> None:
+    with pytest.raises(BootError, match=r"the pool's parent died while it started.*PF415"):
+        small(warm_up=lambda _app: os.kill(os.getpid(), signal.SIGKILL)).start()
+
+
+def test_a_pool_that_is_stopped_while_it_starts_is_not_started(leaves_nothing: None) -> None:
+    with pytest.raises(BootError, match=r"stopped before it was ready.*PF417"):
+        small(warm_up=lambda _app: os.kill(os.getpid(), signal.SIGTERM)).start()
+
+
+def test_a_fork_that_is_refused_fails_the_start(monkeypatch: pytest.MonkeyPatch, leaves_nothing: None) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with pytest.raises(BootError, match=rf"the system refuses to fork \({os.strerror(errno.EAGAIN)}\).*PF416"):
+        small().start()
 
 
 def test_a_started_pool_may_be_stopped_by_a_signal_to_its_parent(leaves_nothing: None) -> None:
@@ -302,7 +329,7 @@ def test_a_hook_may_stop_the_pool(leaves_nothing: None) -> None:
 def test_a_parser_that_is_not_installed_is_told_before_any_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "prefork.http1.parser_httptools", raising=False)
     monkeypatch.setitem(sys.modules, "httptools", None)
-    with pytest.raises(MissingExtra, match="'httptools', which is not installed"):
+    with pytest.raises(MissingExtra, match=r"'httptools', which is not installed.*PF419"):
         small(http="httptools").serve()
     assert small(http="auto", on_record=Log()).serve() == 0
 
@@ -401,6 +428,7 @@ def test_what_a_fork_would_break_is_told_once_with_its_remedy(leaves_nothing: No
     done.set()
     thread.join()
     (told,) = log.of("pool.fork_unsafe")
+    assert told["code"] == "PF405"
     assert [finding["what"] for finding in told["findings"]] == ["exporter"]
     assert "worker_started" in told["findings"][0]["remedy"]
 

@@ -35,5 +35,6 @@ def test_a_body_whose_last_bytes_find_the_disk_full_is_answered_too(write_app: C
             assert response.status == 507
         assert server.get()[0] == 200
         assert not server.all("worker.exited")
+        server.stop()
         (refused,) = server.all("request.rejected")
         assert "no room for the body" in refused["reason"]

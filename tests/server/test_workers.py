@@ -396,6 +396,7 @@ def test_a_broken_app_is_told_once_and_ends_the_pool(faulty: Callable[..., LiveS
     with faulty("raise LookupError('no such shop')\n", preload=False, max_workers=4, where={"ready": ""}) as server:
         assert server.wait() == 1
         (told,) = server.all("pool.boot_failed")
+        assert told["code"] == "PF401"
         assert "LookupError: no such shop" in told["exception"]
         assert not any("LookupError" in line for line in server.output)
         exits_balance(server)
@@ -418,7 +419,7 @@ def test_a_worker_started_hook_that_fails_fails_the_boot(faulty: Callable[..., L
 def test_workers_that_die_without_a_word_end_the_pool(faulty: Callable[..., LiveServer]) -> None:
     with faulty("os._exit(9)\n", preload=False, where={"ready": ""}) as server:
         assert server.wait() == 1
-        server.wait_for("pool.boot_failed", reason="crash_loop")
+        server.wait_for("pool.boot_failed", reason="crash_loop", code="PF402")
         exits_balance(server)
 
 
@@ -427,7 +428,7 @@ def test_a_worker_that_never_boots_is_killed(faulty: Callable[..., LiveServer], 
     with faulty(more, preload=False, max_workers=1, boot_timeout=0.5) as server:
         (tmp_path / "hang").touch()
         server.send(signal.SIGUSR2)
-        late = server.wait_for("worker.boot_failed")
+        late = server.wait_for("worker.boot_failed", code="PF401")
         server.wait_for("worker.exited", child_pid=late["child_pid"], signal="SIGKILL")
         assert server.get()[0] == 200
         (tmp_path / "hang").unlink()
@@ -440,7 +441,7 @@ def test_workers_that_die_quickly_are_forked_ever_more_slowly(faulty: Callable[.
             server.wait_for("worker.ready", count=count)
             server.send(signal.SIGKILL, to=server.worker_pids[0])
             server.wait_for("worker.exited", count=count)
-        delays = [record["delay_s"] for record in server.all("worker.respawn_delayed")]
+        delays = [record["delay_s"] for record in server.all("worker.respawn_delayed", code="PF402")]
         assert delays == sorted(delays)
         assert delays[-1] > 0
         assert server.stop() == 0
@@ -473,7 +474,7 @@ sys.exit(WorkerPool(app, bind="127.0.0.1:0", max_workers=2, log_format="json", l
 def test_a_fork_that_is_refused_is_tried_again(first: int, write_app: Callable[..., Path]) -> None:
     folder = write_app()
     with LiveServer.script(REFUSING, str(first), cwd=folder) as server:
-        assert len(server.all("pool.fork_failed")) >= 2
+        assert len(server.all("pool.fork_failed", code="PF404")) >= 2
         assert "no more processes" in server.all("pool.fork_failed")[0]["error"]
         assert server.get()[0] == 200
         assert server.stop() == 0

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from prefork.config import Config
+from prefork.errors import ConfigError
 from prefork.records import CATALOGUE, Records
 from prefork.records.otel import rename
 from prefork.records.rendering import Record, to_console, to_json
@@ -92,6 +93,16 @@ def test_a_hook_that_raises_is_recorded_and_asked_no_more() -> None:
     finally:
         records.close()
     assert asked == ["worker.killed"]
+
+
+@pytest.mark.parametrize("option", ["log_file", "access_log"])
+def test_a_file_that_cannot_be_opened_is_told_at_the_first_record(option: str, tmp_path: Path) -> None:
+    records = Records(Config.of(**{option: str(tmp_path / "nowhere" / "log")}))
+    with pytest.raises(ConfigError) as caught:
+        records.emit("pool.ready", workers=1, boot_s=0.1)
+    assert (caught.value.code, caught.value.exit_code) == ("PF105", 2)
+    assert str(caught.value).startswith(f"{option} is '{tmp_path}/nowhere/log': No such file or directory: name a file")
+    records.close()
 
 
 def test_a_record_that_is_not_as_in_the_catalogue_is_told_to_a_strict_one() -> None:

@@ -383,6 +383,8 @@ def test_pool_that_can_fork_nothing_gives_up() -> None:
     pool.send(ForkFailed(0, "EAGAIN"))
     (again,) = spawns(pool.send(Tick(), after=2.0))
     assert pool.send(ForkFailed(again.worker, "EAGAIN"))[-1] == Finish(1)
+    (told,) = pool.records("pool.boot_failed")
+    assert told.fields == {"reason": "EAGAIN", "attempts": 2, "code": "PF404"}
 
 
 @pytest.mark.parametrize("name", ["TERM", "QUIT"])
