@@ -164,11 +164,11 @@ class LiveServer:
                 self._changed.wait(left)
         return found[count - 1]
 
-    def wait_for_output(self, text: str, *, timeout: float = PATIENCE) -> str:
-        """Wait for a line, of those that are no records, that contains ``text``."""
+    def wait_for_output(self, text: str, *, count: int = 1, timeout: float = PATIENCE) -> str:
+        """Wait for a line, of those that are no records, that contains ``text``, or for so many; return the first."""
         deadline = time.monotonic() + timeout
         with self._changed:
-            while not (found := [line for line in self.output if text in line]):
+            while len(found := [line for line in self.output if text in line]) < count:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._ended:
                     raise AssertionError(f"no output with {text!r}")

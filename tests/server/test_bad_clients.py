@@ -199,24 +199,6 @@ def test_a_long_stream_outlives_the_deadline_of_its_request(serve: Callable[...,
 # Greedy.
 
 
-@pytest.mark.parametrize(
-    ("data", "status"),
-    [
-        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1001\r\n\r\n", 413),
-        (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3e9\r\n", 413),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 100_000, 431),
-        (b"GET /" + b"x" * 100_000, 414),
-    ],
-    ids=["length", "chunks", "fields", "request line"],
-)
-def test_too_much_is_refused(serve: Callable[..., LiveServer], data: bytes, status: int) -> None:
-    with serve(max_body_size=1000) as server:
-        with connect(server) as client:
-            client.sendall(data)
-            assert until_closed(client).startswith(b"HTTP/1.1 %d " % status)
-        assert server.get() == (200, b"0")
-
-
 def test_a_body_that_the_disk_does_not_hold_is_refused_and_the_worker_lives_on(
     serve: Callable[..., LiveServer],
 ) -> None:
