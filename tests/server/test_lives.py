@@ -1,0 +1,203 @@
+"""Does every record of the catalogue happen, and is it then as the catalogue says?
+
+``LIVES`` are a few real servers that together go through all that a pool can live to see. A record that is new in the
+catalogue needs a life that emits it: one of these, or one more.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import socket
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from server_process import LiveServer, Record
+
+from prefork.records import CATALOGUE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+APP = """
+import errno, os, resource, sys, threading, time
+
+MARK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "mark")  # while it is there, something goes wrong
+
+def app(environ, start_response):
+    if environ["PATH_INFO"] == "/raise":
+        raise LookupError("no such tea")
+    if environ["PATH_INFO"] == "/stuck":
+        print("stuck", flush=True)
+        time.sleep(60)
+    start_response("200 OK", [])
+    return [b"tea"]
+
+def leave_thread(app):
+    threading.Thread(target=time.sleep, args=(60,), name="exporter", daemon=True).start()
+
+def raise_(subject):
+    raise LookupError("no such hook")
+
+def raise_if_marked(worker):
+    if os.path.exists(MARK):
+        raise LookupError("no such tea")
+
+def limit_descriptors(worker):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+
+def refuse_forks():
+    fork = os.fork
+    def refusing():
+        if os.path.exists(MARK):
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork()
+    os.fork = refusing
+
+def changed():
+    return MARK if os.path.exists(MARK) else None
+"""
+SERVE = """
+import sys, tea
+from prefork import WorkerPool
+where = {"bind": "127.0.0.1:0", "max_workers": 1, "log_format": "json", "log_level": "debug"}
+"""
+
+
+def pool(folder: Path, **options: Any) -> LiveServer:
+    return LiveServer.pool("tea:app", app_dir=str(folder), **{"max_workers": 1, **options})
+
+
+def script(folder: Path, text: str) -> LiveServer:
+    return LiveServer.script(SERVE + text, cwd=folder)
+
+
+def busy_day(folder: Path) -> LiveServer:
+    """Requests of all kinds, an unsafe parent, more and fewer workers, a crash after a crash, and a hard end."""
+    with pool(folder, access_log="-", warm_up="tea:leave_thread", graceful_timeout=0.2) as server:
+        assert [server.get(path)[0] for path in ("/", "/raise")] == [200, 500]
+        with socket.create_connection(server.address) as client:
+            client.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no Host
+            assert client.recv(1000).startswith(b"HTTP/1.1 400 ")
+        server.send(signal.SIGTTIN)
+        server.wait_for("worker.ready", count=2)
+        server.send(signal.SIGTTOU)
+        server.wait_for("worker.exited")
+        server.send(signal.SIGUSR2)
+        server.wait_for("worker.exited", count=2)
+        for count in (3, 4, 5):
+            server.wait_for("worker.ready", count=count)
+            server.send(signal.SIGKILL, to=server.worker_pids[-1])
+            server.wait_for("worker.exited", count=count)
+        server.wait_for("worker.ready", count=6)
+        with socket.create_connection(server.address) as client:
+            client.sendall(b"GET /stuck HTTP/1.1\r\nHost: a\r\n\r\n")
+            server.wait_for_output("stuck")
+            server.stop()
+    return server
+
+
+def files_gone(folder: Path) -> LiveServer:
+    """Records in files, whose directory goes away; and a hook that raises at the end."""
+    logs = folder / "logs"
+    logs.mkdir()
+    with pool(folder, access_log=str(logs / "access"), worker_exiting="tea:raise_") as server:
+        server.get()
+        logs.rename(folder / "old")
+        server.send(signal.SIGUSR1)
+        server.wait_for("log.reopen_failed")
+        server.stop()
+    server.records += [json.loads(line) for line in (folder / "old" / "access").read_text().splitlines()]
+    return server
+
+
+def no_successor(folder: Path) -> LiveServer:
+    """A worker that is to be replaced while no fork is to be had."""
+    with script(folder, "tea.refuse_forks()\nsys.exit(WorkerPool(tea.app, **where).serve())") as server:
+        (folder / "mark").touch()
+        server.send(signal.SIGUSR2)
+        server.wait_for("worker.retirement_delayed")
+        (folder / "mark").unlink()
+        server.wait_for("worker.exited")
+        server.stop()
+    assert f"[Errno {errno.EAGAIN}]" in server.all("pool.fork_failed")[0]["error"]
+    return server
+
+
+def bad_successor(folder: Path) -> LiveServer:
+    """A successor that cannot start."""
+    with pool(folder, worker_started="tea:raise_if_marked") as server:
+        (folder / "mark").touch()
+        server.send(signal.SIGUSR2)
+        server.wait_for("worker.boot_failed")
+        server.stop()
+    return server
+
+
+def never_ready(folder: Path) -> LiveServer:
+    """A pool of which no worker ever starts."""
+    with pool(folder, worker_started="tea:raise_", where={"ready": ""}) as server:
+        server.wait()
+    return server
+
+
+def crowd(folder: Path) -> LiveServer:
+    """More clients than descriptors."""
+    with pool(folder, worker_started="tea:limit_descriptors") as server:
+        clients = [socket.create_connection(server.address) for _ in range(60)]
+        server.wait_for("pool.accept_paused")
+        for client in clients:
+            client.close()
+        server.stop()
+    return server
+
+
+def edit(folder: Path) -> LiveServer:
+    """A file that changes."""
+    with script(folder, "sys.exit(WorkerPool(tea.app, files_changed=tea.changed, **where).serve())") as server:
+        (folder / "mark").touch()
+        assert server.wait() == 3
+    return server
+
+
+LIVES: tuple[Callable[[Path], LiveServer], ...] = (
+    busy_day,
+    files_gone,
+    no_successor,
+    bad_successor,
+    never_ready,
+    crowd,
+    edit,
+)
+
+
+@pytest.fixture(scope="module")
+def emitted(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, list[Record]]:
+    """Return all records of all lives, by name."""
+    found: dict[str, list[Record]] = defaultdict(list)
+    for life in LIVES:
+        folder = tmp_path_factory.mktemp(life.__name__)
+        (folder / "tea.py").write_text(APP)
+        for record in life(folder).records:
+            found[record["event"]].append(record)
+    return found
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_record_happens_and_is_as_in_the_catalogue(name: str, emitted: Mapping[str, list[Record]]) -> None:
+    spec = CATALOGUE[name]
+    assert name in emitted, f"no life emits {name}: let one of LIVES do so"
+    for record in emitted[name]:
+        assert spec.problems(record) == [], record
+        assert list(record)[:4] == ["timestamp", "level", "logger", "event"]
+        assert (record["level"], record["logger"]) == (spec.level_of(record), spec.logger)
+        assert spec.by in {record["role"], "either"}
+        assert record.get("code", "") == spec.code or "code" in spec.fields
+        assert {"pid", "role", "generation"} <= record.keys()
+
+
+def test_nothing_else_is_emitted(emitted: Mapping[str, list[Record]]) -> None:
+    assert set(emitted) <= set(CATALOGUE)
