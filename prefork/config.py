@@ -47,6 +47,8 @@ _ELSEWHERE = {
     "workers_lifetime": "max_worker_age",
     "workers_max_rss": "max_memory",
 }
+# An address from here is for want of a better one: who passes a socket on knows better.
+_UNASKED = {"default", "environment PORT"}
 
 
 # One option.
@@ -314,7 +316,8 @@ class Limits:
 class Config:
     """The options of a pool, checked. Raises ``ConfigError`` for a value that cannot be.
 
-    ``workers_from`` says how the number of workers came about if ``max_workers`` was given as ``"auto"``.
+    ``workers_from`` says how the number of workers came about if ``max_workers`` was given as ``"auto"``;
+    ``bind_from`` who asked for the addresses in ``bind``, and is empty if nobody did.
     """
 
     # fmt: off
@@ -360,8 +363,11 @@ class Config:
     access_log: str | None = option(None, "log", group="Log", common=True, optional=True, help="Record each request: - with the other records, or a file.")
     # fmt: on
     workers_from: str = field(default="", compare=False)
+    bind_from: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
+        if self.bind_from is None:
+            object.__setattr__(self, "bind_from", "" if self.bind is OPTIONS["bind"].default else "code")
         if _is_auto(self.max_workers):
             object.__setattr__(self, "workers_from", usable_cpus()[1])
         for declared in OPTIONS.values():
@@ -476,8 +482,9 @@ def resolve(
         _check(name, value, origin)
     if "reload" in found and OPTIONS["reload"].read(found["reload"][0]):
         found.setdefault("max_workers", (1, "default under --reload"))
-    config = Config(**{name: value for name, (value, _) in found.items()})
     origins = {name: found[name][1] if name in found else "default" for name in OPTIONS}
+    bind_from = "" if origins["bind"] in _UNASKED else origins["bind"]
+    config = Config(**{name: value for name, (value, _) in found.items()}, bind_from=bind_from)
     if config.workers_from:
         origins["max_workers"] += f" ({config.workers_from})"
     return Resolved(config, origins, dict(_strays(environ, prefixes)))

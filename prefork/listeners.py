@@ -11,12 +11,13 @@ import stat
 import struct
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from prefork.addresses import Address, bracketed, parse_bind
 from prefork.errors import BindError, ConfigError
+from prefork.inheritance import Inheritance, Passed, forget_inheritance, inheritance_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -44,13 +45,15 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what stands for all
 class Listener:
     """A listening socket, and its real ``address``.
 
-    ``inherited`` says that somebody else made it. ``file`` is the device and inode of the UNIX socket that we made.
+    ``inherited`` says that somebody else made it, ``name`` how it was called if the environment passed it on. ``file``
+    is the device and inode of the UNIX socket that we made.
     """
 
     socket: socket.socket
     address: Address
     inherited: bool = False
     file: tuple[int, int] | None = None
+    name: str = ""
 
     @property
     def tcp(self) -> bool:
@@ -80,10 +83,14 @@ class Listener:
 
 
 class Listeners:
-    """All listening sockets of a pool. Only the process that made a UNIX socket's file, or adopted it, unlinks it."""
+    """All listening sockets of a pool. Only the process that made a UNIX socket's file, or adopted it, unlinks it.
 
-    def __init__(self, listeners: Sequence[Listener]) -> None:
+    ``starter_generation`` is Server::Starter's count of starts, if it is the one who passed them on.
+    """
+
+    def __init__(self, listeners: Sequence[Listener], starter_generation: int | None = None) -> None:
         self._listeners = tuple(listeners)
+        self.starter_generation = starter_generation
         self._owner = os.getpid()
 
     def __iter__(self) -> Iterator[Listener]:
@@ -175,11 +182,16 @@ def _outside(family: socket.AddressFamily) -> list[str]:
 
 
 def open_listeners(config: Config, *, owner: tuple[int | None, int | None] = (None, None)) -> Listeners:
-    """Open all sockets of ``config.bind``, non-blocking, in its order.
+    """Open all sockets of ``config.bind``, non-blocking, in its order, or take those that the environment passes on.
 
-    ``owner`` are the ids of the user and the group to whom files of UNIX sockets are given, if they are to be others.
+    The environment forgets them then: they are ours. ``owner`` are the ids of the user and the group to whom files of UNIX sockets are given, if they are to be others.
     Raises ``ConfigError`` for what cannot be an address, and ``BindError`` for one that cannot be listened on.
     """
+    inheritance = inheritance_of(os.environ, os.getpid())
+    if inheritance is not None:
+        listeners = _inherit(inheritance, config)
+        forget_inheritance(os.environ)
+        return listeners
     addresses = [parse_bind(text) for text in config.bind]
     _check_unique(addresses)
     mode = _MODE if config.umask is None else _MODE & ~int(config.umask, 8)
@@ -217,6 +229,35 @@ def _open(address: Address, backlog: int, mode: int, owner: tuple[int | None, in
         raise _bind_error(address, error) from None
 
 
+def _inherit(inheritance: Inheritance, config: Config) -> Listeners:
+    if config.bind_from:
+        raise ConfigError(
+            "PF317",
+            f"bind is given ({config.bind_from}) but {inheritance.variable} passes sockets on",
+            "leave bind out: whoever passes them on says where to listen",
+        )
+    numbers = [passed.fd for passed in inheritance.sockets]
+    if len(set(numbers)) < len(numbers):
+        raise ConfigError("PF314", f"{inheritance.variable} has a descriptor twice", "name each once")
+    inherited: list[Listener] = []
+    try:
+        for passed in inheritance.sockets:
+            inherited.append(_take_over(passed, inheritance, config.backlog))  # noqa: PERF401 - what is there counts
+    except BaseException:
+        for listener in inherited:
+            listener.socket.detach()
+        raise
+    return Listeners(inherited, inheritance.starter_generation)
+
+
+def _take_over(passed: Passed, inheritance: Inheritance, backlog: int) -> Listener:
+    try:
+        return replace(_adopt(passed.fd, backlog), name=passed.name)
+    except BindError as error:
+        what = f"{inheritance.variable} passes on {passed.name}={passed.fd}, but {error.message}"
+        raise BindError(error.code, what, error.hint) from None
+
+
 def _adopt(fd: int, backlog: int) -> Listener:
     try:
         sock = socket.socket(fileno=fd)
@@ -248,7 +289,8 @@ def _ready_to_accept(sock: socket.socket, backlog: int) -> None:
 
 
 def _unfit(fd: int, what: str) -> BindError:
-    return BindError("PF307", f"descriptor {fd} {what}", "pass on a TCP or UNIX socket that is bound, or listens")
+    hint = "pass on a TCP or UNIX socket that is bound, or listens; UDP is not served"
+    return BindError("PF307", f"descriptor {fd} {what}", hint)
 
 
 def _address_of(sock: socket.socket) -> Address:

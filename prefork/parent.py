@@ -437,12 +437,16 @@ def facts(charge: Charge) -> dict[str, Any]:
     python = platform.python_version()
     shown = {"workers": config.max_workers, "threads": config.threads, "preload": config.preload}
     counted = {"workers_counted": config.workers_from} if config.workers_from else {}
-    return {"version": __version__, "python": python, "app": name, **shown, **counted}
+    generation = charge.listeners.starter_generation
+    started = {} if generation is None else {"starter_generation": generation}
+    return {"version": __version__, "python": python, "app": name, **shown, **counted, **started}
 
 
 def listener_facts(listener: Listener) -> dict[str, Any]:
     """Return what there is to say about a listener."""
     url = {"url": listener.url, "inherited_fd": listener.socket.fileno() if listener.inherited else None}
+    if listener.name:
+        url["inherited_as"] = listener.name
     if not listener.tcp:
         return url
     return {**url, "scheme": "http", "address": listener.server_name, "port": int(listener.server_port)}

@@ -25,7 +25,7 @@ from prefork.memory import Scales
 from prefork.process_name import set_process_name
 from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, encode
 from prefork.signals import ORDERS, SignalInbox
-from prefork.wsgi.driver import WorkerFacts, WsgiDriver
+from prefork.wsgi.driver import LINGER, PARTING, WorkerFacts, WsgiDriver
 
 if TYPE_CHECKING:
     import socket
@@ -305,7 +305,9 @@ class Life:
     def stop(self, *, quick: bool) -> None:
         """Stop together with the whole pool: there is nobody to leave anything to."""
         self.phase = Phase.LEAVING
-        self.driver.stop(quick=quick)
+        # Under Server::Starter the next generation serves already: nobody waits for us to be gone.
+        patience = PARTING if self.birth.listeners.starter_generation is None else LINGER
+        self.driver.stop(quick=quick, patience=patience)
 
     def leave(self) -> None:
         """Say goodbye: nothing is served any more."""

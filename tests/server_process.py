@@ -301,6 +301,10 @@ class Tally:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Ask no more."""
         self._stop = True
         for thread in self._threads:
             thread.join(PATIENCE)

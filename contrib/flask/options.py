@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PREFIXES = ("FLASK_RUN_PREFORK_", "PREFORK_")
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", "5000"
+# What is for any server of the application, or for want of a better address: no reason to refuse inherited sockets.
+_UNASKED = {"environment FLASK_RUN_*", "environment PORT", "app.config SERVER_NAME"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +85,8 @@ def resolve_options(
         },
     )
     if origin is not None:
-        resolved = replace(resolved, origins={**resolved.origins, "bind": origin})
+        config = replace(resolved.config, bind_from="" if origin in _UNASKED else origin)
+        resolved = replace(resolved, config=config, origins={**resolved.origins, "bind": origin})
     return with_access_log_off(resolved) if given.no_access_log else resolved
 
 

@@ -52,6 +52,7 @@ FIELDS: Mapping[str, str] = {
     "graceful": "whether running requests may finish",
     "hook": "which hook",
     "http_version": "1.0 or 1.1",
+    "inherited_as": "the name under which the socket was passed on: Server::Starter's key, or systemd's name",
     "inherited_fd": "number of the descriptor, if the socket was inherited",
     "log": "the file",
     "memory_bytes": "private memory: what the worker does not share with the others",
@@ -71,6 +72,7 @@ FIELDS: Mapping[str, str] = {
     "response_bytes": "length of the body that went out",
     "scheme": "http",
     "signal": "name of the signal",
+    "starter_generation": "Server::Starter's count of its starts",
     "status": "status of the answer",
     "threads": "request threads in each worker",
     "timeout_s": "seconds until what is left is killed",
@@ -123,8 +125,8 @@ def _spec(level: str, by: str, text: str, fields: str = "", optional: str = "", 
 
 # fmt: off
 CATALOGUE: Mapping[str, RecordSpec] = {
-    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "framework framework_version workers_counted"),
-    "pool.listening": _spec("info", "parent", "A socket is open: one record each.", "url", "address port scheme backlog inherited_fd"),
+    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "framework framework_version workers_counted starter_generation"),
+    "pool.listening": _spec("info", "parent", "A socket is open: one record each.", "url", "address port scheme backlog inherited_fd inherited_as"),
     "pool.fork_unsafe": _spec("warning", "parent", "Something in the parent would be missing in the workers, or shared by them. Once, before the first fork.", "findings", code="PF405"),
     "pool.ready": _spec("info", "parent", "All workers serve.", "workers boot_s"),
     "pool.recycling": _spec("info", "parent", "All workers are replaced, new ones first.", "signal note"),

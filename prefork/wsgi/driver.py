@@ -374,9 +374,12 @@ class WsgiDriver:
         """Leave the listeners to the siblings; what is there is answered, with ``Connection: close``."""
         self._order(partial(self._leave, LINGER))
 
-    def stop(self, *, quick: bool) -> None:
-        """Stop with the whole pool: what is queued is taken in, unless ``quick``, and nothing waits for idle clients."""
-        self._order(partial(self._stop, quick=quick))
+    def stop(self, *, quick: bool, patience: float = PARTING) -> None:
+        """Stop with the whole pool: what is queued is taken in, and idle clients are waited for, unless ``quick``.
+
+        For as many seconds as ``patience`` says, and half of ``graceful_timeout`` at most.
+        """
+        self._order(partial(self._stop, quick=quick, patience=patience))
 
     def close(self) -> None:
         """End the threads that are not stuck, and give everything back."""
@@ -407,12 +410,12 @@ class WsgiDriver:
     def _tell_monitor(self) -> None:
         _nudge(self._monitor_end)
 
-    def _stop(self, *, quick: bool) -> None:
+    def _stop(self, *, quick: bool, patience: float) -> None:
         if self._accepting and not quick:
             for fd in list(self._gates):
                 while (client := self._accept(fd)) is not None:
                     self._watch(client, READ)
-        self._leave(0.0 if quick else min(PARTING, self.config.graceful_timeout / 2))
+        self._leave(0.0 if quick else min(patience, self.config.graceful_timeout / 2))
 
     def _leave(self, patience: float) -> None:
         self._leaving = True

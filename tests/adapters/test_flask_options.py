@@ -19,6 +19,25 @@ PLATFORM = {"PORT": "6"}
 
 
 @pytest.mark.parametrize(
+    ("given", "settings", "environ", "asked"),
+    [
+        pytest.param(FLAG, {}, {}, "flag --host, --port", id="flag"),
+        pytest.param({}, {}, OWN, "environment FLASK_RUN_PREFORK_*", id="FLASK_RUN_PREFORK_"),
+        pytest.param({}, {}, GENERAL, "environment PREFORK_BIND", id="PREFORK_"),
+        pytest.param({}, SETTING, {}, "app.config PREFORK_*", id="app.config"),
+        pytest.param({}, {}, OF_FLASK_RUN, "", id="FLASK_RUN_, which is for flask run"),
+        pytest.param({}, {}, PLATFORM, "", id="PORT"),
+        pytest.param({}, {}, {}, "", id="the default"),
+    ],
+)
+def test_inherited_sockets_yield_to_no_default(
+    given: dict[str, Any], settings: dict[str, Any], environ: dict[str, str], asked: str
+) -> None:
+    resolved = resolve_options(Given(**given, settings=settings), debug=False, environ=environ)
+    assert resolved.config.bind_from == asked
+
+
+@pytest.mark.parametrize(
     ("given", "settings", "environ", "bind"),
     [
         pytest.param(FLAG, SETTING, OWN | GENERAL | OF_FLASK_RUN | PLATFORM, "127.0.0.1:1", id="flag"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -195,3 +196,21 @@ def test_the_quota_of_a_container_counts(
     assert count == (8 if quota is None else max(1, round(quota + 0.49)))
     assert "affinity 8" in why
     assert ("no cgroup quota" in why) == (quota is None)
+
+
+@pytest.mark.parametrize(
+    ("config", "asked"),
+    [
+        pytest.param(Config(), "", id="nobody"),
+        pytest.param(Config(bind=("127.0.0.1:8000",)), "code", id="code, for the default"),
+        pytest.param(resolve(environ={}).config, "", id="no source"),
+        pytest.param(resolve(environ={"PORT": "80"}).config, "", id="PORT"),
+        pytest.param(resolve(environ={}, defaults={"bind": (":5000",)}).config, "", id="a framework's default"),
+        pytest.param(resolve(environ={}, flags={"bind": (":80",)}).config, "flag --bind", id="a flag"),
+        pytest.param(resolve(environ={"PREFORK_BIND": ":80"}).config, "environment PREFORK_BIND", id="a variable"),
+        pytest.param(resolve(environ={}, settings={"BIND": ":80"}).config, "settings BIND", id="settings"),
+    ],
+)
+def test_who_asked_for_the_address_is_known(config: Config, asked: str) -> None:
+    assert config.bind_from == asked
+    assert replace(config, bind=("fd://3",)).bind_from == asked
