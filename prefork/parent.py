@@ -13,7 +13,7 @@ import platform
 import select
 import signal
 from collections import deque
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from random import Random
@@ -29,6 +29,7 @@ from prefork.pid_file import pid_file
 from prefork.privileges import drop
 from prefork.process_name import set_process_name
 from prefork.reports import MESSAGE_LIMIT, BootFailed, Leaving, Ready, Report, Retiring, decode, open_reports
+from prefork.scoreboard import Scoreboard
 from prefork.signals import ORDERS, SignalInbox, StoppedEarly
 from prefork.supervisor import (
     Action,
@@ -53,6 +54,7 @@ from prefork.supervisor import (
     WorkerReady,
     WorkerRetiring,
 )
+from prefork.vitals import OomKills, Vitals
 from prefork.warm_up import warm_up
 from prefork.worker import RELEASE, REOPEN_LOGS, RETIRE, STOP, STOP_QUICKLY, Birth, be_worker, rehearse
 
@@ -102,7 +104,10 @@ class Parent:
         self.charge, self.adapter, self.config = charge, charge.adapter, charge.pool.config
         self.hooks, self.records = charge.pool.hooks, charge.pool.records.bind(role="parent", generation=GENERATION)
         self.supervisor = Supervisor(self.config, Random())  # noqa: S311 - it spreads budgets, it keeps no secret
+        self.scoreboard = Scoreboard(self.config.max_workers, self.config.threads)
+        self.oom_kills = OomKills()
         self.children: dict[int, Child] = {}
+        self.vitals: dict[int, Vitals] = {}
         self.dead: list[Child] = []  # told to the supervisor; let go of once their records are written
         self.unasked: deque[Event] = deque()  # what an action has led to
         self.signals = SignalInbox(*ORDERS, signal.SIGCHLD)
@@ -243,13 +248,16 @@ class Parent:
 
     def read_reports(self) -> list[Event]:
         """Return what the workers have reported."""
-        events = []
+        events: list[Event] = []
         with suppress(BlockingIOError):
             while True:
                 message = self.reports.recv(MESSAGE_LIMIT)
                 # An application may write to a descriptor that it finds open: that must not end the pool.
                 with suppress(ValueError):
                     events.append(event_of(decode(message)))
+        for event in events:
+            if isinstance(event, WorkerReady):
+                self.weigh(event.worker)
         return events
 
     def reap(self, child: Child) -> Event:
@@ -259,7 +267,21 @@ class Parent:
         if child.pidfd is not None:
             self.poller.unregister(child.pidfd)
         code = child.process.exitcode
-        return WorkerExited(child.worker, exit_code=code, signal=signal_name(code))
+        served, evidence = self.examine(self.vitals.pop(child.worker), code)
+        return WorkerExited(child.worker, code, signal_name(code), served, evidence)
+
+    def examine(self, vitals: Vitals, code: int | None) -> tuple[int, dict[str, Any]]:
+        """Return how many requests a dead worker has served, and what there is to say of its death."""
+        with closing(vitals):
+            evidence = vitals.evidence(monotonic())
+            if code == -signal.SIGKILL and (kills := self.oom_kills.new()):
+                evidence["oom_kill"] = kills
+            return vitals.row.read().served, evidence
+
+    def weigh(self, worker: int) -> None:
+        """Take note of how much memory a worker has, for the case that it dies."""
+        if (child := self.children.get(worker)) is not None:
+            self.vitals[worker].weigh(child.pid)
 
     def changed_file(self) -> str | None:
         """Return a file that changed since the last look."""
@@ -299,13 +321,15 @@ class Parent:
     def spawn(self, order: Spawn) -> None:
         """Fork a worker, or say that the system refused."""
         self.prepare_fork()
-        birth = self.birth(order)
-        try:
-            child = fork_child(order.worker, order.number, partial(be_worker, birth))
-        except OSError as error:
-            self.unasked.append(ForkFailed(order.worker, error=str(error)))
-            return
-        self.children[order.worker] = child
+        with ExitStack() as undo:
+            try:
+                vitals = undo.enter_context(closing(Vitals(self.scoreboard.row(order.number))))
+                child = fork_child(order.worker, order.number, partial(be_worker, self.birth(order, vitals)))
+            except OSError as error:
+                self.unasked.append(ForkFailed(order.worker, error=str(error)))
+                return
+            undo.pop_all()
+        self.children[order.worker], self.vitals[order.worker] = child, vitals
         if child.pidfd is not None:
             self.poller.register(child.pidfd, select.POLLIN)
         self.records.emit("worker.spawned", worker=child.number, child_pid=child.pid, budget=order.budget)
@@ -331,7 +355,7 @@ class Parent:
         if findings := [*self.charge.known, *findings]:
             self.records.emit("pool.fork_unsafe", findings=[asdict(finding) for finding in findings], code="PF405")
 
-    def birth(self, order: Spawn) -> Birth:
+    def birth(self, order: Spawn, vitals: Vitals) -> Birth:
         """Put together what a worker is given."""
         return Birth(
             worker=order.worker,
@@ -345,6 +369,8 @@ class Parent:
             records=self.charge.pool.records,
             hooks=self.hooks,
             reports=self.workers_end,
+            row=vitals.row,
+            last_words=vitals.last_words,
             foreign=self.private_descriptors(),
             child_hygiene=self.adapter.child_hygiene,
             thread_exit=self.adapter.thread_exit,
@@ -353,6 +379,7 @@ class Parent:
     def private_descriptors(self) -> set[int]:
         """Return what no child may keep open, or a death would go unnoticed by who waits for the end of a pipe."""
         private = {*self.signals.descriptors, self.reports.fileno()}
+        private |= {vitals.last_words for vitals in self.vitals.values()}
         if self.charge.caller is not None:
             private |= {*self.charge.caller.descriptors, *self.caller_ends()}
         return private.union(*(child.descriptors for child in [*self.children.values(), *self.dead]))

@@ -57,11 +57,16 @@ class WorkerLeaving:
 
 @dataclass(frozen=True, slots=True)
 class WorkerExited:
-    """A worker's process is dead: by itself with ``exit_code``, or by ``signal``."""
+    """A worker's process is dead: by itself with ``exit_code``, or by ``signal``.
+
+    ``served`` are its requests, as far as is known; ``evidence`` is what to record if nobody wanted it to die.
+    """
 
     worker: int
     exit_code: int | None
     signal: str | None
+    served: int = 0
+    evidence: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,9 +497,10 @@ class Supervisor:
             "signal": event.signal,
             "expected": expected,
             "reason": worker.reason if planned and worker.reason else "stop" if before is Life.STOPPING else "crash",
-            "requests": worker.requests,
+            "requests": max(worker.requests, event.served),
             "overrun": worker.overrun,
             "uptime_s": round(now - worker.born, 3),
+            **({} if expected else event.evidence),
         }
         actions: list[Action] = [Emit("worker.exited", fields, event.worker)]
         if (old := self.workers.get(-1 if worker.successor_of is None else worker.successor_of)) is not None:

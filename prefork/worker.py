@@ -25,6 +25,7 @@ from prefork.memory import Scales
 from prefork.process_name import set_process_name
 from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, encode
 from prefork.signals import ORDERS, SignalInbox
+from prefork.vitals import record_last_words
 from prefork.wsgi.driver import LINGER, PARTING, WorkerFacts, WsgiDriver
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from prefork.hooks import Hooks
     from prefork.listeners import Listeners
     from prefork.records import Records
+    from prefork.scoreboard import Row
 
 #: What the parent writes into a lifeline. The end of the file says that the parent is dead.
 RELEASE, RETIRE, STOP, STOP_QUICKLY, REOPEN_LOGS = b"s", b"r", b"t", b"q", b"l"
@@ -45,7 +47,8 @@ class Birth:
     """All that a worker is given by its parent.
 
     ``worker`` is its serial number, ``number`` its place; ``born`` the monotonic time of the fork. ``app`` is a
-    callable, or without preload the name of one. ``foreign`` are the parent's descriptors, not for a child to keep.
+    callable, or without preload the name of one. ``row`` is its place on the scoreboard, ``last_words``
+    a file for the stacks of its threads if it crashes. ``foreign`` are the parent's descriptors, not for a child to keep.
     ``child_hygiene`` is called first of all, ``thread_exit`` in each request thread when the worker leaves.
     """
 
@@ -60,6 +63,8 @@ class Birth:
     records: Records
     hooks: Hooks
     reports: socket.socket
+    row: Row
+    last_words: int
     foreign: Iterable[int]
     child_hygiene: Sequence[Callable[[], None]]
     thread_exit: Callable[[], None] | None
@@ -125,6 +130,7 @@ def settle(birth: Birth, parents_end: int, mask: set[int]) -> SignalInbox:
     for descriptor in (parents_end, *birth.foreign):
         with suppress(OSError):
             os.close(descriptor)
+    record_last_words(birth.last_words)
     inbox = SignalInbox(*ORDERS)
     inbox.open()  # and never closed: a stray thread that ends a hold at the very end must find the pipe
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -177,7 +183,7 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
         )
         birth.hooks.run_or_raise("worker_started", worker)
     facts = WorkerFacts(number=birth.number, generation=birth.generation, retire=resignation.give)
-    driver = WsgiDriver(app, birth.listeners, config, facts, records, guard, birth.thread_exit)
+    driver = WsgiDriver(app, birth.listeners, config, facts, records, guard, birth.thread_exit, birth.row)
     driver.announce_at(announcement(birth.budget))
     driver.start()
     boot_s = monotonic() - birth.born

@@ -134,15 +134,16 @@ def _request_line(first: bytes) -> RequestLine:
         raise Refused(501, "no tunnels here", "RFC 9110 section 9.3.6")
     if target.startswith(b"/"):
         path, _, query = target.partition(b"?")
-        return RequestLine(method, target, path, query, None, version)
+        return RequestLine(method, target, path, query, None, version, first)
     if target == b"*":
         if method != "OPTIONS":
             raise Refused(400, "asterisk-form is for OPTIONS", "RFC 9112 section 3.2.4")
-        return RequestLine(method, target, b"/", b"", None, version)
+        return RequestLine(method, target, b"/", b"", None, version, first)
     absolute = ABSOLUTE.fullmatch(target)
     if absolute is None:
         raise Refused(400, "malformed target", "RFC 9112 section 3.2")
-    return RequestLine(method, target, absolute["path"] or b"/", absolute["query"] or b"", absolute["host"], version)
+    path, query = absolute["path"] or b"/", absolute["query"] or b""
+    return RequestLine(method, target, path, query, absolute["host"], version, first)
 
 
 def _with_host(head: Head, host: bytes) -> Head:

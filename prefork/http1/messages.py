@@ -16,7 +16,8 @@ class RequestLine:
     """The first line of a request. Requests that repeat it share it: it is never changed.
 
     ``target`` is what the client sent, ``path`` and ``query`` are its two parts, still percent-encoded. ``host`` is the
-    one that an absolute target names, else ``None``. ``version`` is "1.0" or "1.1", the highest that we know.
+    one that an absolute target names, else ``None``. ``version`` is "1.0" or "1.1", the highest that we know. ``octets``
+    is the whole line as it came.
     """
 
     method: str
@@ -25,6 +26,7 @@ class RequestLine:
     query: bytes
     host: bytes | None
     version: str
+    octets: bytes
     memo: Any = None
     """A place for what a gateway makes of it, so that it is made once."""
 

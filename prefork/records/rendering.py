@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 # Shown as text below the line, not as fields within it.
-_BLOCKS = ("findings", "exception", "stack_info")
+_BLOCKS = ("findings", "exception", "stack_info", "stack")
 # For a person who looks at one server these are the same in each line, or say nothing.
 _QUIET = frozenset({*FIRST, *_BLOCKS, "exc_info", "pid", "role", "generation"})
 _LEVEL_STYLES = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;37;41"}
@@ -107,6 +107,7 @@ def _blocks(record: Mapping[str, Any], paint: Any) -> Iterator[str]:
             *frames, last = map(visible, text.split("\n"))
             yield from frames
             yield paint(_ERROR, last)
+    yield from map(visible, str(record.get("stack") or "").splitlines())
 
 
 def shown(value: Any) -> str:

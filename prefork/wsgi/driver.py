@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from prefork.http1.connection import Connection, Phase
 from prefork.http1.heads import HeadReader, Parser
 from prefork.http1.messages import Body, End, Misanswered, Refused, Request
+from prefork.scoreboard import BUSY, Row, mark
 from prefork.wsgi.body import RequestBody
 from prefork.wsgi.deadlines import Deadlines
 from prefork.wsgi.gateway import Answer, request_environ, server_environ
@@ -260,6 +261,7 @@ class WsgiDriver:
         records: Records,
         exit_guard: ExitGuard,
         thread_exit: Callable[[], None] | None = None,
+        row: Row | None = None,
     ) -> None:
         self._reader = HeadReader(config.limits, _parser(config.http)())
         self.app = app
@@ -302,6 +304,10 @@ class WsgiDriver:
         self._done = False
         self._thread_exit = thread_exit
         self._threads: list[threading.Thread] = []
+        self._row = Row.alone(config.threads) if row is None else row
+        self._board = self._row.memory
+        self._cells = self._row.cells  # of the scoreboard, for threads that are still to be started
+        self._cell = 0  # the leader's
         self._lock = threading.Lock()  # guards the lead, taken only when it changes hands
         # The last to come is the first to be promoted: caches and connections stay warm.
         self._waiting: list[threading.Semaphore] = []
@@ -468,15 +474,15 @@ class WsgiDriver:
 
     def _new_thread(self) -> None:
         name = f"prefork-{len(self._threads)}"
-        thread = threading.Thread(target=self._follow, name=name, daemon=True)
+        thread = threading.Thread(target=self._follow, args=(self._cells.pop(),), name=name, daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _follow(self) -> None:
+    def _follow(self, cell: int) -> None:
         turn = threading.Semaphore(0)
         try:
             while not self._done:
-                self._lead()
+                self._lead(cell)
                 # Before the look at `_done`: close() lets go whom it finds waiting, and says so first.
                 with self._lock:
                     self._waiting.append(turn)
@@ -493,7 +499,7 @@ class WsgiDriver:
                 self._thread_exit()
 
     def _can_promote(self) -> bool:
-        return bool(self._waiting) or len(self._threads) < self.config.threads
+        return bool(self._waiting or self._cells)
 
     def _promote(self) -> None:
         """Let another thread lead, while the present one is away with its client."""
@@ -514,8 +520,9 @@ class WsgiDriver:
             else:
                 self._new_thread()
 
-    def _lead(self) -> None:
+    def _lead(self, cell: int) -> None:
         me = self._leader = threading.get_ident()
+        self._cell = cell
         self.send_held_back()
         batch = self._batch
         clients = self._clients
@@ -602,6 +609,7 @@ class WsgiDriver:
         peer = (address[0], str(address[1])) if gate.tcp else None
         client = Client(self, sock, Connection(self._reader), gate.base, peer)
         self._clients[client.fd] = client
+        self._row.hold(len(self._clients))
         client.deadline = time.monotonic() + self.config.head_timeout
         return client
 
@@ -830,6 +838,7 @@ class WsgiDriver:
             client.watched = 0
             self._poller.forget(client.fd)
         del self._clients[client.fd]
+        self._row.hold(len(self._clients))
         client.sock.close()
         if self._leaving and not self._clients:
             self._tell_monitor()
@@ -843,6 +852,8 @@ class WsgiDriver:
             self._reach()
         if self._leaving:
             client.connection.answer_close = True
+        cell = self._cell
+        mark(self._board, cell, time.monotonic(), self.served, request.line.octets, 1)
         # From here on another thread may lead: all that leaders share, parser, counts, listeners, is left alone behind it.
         self._served.add(client)
         ahead = self._blocky > 0 and self._can_promote()
@@ -867,6 +878,7 @@ class WsgiDriver:
         finally:
             if body is not None:
                 body.close()
+            self._board[cell + BUSY] = 0
             try:
                 self._served.remove(client)
             except KeyError:

@@ -1,0 +1,109 @@
+"""How is a worker, seen from outside, and what did it leave behind?
+
+Everything here works on a worker that cannot say anything any more: the kernel, the scoreboard and a file of the parent's
+are asked.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefork.scoreboard import Row
+
+DUMP = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else None
+"""The signal upon which a worker writes down where its threads are; ``None`` where there is none to spare."""
+_MOST_WORDS = 64 * 1024
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def record_last_words(descriptor: int) -> None:
+    """Let this process write its stacks to ``descriptor`` when it crashes, or is told to by ``DUMP``."""
+    faulthandler.enable(descriptor)
+    if DUMP is not None:
+        faulthandler.register(DUMP, descriptor)
+
+
+class Vitals:
+    """What the parent watches of one worker: its row, its memory, and the file for its last words.
+
+    ``memory`` is the resident memory in bytes when it was last looked at: of a dead process the kernel tells none.
+    """
+
+    def __init__(self, row: Row) -> None:
+        row.clear()
+        self.row = row
+        self.memory: int | None = None
+        self.last_words = _nameless_file()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self.last_words)
+
+    def weigh(self, pid: int) -> None:
+        """Take note of how much memory it has."""
+        with suppress(OSError, ValueError, IndexError):
+            self.memory = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+
+    def stack(self) -> str:
+        """Return what it has written down about where its threads are."""
+        return os.pread(self.last_words, _MOST_WORDS, 0).decode(errors="replace").strip()
+
+    def evidence(self, now: float) -> dict[str, Any]:
+        """Return what there is to record of its death."""
+        reading = self.row.read()
+        lost = [
+            {"method": request.method, "path": request.path, "age_s": round(now - request.since, 3)}
+            for request in reading.requests
+        ]
+        found: dict[str, Any] = {"requests_lost": lost, "connections_lost": max(0, reading.connections - len(lost))}
+        return found | {"rss_bytes": self.memory, "stack": self.stack() or None}
+
+
+def _nameless_file() -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("prefork-last-words")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process is stopped, by a signal or a debugger: it runs nothing, and answers no signal but KILL."""
+    with suppress(OSError, IndexError):
+        # The name, in brackets, may hold anything. Source: proc(5).
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"T", "t"}
+    return False
+
+
+class OomKills:
+    """How many processes of our control group the kernel has killed for want of memory. Source: cgroups(7), version 2."""
+
+    def __init__(self, proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> None:
+        self._events = [folder / "memory.events" for folder in _own_groups(proc, root)]
+        self._seen = self._count()
+
+    def new(self) -> int:
+        """Return how many there were since the last call."""
+        before, self._seen = self._seen, self._count()
+        return self._seen - before
+
+    def _count(self) -> int:
+        for path in self._events:
+            with suppress(OSError, ValueError, KeyError):
+                return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
+        return 0
+
+
+def _own_groups(proc: Path, root: Path) -> list[Path]:
+    """Return where our group may be found: a container may be told its path outside, and see itself as the top."""
+    with suppress(OSError):
+        for line in proc.read_text().splitlines():
+            if line.startswith("0::"):
+                return [root / line[3:].lstrip("/"), root]
+    return []

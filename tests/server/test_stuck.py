@@ -1,0 +1,122 @@
+"""What is known of a worker that died, hangs or is stopped, and what becomes of its requests?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from server_process import LiveServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+APP = """
+import ctypes, signal, threading
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole, whoever else speaks
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    if path.startswith("/wait"):
+        say("in", path, os.getpid())
+        threading.Event().wait(60)
+    if path == "/segv":
+        say("in", path, os.getpid())
+        ctypes.string_at(0)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [b"%d" % os.getpid()]
+"""
+
+
+@pytest.fixture
+def serve(write_app: Callable[..., Path]) -> Callable[..., LiveServer]:
+    """Return a server of the app above, with options."""
+
+    def serve(more: str = "", **options: Any) -> LiveServer:
+        return LiveServer.pool("sample:app", app_dir=str(write_app(APP + more)), **{"max_workers": 1, **options})
+
+    return serve
+
+
+def send(server: LiveServer, path: str, *, method: str = "GET") -> socket.socket:
+    """Ask, and do not wait for an answer."""
+    client = socket.create_connection(server.address, timeout=20)
+    client.sendall(f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    return client
+
+
+@pytest.mark.parametrize("name", ["SEGV", "ABRT", "KILL"])
+def test_a_crash_names_each_request_that_was_being_served(serve: Callable[..., LiveServer], name: str) -> None:
+    with serve(threads=4) as server:
+        idle = [send(server, "/") for _ in range(3)]
+        for client in idle:
+            assert client.recv(1)
+        busy = [send(server, f"/wait/{n}?token=secret", method="POST") for n in range(3)]
+        for n in range(3):
+            server.wait_for_output(f"in /wait/{n} ")
+        (worker,) = server.worker_pids
+        server.send(signal.Signals[f"SIG{name}"], to=worker)
+        gone = server.wait_for("worker.exited")
+        assert gone["signal"] == f"SIG{name}"
+        assert gone["level"] == "error"
+        assert gone["requests"] == 6
+        assert sorted(lost["path"] for lost in gone["requests_lost"]) == ["/wait/0", "/wait/1", "/wait/2"]
+        assert {lost["method"] for lost in gone["requests_lost"]} == {"POST"}
+        assert all(0 <= lost["age_s"] < 20 for lost in gone["requests_lost"])
+        assert gone["connections_lost"] == 3
+        assert gone["rss_bytes"] > 2**20
+        if name == "KILL":
+            assert gone["stack"] is None
+        else:
+            assert gone["stack"].startswith("Fatal Python error")
+            assert gone["stack"].count("in app") == 3
+        for client in [*idle, *busy]:
+            client.close()
+
+
+def test_a_crash_in_compiled_code_shows_its_stack(serve: Callable[..., LiveServer]) -> None:
+    with serve() as server:
+        client = send(server, "/segv")
+        gone = server.wait_for("worker.exited", signal="SIGSEGV")
+        assert "string_at" in gone["stack"]
+        assert [lost["path"] for lost in gone["requests_lost"]] == ["/segv"]
+        client.close()
+
+
+def test_a_worker_that_left_as_it_should_has_lost_nothing(serve: Callable[..., LiveServer]) -> None:
+    with serve(max_reqs_per_child=2) as server:
+        for _ in range(3):
+            server.get()
+        gone = server.wait_for("worker.exited")
+        assert gone["expected"]
+        assert "requests_lost" not in gone
+
+
+def test_requests_that_outlive_the_stop_are_named(serve: Callable[..., LiveServer]) -> None:
+    with serve(graceful_timeout=0.2) as server:
+        client = send(server, "/wait")
+        server.wait_for_output("in /wait")
+        server.stop()
+        (gone,) = server.all("worker.exited")
+        assert [lost["path"] for lost in gone["requests_lost"]] == ["/wait"]
+        client.close()
+
+
+def test_a_place_that_is_taken_again_does_not_show_what_its_last_worker_served(
+    serve: Callable[..., LiveServer],
+) -> None:
+    with serve() as server:
+        client = send(server, "/wait")
+        server.wait_for_output("in /wait")
+        for count in (1, 2):
+            os.kill(server.worker_pids[-1], signal.SIGKILL)
+            server.wait_for("worker.ready", count=count + 1)
+        first, second = server.all("worker.exited")
+        assert [lost["path"] for lost in first["requests_lost"]] == ["/wait"]
+        assert second["requests_lost"] == []
+        client.close()

@@ -1,0 +1,90 @@
+"""Is what a process leaves behind found, and nothing else?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prefork.scoreboard import Row, mark
+from prefork.vitals import OomKills, Vitals, is_stopped
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc and cgroups are Linux's")
+
+
+def test_the_evidence_names_what_was_lost() -> None:
+    row = Row.alone(threads=2)
+    with closing(Vitals(row)) as vitals:
+        mark(row.memory, row.cells[1], 7.5, 1, b"GET /a HTTP/1.1", 1)
+        row.hold(3)
+        assert vitals.evidence(now=9.0) == {
+            "requests_lost": [{"method": "GET", "path": "/a", "age_s": 1.5}],
+            "connections_lost": 2,
+            "rss_bytes": None,
+            "stack": None,
+        }
+
+
+def test_a_row_is_cleared_for_who_gets_it() -> None:
+    row = Row.alone(threads=1)
+    row.hold(3)
+    with closing(Vitals(row)) as vitals:
+        assert vitals.evidence(now=9.0)["connections_lost"] == 0
+
+
+def test_the_last_words_are_read_from_the_beginning_however_often() -> None:
+    with closing(Vitals(Row.alone(1))) as vitals:
+        os.write(vitals.last_words, b"Fatal Python error\n")
+        assert vitals.stack() == vitals.stack() == "Fatal Python error"
+
+
+@linux
+def test_memory_is_that_of_the_process_and_stays_what_it_was_when_that_is_gone() -> None:
+    with closing(Vitals(Row.alone(1))) as vitals:
+        vitals.weigh(os.getpid())
+        weight = vitals.memory
+        assert weight is not None
+        assert weight > 2**20
+        vitals.weigh(2**31 - 1)
+        assert vitals.memory == weight
+
+
+@linux
+def test_a_process_is_stopped_until_it_is_continued() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert not is_stopped(child.pid)
+    child.send_signal(signal.SIGSTOP)
+    os.waitpid(child.pid, os.WUNTRACED)
+    assert is_stopped(child.pid)
+    child.kill()
+    child.communicate()
+    assert not is_stopped(child.pid)
+
+
+@linux
+@pytest.mark.parametrize("path", ["/pod/shop", "/"])
+def test_oom_kills_are_counted_since_the_last_look(tmp_path: Path, path: str) -> None:
+    proc, group = tmp_path / "cgroup", tmp_path / "fs" / path.lstrip("/")
+    group.mkdir(parents=True)
+    proc.write_text(f"4:memory:/else\n0::{path}\n")
+    events = group / "memory.events"
+    events.write_text("low 0\noom 5\noom_kill 3\noom_group_kill 0\n")
+    kills = OomKills(proc, tmp_path / "fs")
+    assert kills.new() == 0
+    events.write_text("low 0\noom 6\noom_kill 5\noom_group_kill 0\n")
+    assert kills.new() == 2
+    assert kills.new() == 0
+
+
+def test_where_there_is_no_control_group_nothing_is_counted(tmp_path: Path) -> None:
+    assert OomKills(tmp_path / "none", tmp_path).new() == 0
+    (tmp_path / "cgroup").write_text("0::/gone\n")
+    assert OomKills(tmp_path / "cgroup", tmp_path / "fs").new() == 0
