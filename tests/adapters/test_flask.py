@@ -68,6 +68,14 @@ def test_the_port_variable_of_flask_run_is_honoured(write: Callable[..., Path]) 
         assert server.address[1] != 5000
 
 
+def test_variables_may_stand_in_flaskenv(write: Callable[..., Path]) -> None:
+    folder = write()
+    (folder / ".flaskenv").write_text("FLASK_RUN_PREFORK_PORT=0\nFLASK_RUN_PREFORK_THREADS=3\nFLASK_RUN_PORT=1\n")
+    with run_prefork(folder, port=None, env={"FLASK_RUN_PREFORK_THREADS": "5"}) as server:
+        assert server.address[1] > 1
+        assert server.wait_for("pool.starting")["threads"] == 5  # what is there already stands
+
+
 def test_a_flag_goes_before_the_environment_and_that_before_app_config(write: Callable[..., Path]) -> None:
     folder = write(end="\napp.config.update(PREFORK_THREADS=1, PREFORK_MAX_WORKERS=7)\n")
     with run_prefork(folder, env={"PREFORK_THREADS": "3", "FLASK_RUN_PREFORK_THREADS": "5"}) as server:

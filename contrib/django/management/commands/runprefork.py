@@ -165,8 +165,11 @@ class Command(BaseCommand):
             return
         now = datetime.now().astimezone().strftime("%B %d, %Y - %X")
         self.stdout.write(f"{now}\nDjango version {self.get_version()}, using settings {settings.SETTINGS_MODULE!r}")
+        from prefork.listeners import reachable
+
         for url in urls:
-            self.stdout.write(f"Starting prefork at {url}/")
+            for shown in reachable(url):
+                self.stdout.write(f"Starting prefork at {shown}{'/' if shown.startswith('http') else ''}")
         self.stdout.write("Quit the server with CONTROL-C.")
 
 
