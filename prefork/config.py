@@ -332,6 +332,7 @@ class Config:
     max_retiring: int | None = option(None, "int", group="Workers", least=1, unit="workers", optional=True, help="How many replaced workers may still be finishing their work; further ones wait, those of HUP and USR2 do not. Twice max_workers unless given.")
     preload: bool = option(True, "bool", group="Workers", common=True, help="Load the application once, before the workers are forked.")
     graceful_timeout: float = option(30.0, "float", group="Timeouts", common=True, least=0, most=_LONGEST, unit="seconds", help="How long running requests may take when the pool stops.")
+    stop_delay: float = option(0.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="How long to accept on after TERM, closing each connection behind its answer: a balancer needs time to hear of the stop.")
     boot_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a worker may take to start.")
     head_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a request's head may take.")
     body_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="The longest pause between two pieces of a request's body.")

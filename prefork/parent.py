@@ -33,6 +33,7 @@ from prefork.scoreboard import Scoreboard
 from prefork.signals import ORDERS, SignalInbox, StoppedEarly
 from prefork.supervisor import (
     Action,
+    CloseAfterAnswer,
     CloseListeners,
     Emit,
     Event,
@@ -56,7 +57,17 @@ from prefork.supervisor import (
 )
 from prefork.vitals import OomKills, Vitals
 from prefork.warm_up import warm_up
-from prefork.worker import RELEASE, REOPEN_LOGS, RETIRE, STOP, STOP_QUICKLY, Birth, be_worker, rehearse
+from prefork.worker import (
+    CLOSE_AFTER_ANSWER,
+    RELEASE,
+    REOPEN_LOGS,
+    RETIRE,
+    STOP,
+    STOP_QUICKLY,
+    Birth,
+    be_worker,
+    rehearse,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -304,6 +315,8 @@ class Parent:
                 self.tell(worker, RETIRE)
             case Stop(worker=worker, quick=quick):
                 self.tell(worker, STOP_QUICKLY if quick else STOP)
+            case CloseAfterAnswer(worker=worker):
+                self.tell(worker, CLOSE_AFTER_ANSWER)
             case Kill(worker=worker):
                 self.kill(worker)
             case CloseListeners():

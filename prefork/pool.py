@@ -136,7 +136,8 @@ class WorkerPool:
         with self._listening() as listeners:
             known = audit()
             self._supervised = supervise(
-                lambda caller: self._be_supervised(listeners, known, caller), self.config.graceful_timeout
+                lambda caller: self._be_supervised(listeners, known, caller),
+                self.config.stop_delay + self.config.graceful_timeout,
             )
             listeners.release()
         try:

@@ -39,7 +39,7 @@ _LOOK = 0.25
 _RESPITE = 1.0
 """A program that ends at once with status 3 is not started more often than this many seconds apart."""
 _PATIENCE = 5.0
-"""How much longer than the graceful timeout the inner process may take to end before it is killed."""
+"""How much longer than ``stop_delay`` and ``graceful_timeout`` the inner process may take to end before it is killed."""
 _MOST_FOLDERS = 2000
 """Beyond so many folders only imported modules are watched: somebody's home is the root."""
 _RACY = 2 * 10**9
@@ -298,7 +298,7 @@ class _Outer:
         """Pass a signal on. HUP ends: the terminal is gone, and the child is not of its group."""
         if number in _ENDING and not self.ending:
             self.ending = True
-            signal.setitimer(signal.ITIMER_REAL, self.config.graceful_timeout + _PATIENCE)
+            signal.setitimer(signal.ITIMER_REAL, self.config.stop_delay + self.config.graceful_timeout + _PATIENCE)
         if self.child is not None:
             self.child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 

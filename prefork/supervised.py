@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: What a caller writes into the pipe. Its end means the same as ``STOP``.
 STOP, STOP_QUICKLY = b"t", b"q"
-#: How much longer than ``graceful_timeout`` a caller waits before it kills a pool that does not stop, in seconds.
+#: How much longer than the pool may take to stop a caller waits, in seconds, before it kills it.
 PATIENCE = 10.0
 _DIED = {
     "code": "PF415",
@@ -78,10 +78,10 @@ class Caller:
 class Supervised:
     """A pool's parent process, as the program sees it. Safe in any thread."""
 
-    def __init__(self, process: BaseProcess, orders: int, answer: int, graceful_timeout: float) -> None:
+    def __init__(self, process: BaseProcess, orders: int, answer: int, patience: float) -> None:
         assert process.pid is not None  # noqa: RUF100, S101
         self.pid = process.pid
-        self.graceful_timeout = graceful_timeout
+        self.patience = patience
         self._process, self._orders, self._answer = process, orders, answer
         self._pidfd = open_pidfd(process.pid)
         self._lock = Lock()
@@ -113,7 +113,7 @@ class Supervised:
             if self._status is None:
                 with suppress(BrokenPipeError):
                     os.write(self._orders, order)
-        if self.wait(self.graceful_timeout + PATIENCE) is None:
+        if self.wait(self.patience + PATIENCE) is None:
             self._process.kill()  # stopped itself, or stuck; its workers notice and drain
             self.wait()
 
@@ -141,8 +141,8 @@ def close_all(descriptors: Iterable[int]) -> None:
         os.close(descriptor)
 
 
-def supervise(main: Callable[[Caller], int], graceful_timeout: float) -> Supervised:
-    """Fork a process that runs ``main``, as a pool's parent."""
+def supervise(main: Callable[[Caller], int], patience: float) -> Supervised:
+    """Fork a process that runs ``main``, as a pool's parent, and takes ``patience`` seconds to stop at most."""
     orders, our_orders = os.pipe()
     our_answer, answer = os.pipe()
     with held_back(*ORDERS, signal.SIGCHLD) as mask:
@@ -161,7 +161,7 @@ def supervise(main: Callable[[Caller], int], graceful_timeout: float) -> Supervi
             ) from error
     os.close(orders)
     os.close(answer)
-    return Supervised(process, our_orders, our_answer, graceful_timeout)
+    return Supervised(process, our_orders, our_answer, patience)
 
 
 def be_parent(main: Callable[[Caller], int], caller: Caller, foreign: tuple[int, ...]) -> None:

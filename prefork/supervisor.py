@@ -143,6 +143,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class CloseAfterAnswer:
+    """Tell a worker to serve on, but to close each connection behind its next answer."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
 class Kill:
     """Kill a worker."""
 
@@ -175,7 +182,9 @@ class Finish:
     exit_code: int
 
 
-Action: TypeAlias = Spawn | Release | Retire | Stop | Kill | CloseListeners | ReopenLogs | Emit | Finish
+Action: TypeAlias = (
+    Spawn | Release | Retire | Stop | CloseAfterAnswer | Kill | CloseListeners | ReopenLogs | Emit | Finish
+)
 
 
 class Life(Enum):
@@ -292,6 +301,8 @@ class Supervisor:
         self._successions = BackOff()
         self._hindrance = ""  # why there was no successor the last time
         self._max_retiring = config.max_retiring or 2 * config.max_workers
+        self._delayed_stop = ""  # the signal whose stop waits
+        self._stop_at = math.inf
         self._stopping = False
         self._quick = False
         self._hurried_at = 0.0
@@ -304,6 +315,7 @@ class Supervisor:
         """When to send a ``Tick`` if nothing happens before."""
         times = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None]
         if not self._stopping:
+            times.append(self._stop_at)
             times += [self._vacancies.not_before] if self._missing() else []
             times += [self._successions.not_before] if self._unrelieved() else []
             times += [worker.of_age_at for worker in self._live(Life.SERVING, Life.RETIRING)]
@@ -336,7 +348,7 @@ class Supervisor:
             case FilesChanged():
                 return self._file_changed(event, now)
             case Tick():
-                return self._late(now) + self._recycle(self._aged(now), "max_age", now)
+                return self._late(now) + self._recycle(self._aged(now), "max_age", now) + self._end_delay(now)
             case _:
                 assert_never(event)
 
@@ -424,6 +436,8 @@ class Supervisor:
         if not self._announced_ready and serving >= self._wanted:
             self._announced_ready = True
             actions.append(Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._started_at, 3)}))
+        if self._delayed_stop:
+            actions.append(CloseAfterAnswer(worker.worker))
         return actions + self._relieve(worker) + self._dismiss() + self._restore(now)
 
     def _relieve(self, successor: Worker) -> list[Action]:
@@ -552,12 +566,14 @@ class Supervisor:
     def _signalled(self, name: str, now: float) -> list[Action]:
         match name:
             case "TERM" | "QUIT":
-                return self._stop(now, quick=False, exit_code=0, signal=name)
+                return self._stop_in_time(now, name)
             case "INT":
                 return self._stop(now, quick=True, exit_code=0, signal=name)
             case "USR1":
                 return [ReopenLogs()]
-            case "HUP" | "USR2" if not self._stopping:
+            case "HUP" | "USR2" | "TTIN" | "TTOU" if self._stopping or self._delayed_stop:
+                return []
+            case "HUP" | "USR2":
                 note = (
                     "the workers are replaced; new code needs a restart"
                     if name == "HUP"
@@ -566,7 +582,7 @@ class Supervisor:
                 everybody = self._live(Life.SERVING, Life.RETIRING)
                 recycling = Emit("pool.recycling", {"signal": name, "note": note})
                 return [recycling, *self._recycle(everybody, name.lower(), now, ordered=True)]
-            case "TTIN" | "TTOU" if not self._stopping:
+            case "TTIN" | "TTOU":
                 return self._scale(1 if name == "TTIN" else -1, now, name)
             case _:
                 return []
@@ -594,6 +610,22 @@ class Supervisor:
             return []
         reloading = Emit("pool.reloading", {"reason": "file", "path": event.path})
         return [reloading, *self._stop(now, quick=True, exit_code=3)]
+
+    def _stop_in_time(self, now: float, signal: str) -> list[Action]:
+        """Stop after ``stop_delay``: until then whoever sends requests here has time to hear that it is over."""
+        if not self._config.stop_delay or self._stopping:
+            return self._stop(now, quick=False, exit_code=0, signal=signal)
+        if self._delayed_stop:
+            return []
+        self._delayed_stop, self._stop_at = signal, now + self._config.stop_delay
+        delayed = Emit("pool.stop_delayed", {"signal": signal, "delay_s": self._config.stop_delay})
+        serving = self._live(Life.SERVING, Life.RETIRING)
+        return [delayed, *(CloseAfterAnswer(worker.worker) for worker in serving)]
+
+    def _end_delay(self, now: float) -> list[Action]:
+        if self._stopping or now < self._stop_at:
+            return []
+        return self._stop(now, quick=False, exit_code=0, signal=self._delayed_stop)
 
     def _stop(self, now: float, *, quick: bool, exit_code: int, signal: str = "") -> list[Action]:
         """Stop the pool. TERM again is the same drain; INT again is the end of patience."""

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from prefork.scoreboard import Row
 
 #: What the parent writes into a lifeline. The end of the file says that the parent is dead.
-RELEASE, RETIRE, STOP, STOP_QUICKLY, REOPEN_LOGS = b"s", b"r", b"t", b"q", b"l"
+RELEASE, RETIRE, STOP, STOP_QUICKLY, REOPEN_LOGS, CLOSE_AFTER_ANSWER = b"s", b"r", b"t", b"q", b"l", b"c"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,6 +346,8 @@ class Life:
                 self.stop(quick=True)
             case b"l":
                 self.records.reopen()
+            case b"c":
+                self.driver.close_after_answer()
 
     def heed(self) -> None:
         """Act upon signals sent to this worker alone. Only TERM means something: retire, a successor first."""

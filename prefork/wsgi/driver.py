@@ -301,6 +301,7 @@ class WsgiDriver:
         self._guests = 0  # how many were taken in since the poller was asked
         self._orders: deque[Callable[[], None]] = deque()
         self._leaving = False
+        self._closing = False  # whether connections end behind their answers
         self._done = False
         self._thread_exit = thread_exit
         self._threads: list[threading.Thread] = []
@@ -380,6 +381,10 @@ class WsgiDriver:
         """Leave the listeners to the siblings; what is there is answered, with ``Connection: close``."""
         self._order(partial(self._leave, LINGER))
 
+    def close_after_answer(self) -> None:
+        """Serve on, and accept, but close each connection behind its next answer."""
+        self._order(self._close_after_answer)
+
     def stop(self, *, quick: bool, patience: float = PARTING) -> None:
         """Stop with the whole pool: what is queued is taken in, and idle clients are waited for, unless ``quick``.
 
@@ -423,8 +428,13 @@ class WsgiDriver:
                     self._watch(client, READ)
         self._leave(0.0 if quick else min(patience, self.config.graceful_timeout / 2))
 
+    def _close_after_answer(self) -> None:
+        self._closing = True
+        for client in self._clients.values():
+            client.connection.answer_close = True
+
     def _leave(self, patience: float) -> None:
-        self._leaving = True
+        self._leaving = self._closing = True
         if self._accepting or self._resume_at != _NEVER:
             self._pause_accepting()
             self._resume_at = _NEVER
@@ -850,7 +860,7 @@ class WsgiDriver:
         self.served += 1
         if self.served >= self._threshold:
             self._reach()
-        if self._leaving:
+        if self._closing:
             client.connection.answer_close = True
         cell = self._cell
         mark(self._board, cell, time.monotonic(), self.served, request.line.octets, 1)

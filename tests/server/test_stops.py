@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING
+from functools import partial
+from http.client import HTTPConnection, HTTPException
+from typing import TYPE_CHECKING, Self
 
 import pytest
 from server_process import PATIENCE, LiveServer, until
@@ -79,3 +82,91 @@ def test_a_kept_connection_is_answered_once_more_when_the_pool_stops(write_app: 
         assert answer.startswith(b"HTTP/1.1 200 OK")
         assert b"Connection: close" in answer
         assert server.wait() == 0
+
+
+def test_who_waits_in_the_queue_when_the_pool_stops_is_answered(write_app: Callable[..., Path]) -> None:
+    app = """
+def slow(environ, start_response):
+    sys.stderr.write("slow\\n")
+    time.sleep(0.05)
+    return app(environ, start_response)
+"""
+    flags = ("--app-dir", str(write_app(app)), "-w", "1", "-t", "1")
+    with LiveServer.of("sample:slow", *flags) as server:
+        clients = [socket.create_connection(server.address, timeout=PATIENCE) for _ in range(25)]
+        for client in clients:
+            client.sendall(REQUEST)
+        server.wait_for_output("slow")  # one is served, 24 wait
+        server.process.terminate()
+        answers = Counter(b"".join(iter(partial(client.recv, 4096), b""))[:15] for client in clients)
+        for client in clients:
+            client.close()
+        assert server.wait() == 0
+    assert answers == {b"HTTP/1.1 200 OK": 25}
+
+
+# With a delay, for a balancer that hears of the stop later.
+
+
+class Balancer:
+    """Goes on sending, on kept connections and on new ones, and opens a new one where the answer said to close."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        self.address = address
+        self.answers: Counter[tuple[str, bool]] = Counter()  # what came, and whether it said to close
+        self.told = threading.Event()
+        self._threads = [threading.Thread(target=self._send, args=(place % 2 == 0,)) for place in range(8)]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.told.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+    def total(self, *, close: bool) -> int:
+        return sum(count for (_, said), count in self.answers.items() if said is close)
+
+    def _send(self, keep: bool) -> None:
+        connection = HTTPConnection(*self.address, timeout=PATIENCE)
+        while not self.told.wait(0.002):
+            if not keep:
+                connection.close()
+            try:
+                connection.request("GET", "/")
+                response = connection.getresponse()
+                response.read()
+                self.answers[str(response.status), response.getheader("Connection") == "close"] += 1
+            except (OSError, HTTPException) as error:
+                self.answers[type(error).__name__, False] += 1
+                connection.close()
+        connection.close()
+
+
+def test_a_balancer_that_hears_late_of_the_stop_sees_no_error(write_app: Callable[..., Path]) -> None:
+    # Few requests each, so that workers are replaced while the stop waits.
+    flags = ("--app-dir", str(write_app()), "-w", "2", "--max-reqs-per-child", "40", "--stop-delay", "3")
+    with LiveServer.of("sample:app", *flags) as server, Balancer(server.address) as balancer:
+        until(lambda: balancer.total(close=False) > 100)
+        server.process.terminate()
+        delayed = server.wait_for("pool.stop_delayed")
+        assert (delayed["signal"], delayed["delay_s"]) == ("TERM", 3.0)
+        server.wait_for("worker.ready", count=len(server.all("worker.ready")) + 2)
+        before = balancer.total(close=True)
+        until(lambda: balancer.total(close=True) > before + 100)
+        server.process.terminate()
+        balancer.told.set()
+        assert server.wait() == 0
+        assert len(server.all("pool.stopping")) == 1
+    assert {what for what, _ in balancer.answers} == {"200"}
+
+
+def test_an_interrupt_ends_a_stop_that_waits(write_app: Callable[..., Path]) -> None:
+    with LiveServer.of("sample:app", "--app-dir", str(write_app()), "-w", "1", "--stop-delay", "600") as server:
+        server.process.terminate()
+        server.wait_for("pool.stop_delayed")
+        assert server.get()[0] == 200
+        assert server.stop(signal.SIGINT) == 0

@@ -14,6 +14,7 @@ from prefork.supervisor import (
     COUNTED,
     NEXT,
     Action,
+    CloseAfterAnswer,
     CloseListeners,
     Emit,
     Event,
@@ -429,6 +430,43 @@ def test_changed_file_ends_the_pool_with_3() -> None:
     pool.send(FilesChanged("app.py"))
     pool.exit(0)
     assert pool.exit(1)[-1] == Finish(3)
+
+
+@pytest.mark.parametrize("name", ["TERM", "QUIT"])
+def test_a_delayed_stop_serves_on_and_then_stops_as_usual(name: str) -> None:
+    pool = serving(stop_delay=5)
+    said = pool.send(SignalReceived(name))
+    assert said == [
+        Emit("pool.stop_delayed", {"signal": name, "delay_s": 5.0}),
+        CloseAfterAnswer(0),
+        CloseAfterAnswer(1),
+    ]
+    assert pool.machine.next_deadline == pool.now + 5
+    for again in ("TERM", "QUIT", "HUP", "USR2", "TTIN", "TTOU"):
+        assert pool.send(SignalReceived(again), after=0.5) == []
+    assert not [a for a in pool.send(Tick(), after=1.9) if isinstance(a, Stop)]
+    stopped = pool.send(Tick(), after=0.2)
+    assert [a for a in stopped if isinstance(a, Stop)] == [Stop(0, quick=False), Stop(1, quick=False)]
+    assert pool.records("pool.stopping")[0].fields["signal"] == name
+    assert not [a for a in pool.send(Tick(), after=1.0) if isinstance(a, Stop)]
+    pool.exit(0)
+    assert pool.exit(1)[-1] == Finish(0)
+
+
+def test_who_is_forked_while_the_stop_waits_closes_connections_too() -> None:
+    pool = serving(stop_delay=5)
+    pool.send(SignalReceived("TERM"), after=60.0)
+    (heir,) = spawns(pool.exit(0, None, "SIGKILL"))
+    assert CloseAfterAnswer(heir.worker) in pool.send(WorkerReady(heir.worker, 0.01))
+
+
+def test_an_interrupt_does_not_wait_for_the_delay() -> None:
+    pool = serving(stop_delay=5)
+    pool.send(SignalReceived("TERM"))
+    assert Stop(0, quick=True) in pool.send(SignalReceived("INT"))
+    assert pool.send(SignalReceived("TERM")) == []
+    pool.exit(0)
+    assert pool.exit(1)[-1] == Finish(0)
 
 
 def test_changed_file_means_nothing_to_a_pool_that_stops() -> None:
