@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
     from prefork.fork_audit import Finding
+    from prefork.handover import Exchange
     from prefork.listeners import Listener, Listeners
     from prefork.pool import WorkerPool
     from prefork.supervised import Caller
@@ -98,6 +99,7 @@ class Charge:
     """What a parent is given to look after.
 
     ``known`` is what an earlier fork audit has found; ``caller`` is there when the pool was started, and not served.
+    ``exchange`` is what workers hand connections over by, ``None`` where the system has no such thing.
     """
 
     pool: WorkerPool
@@ -106,6 +108,7 @@ class Charge:
     adapter: Adapter
     known: Sequence[Finding] = ()
     caller: Caller | None = None
+    exchange: Exchange | None = None
 
 
 class Parent:
@@ -387,6 +390,7 @@ class Parent:
             foreign=self.private_descriptors(),
             child_hygiene=self.adapter.child_hygiene,
             thread_exit=self.adapter.thread_exit,
+            exchange=self.charge.exchange,
         )
 
     def private_descriptors(self) -> set[int]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from prefork.config import Config
 from prefork.errors import BootError, ConfigError
 from prefork.fork_audit import Finding, audit
+from prefork.handover import Exchange
 from prefork.hooks import Hooks
 from prefork.listeners import Listeners, open_listeners
 from prefork.parent import Adapter, Charge, Parent
@@ -192,8 +193,8 @@ class WorkerPool:
 
     def _lead(self, listeners: Listeners, known: Sequence[Finding] = (), caller: Caller | None = None) -> int:
         """Be the parent of the workers."""
-        with umask(self.config.umask), directory(self.config.chdir):
-            return Parent(Charge(self, self._app, listeners, self._adapter, known, caller)).run()
+        with umask(self.config.umask), directory(self.config.chdir), Exchange.open() or nullcontext() as exchange:
+            return Parent(Charge(self, self._app, listeners, self._adapter, known, caller, exchange)).run()
 
     def _be_supervised(self, listeners: Listeners, known: Sequence[Finding], caller: Caller) -> int:
         """Be the parent of the workers in a process of its own."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from prefork.config import Config
+    from prefork.handover import Exchange
     from prefork.hooks import Hooks
     from prefork.listeners import Listeners
     from prefork.records import Records
@@ -50,6 +51,7 @@ class Birth:
     callable, or without preload the name of one. ``row`` is its place on the scoreboard, ``last_words``
     a file for the stacks of its threads if it crashes. ``foreign`` are the parent's descriptors, not for a child to keep.
     ``child_hygiene`` is called first of all, ``thread_exit`` in each request thread when the worker leaves.
+    Connections are handed over by the ``exchange``, where there is one.
     """
 
     worker: int
@@ -68,6 +70,7 @@ class Birth:
     foreign: Iterable[int]
     child_hygiene: Sequence[Callable[[], None]]
     thread_exit: Callable[[], None] | None
+    exchange: Exchange | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +186,9 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
         )
         birth.hooks.run_or_raise("worker_started", worker)
     facts = WorkerFacts(number=birth.number, generation=birth.generation, retire=resignation.give)
-    driver = WsgiDriver(app, birth.listeners, config, facts, records, guard, birth.thread_exit, birth.row)
+    driver = WsgiDriver(
+        app, birth.listeners, config, facts, records, guard, birth.thread_exit, birth.row, birth.exchange
+    )
     driver.announce_at(announcement(birth.budget))
     driver.start()
     boot_s = monotonic() - birth.born

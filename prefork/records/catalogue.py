@@ -148,6 +148,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "worker.boot_failed": _spec("error", "parent", "A worker could not start.", "worker child_pid reason", "exception", code="PF401"),
     "worker.retiring": _spec("info", "parent", "A worker is to be replaced; it serves until its successor is ready. Why: `max_requests`, `max_age`, `max_memory`, `app`, `signal`, `hup`, `usr2`, or `scale_down`, which takes no successor.", "worker child_pid reason", "requests memory_bytes"),
     "worker.retirement_delayed": _spec("warning", "parent", "A worker that is to be replaced serves on, beyond its budget if need be, because its successor cannot be had for now. Once for each.", "worker child_pid reason"),
+    "worker.handover_failed": _spec("warning", "worker", "A kept-alive connection could not be handed over to a sibling, or taken over from one.", "reason"),
     "worker.killed": _spec("warning", "parent", "A worker had its time to stop, and was killed.", "worker child_pid after_s"),
     "worker.exited": _spec("info", "parent", "A worker is gone: one record for each `worker.spawned`.", "worker child_pid exit_code signal expected reason requests overrun uptime_s", "requests_lost connections_lost rss_bytes oom_kill stack", worse="error"),
     "worker.respawn_delayed": _spec("warning", "parent", "Workers die too quickly: the next fork waits.", "worker child_pid delay_s failures", code="PF402"),

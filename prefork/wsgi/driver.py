@@ -8,6 +8,9 @@ passes the lead on before the call.
 
 A request is collected, head and body, before a thread is spent on it; what a client does not take of its answer waits
 in an ``Outbox``. A worker whose threads are all away does not poll, so it does not accept.
+
+A worker that retires sends its clients through the ``Exchange`` to its siblings, as soon as each stands between two
+requests. One that stops with the pool sends nobody away: it takes in what lies in the exchange, and says good-bye.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from prefork.handover import Ticket, read
 from prefork.http1.connection import Connection, Phase
 from prefork.http1.heads import HeadReader, Parser
 from prefork.http1.messages import Body, End, Misanswered, Refused, Request
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
     from prefork.config import Config
     from prefork.exit_guard import ExitGuard
+    from prefork.handover import Exchange
     from prefork.listeners import Listener
     from prefork.records import Records
 
@@ -48,9 +53,11 @@ TICK = 0.002
 QUIET_TICKS = 50
 """After how many ticks without work the monitor sleeps until there is some."""
 LINGER = 5.0
-"""How many seconds a retiring worker waits for the next request of an idle connection, to answer it with a close."""
+"""How many seconds a retiring worker waits for the next request of an idle client that it cannot hand over."""
 PARTING = 1.0
 """The same for a worker that stops with its pool: who is connected may have asked already, and it is only under way."""
+ASK_AGAIN = 0.005
+"""After how many seconds a worker that waits to leave looks again whether all that it handed over was taken."""
 READ_ANSWER = 2.0
 """How many seconds a refused client has to read why, while what it still sends is thrown away."""
 PAUSE = 0.5
@@ -89,20 +96,13 @@ class _Gate:
 
     __slots__ = ("accept", "base", "family", "socket", "tcp", "type")
 
-    def __init__(self, listener: Listener, multithread: bool, extra: dict[str, Any]) -> None:
+    def __init__(self, listener: Listener, base: dict[str, Any]) -> None:
         self.socket = listener.socket
         self.accept: Callable[[], tuple[int, Any]] = listener.socket._accept  # type: ignore[attr-defined]  # noqa: SLF001
         self.family = int(listener.socket.family)
         self.type = int(listener.socket.type)
         self.tcp = listener.tcp
-        self.base = server_environ(
-            name=listener.server_name,
-            port=listener.server_port,
-            scheme="http",
-            errors=sys.stderr,
-            multithread=multithread,
-            extra=extra,
-        )
+        self.base = base
 
 
 class Client:
@@ -128,6 +128,7 @@ class Client:
         "peer",
         "receive",
         "request",
+        "requests",
         "sock",
         "step",
         "watched",
@@ -153,6 +154,8 @@ class Client:
         """What to do when the poller tells of it."""
         self.request: Request | None = None
         """The request whose body is being collected."""
+        self.requests = 0
+        """How many were given to the application, in whatever worker."""
         self.body: RequestBody | None = None
         self.outbox: Outbox | None = None
         self.lock: threading.Lock | None = None
@@ -252,7 +255,7 @@ class WsgiDriver:
     The worker's main thread calls ``tick`` in its loop; when ``monitor_fd`` is readable it calls ``hear`` before.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a worker has, each for itself
         self,
         app: Callable[..., Iterable[bytes]],
         listeners: Iterable[Listener],
@@ -262,6 +265,7 @@ class WsgiDriver:
         exit_guard: ExitGuard,
         thread_exit: Callable[[], None] | None = None,
         row: Row | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self._reader = HeadReader(config.limits, _parser(config.http)())
         self.app = app
@@ -280,13 +284,23 @@ class WsgiDriver:
         self._threshold: float = _NEVER
         self._poller = new_poller()
         self._poller.register(self._wake_end, READ)
-        extra = {
+        self._extra = {
             "prefork.worker": facts.number,
             "prefork.generation": facts.generation,
             "prefork.exit_guard": exit_guard,
             "prefork.retire": facts.retire,
         }
-        self._gates = {listener.socket.fileno(): _Gate(listener, config.threads > 1, extra) for listener in listeners}
+        self._bases: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._gates = {
+            listener.socket.fileno(): _Gate(listener, self._base("http", listener.server_name, listener.server_port))
+            for listener in listeners
+        }
+        self._exchange = exchange
+        self._out, self._into = (-1, -1) if exchange is None else exchange.descriptors
+        self._taking = False  # whether what siblings hand over is looked for
+        self._parting: deque[Client] = deque()  # to be handed over as soon as the exchange has room
+        self._parted_at = 0.0  # when the last one was; infinity: whatever lies there is to be taken
+        self._awaits_room = False
         self._accepting = False
         self._resume_at = _NEVER
         self._clients: dict[int, Client] = {}
@@ -302,6 +316,8 @@ class WsgiDriver:
         self._orders: deque[Callable[[], None]] = deque()
         self._leaving = False
         self._closing = False  # whether connections end behind their answers
+        self._handing_over = False  # it leaves, and its siblings go on
+        self._stopping = False  # the pool leaves with it
         self._done = False
         self._thread_exit = thread_exit
         self._threads: list[threading.Thread] = []
@@ -327,9 +343,7 @@ class WsgiDriver:
 
     def start(self) -> None:
         """Begin to accept and serve."""
-        for fd in self._gates:
-            self._poller.register(fd, READ, shared=True)
-        self._accepting = True
+        self._resume_accepting()
         self._new_thread()
 
     def announce_at(self, requests: int | None) -> None:
@@ -348,7 +362,8 @@ class WsgiDriver:
         if self.failure is not None:
             raise self.failure
         if self._monitor_sleeps:
-            return None
+            waits = self._leaving and not self._clients and not self._taken_over
+            return int(ASK_AGAIN * 1000) if waits else None
         turn = self._turn
         if not self._served:
             self._quiet = self._quiet + 1 if turn == self._seen else 0
@@ -375,11 +390,20 @@ class WsgiDriver:
     @property
     def drained(self) -> bool:
         """Whether nothing is left to answer, and nothing new can come."""
-        return self._leaving and not self._accepting and not self._clients
+        return self._leaving and not self._accepting and not self._clients and self._taken_over
+
+    @property
+    def _taken_over(self) -> bool:
+        """Whether nothing lies in the exchange that nobody might look for.
+
+        A sibling may stop, and look for the last time, before it comes in: so who sent it stays until it was taken, or
+        takes it back. The last of a pool that stops looks for everybody.
+        """
+        return self._exchange is None or not self._parted_at or self._exchange.taken(self._parted_at)
 
     def retire(self) -> None:
-        """Leave the listeners to the siblings; what is there is answered, with ``Connection: close``."""
-        self._order(partial(self._leave, LINGER))
+        """Leave the listeners to the siblings, and hand over to them who stands between two requests."""
+        self._order(self._retire)
 
     def close_after_answer(self) -> None:
         """Serve on, and accept, but close each connection behind its next answer."""
@@ -422,25 +446,47 @@ class WsgiDriver:
         _nudge(self._monitor_end)
 
     def _stop(self, *, quick: bool, patience: float) -> None:
+        self._stopping, self._handing_over = True, False
         if self._accepting and not quick:
             for fd in list(self._gates):
                 while (client := self._accept(fd)) is not None:
                     self._watch(client, READ)
-        self._leave(0.0 if quick else min(patience, self.config.graceful_timeout / 2))
+        # What a sibling sends before he hears of the stop is looked for until the end.
+        self._parted_at = 0.0 if quick else _NEVER
+        self._leave_listeners()
+        if not quick:
+            self._begin_to_take()
+        self._part()
+        self._say_good_bye(0.0 if quick else min(patience, self.config.graceful_timeout / 2))
 
     def _close_after_answer(self) -> None:
         self._closing = True
         for client in self._clients.values():
             client.connection.answer_close = True
 
-    def _leave(self, patience: float) -> None:
-        self._leaving = self._closing = True
-        if self._accepting or self._resume_at != _NEVER:
-            self._pause_accepting()
-            self._resume_at = _NEVER
-            for gate in self._gates.values():
-                gate.socket.close()
-            self._gates.clear()
+    def _retire(self) -> None:
+        if self._leaving:
+            return
+        self._leave_listeners()
+        if self._exchange is None:
+            self._say_good_bye(LINGER)
+        else:
+            self._handing_over = True
+            self._hand_over_idle()
+
+    def _leave_listeners(self) -> None:
+        self._leaving = True
+        self._pause_accepting()
+        self._resume_at = _NEVER
+        for gate in self._gates.values():
+            gate.socket.close()
+        self._gates.clear()
+        self._tell_monitor()
+
+    def _say_good_bye(self, patience: float) -> None:
+        """Answer what is there with ``Connection: close``; who is idle may ask once more within ``patience`` seconds."""
+        self._closing = True
+        self._keep_alive = patience
         now = time.monotonic()
         for client in list(self._clients.values()):
             client.connection.answer_close = True
@@ -448,13 +494,12 @@ class WsgiDriver:
                 client.deadline = min(client.deadline, now + patience)
                 if client.watched:
                     self._watch(client, READ)
-        self._tell_monitor()
 
     def _retire_after(self, requests: int) -> None:
         self._last = requests
         self._threshold = min(self._announce, requests)
         if self.served >= requests:
-            self._leave(LINGER)
+            self._retire()
 
     def _reach(self) -> None:
         """Do what is to be done after so many requests."""
@@ -463,8 +508,7 @@ class WsgiDriver:
             self._tell_monitor()
         if self.served >= self._last:
             self._last = _NEVER
-            if not self._leaving:
-                self._leave(LINGER)
+            self._retire()
         self._threshold = min(self._announce, self._last)
 
     def _pause_accepting(self) -> None:
@@ -472,6 +516,9 @@ class WsgiDriver:
             self._accepting = False
             for fd in self._gates:
                 self._poller.unregister(fd)
+        if self._taking:
+            self._taking = False
+            self._poller.unregister(self._into)
 
     def _resume_accepting(self) -> None:
         self._resume_at = _NEVER
@@ -479,6 +526,116 @@ class WsgiDriver:
             self._accepting = True
             for fd in self._gates:
                 self._poller.register(fd, READ, shared=True)
+        if not self._leaving or self._stopping:
+            self._begin_to_take()
+
+    def _begin_to_take(self) -> None:
+        if self._exchange is not None and not self._taking:
+            self._taking = True
+            self._poller.register(self._into, READ, shared=True)
+
+    def _pause(self, error: OSError) -> None:
+        """Take nobody in for a while: no descriptor is left."""
+        self._pause_accepting()
+        self._resume_at = time.monotonic() + PAUSE
+        self.records.emit("pool.accept_paused", reason=str(error), pause_s=PAUSE, code="PF501")
+
+    # From one worker to another.
+
+    def _hand_over_idle(self) -> None:
+        """Hand over all who stand between two requests, and are in no thread's hands."""
+        if not self._handing_over:
+            return
+        self.send_held_back()
+        for client in list(self._clients.values()):
+            if client.watched and client.step == self.receive and client.connection.idle and client.outbox is None:
+                self._hand_over(client)
+
+    def _hand_over(self, client: Client) -> None:
+        """Give a client that stands between two requests to a sibling, now or when the exchange has room.
+
+        What it sends meanwhile stays in the kernel, and travels with it.
+        """
+        self.send_held_back()
+        if client.broken:
+            self._close(client)
+            return
+        if client.outbox is not None:
+            client.deadline = time.monotonic() + self.config.write_timeout
+            self._watch(client, WRITE)
+            return
+        if client.watched:
+            # The kernel would keep the registration for as long as anybody holds the socket.
+            self._poller.unregister(client.fd)
+            client.watched = 0
+        if self._parting or not self._send_over(client):
+            self._parting.append(client)
+            self._order(self._part)
+
+    def _send_over(self, client: Client) -> bool:
+        """Send a client through the exchange; return ``False`` if that is full."""
+        assert self._exchange is not None
+        base = client.base
+        scheme, name, port = base["wsgi.url_scheme"], base["SERVER_NAME"], base["SERVER_PORT"]
+        ticket = Ticket(scheme, name, port, client.peer, client.deadline, client.requests)
+        try:
+            if not self._exchange.send(ticket, client.fd):
+                return False
+        except OSError as error:
+            self.records.emit("worker.handover_failed", reason=str(error))
+            self._handing_over = False
+            self._watch(client, READ)
+            self._order(self._part)
+            self._order(partial(self._say_good_bye, LINGER))
+            return True
+        self._parted_at = max(self._parted_at, time.monotonic())
+        self._close(client)
+        return True
+
+    def _part(self) -> None:
+        """Hand over who waits for that; if it is not to be, look after them here."""
+        while self._parting and self._handing_over:
+            if not self._send_over(self._parting[0]):
+                break
+            self._parting.popleft()
+        while self._parting and not self._handing_over:
+            self._watch(self._parting.popleft(), READ)
+        if self._awaits_room != bool(self._parting):
+            self._awaits_room = not self._awaits_room
+            if self._awaits_room:
+                self._poller.register(self._out, WRITE)
+            else:
+                self._poller.unregister(self._out)
+
+    def _take_over(self) -> Client | None:
+        """Take in one client that a sibling has handed over, if there is one."""
+        assert self._exchange is not None
+        try:
+            taken = self._exchange.take()
+        except OSError as error:
+            self._pause(error)
+            return None
+        if taken is None:
+            return None
+        message, descriptor = taken
+        if descriptor is None:
+            self.records.emit("worker.handover_failed", reason="a message came without its connection")
+            return None
+        try:
+            ticket = read(message, descriptor, time.monotonic() + self.config.head_timeout)
+        except OSError as error:
+            self.records.emit("worker.handover_failed", reason=str(error))
+            os.close(descriptor)
+            return None
+        # Not socket(fileno=…), which asks the kernel for a family that receive and send need not know.
+        sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+        deadline = ticket.deadline
+        if self._leaving:
+            deadline = min(deadline, time.monotonic() + self._keep_alive)
+        client = self._admit(sock, self._base(ticket.scheme, ticket.name, ticket.port), ticket.peer, deadline)
+        client.requests = ticket.requests
+        client.in_head = not ticket.requests
+        return client
 
     # The lead.
 
@@ -493,6 +650,8 @@ class WsgiDriver:
         try:
             while not self._done:
                 self._lead(cell)
+                if self._handing_over:
+                    self._order(self._hand_over_idle)  # what was in this thread's hands when all others were
                 # Before the look at `_done`: close() lets go whom it finds waiting, and says so first.
                 with self._lock:
                     self._waiting.append(turn)
@@ -545,6 +704,10 @@ class WsgiDriver:
                         self._serve(client, client.step)
                 elif fd in self._gates:
                     self._welcome(fd)
+                elif fd == self._into:
+                    self._welcome_from_sibling()
+                elif fd == self._out:
+                    self._part()
                 elif fd == self._wake_end:
                     _drain(fd)
             elif self._round:
@@ -596,6 +759,15 @@ class WsgiDriver:
                 self._batch.insert(1, (fd, READ))
             self._serve(client, self.receive)
 
+    def _welcome_from_sibling(self) -> None:
+        """Take in one whom a sibling has handed over.
+
+        The next has to wait for the next look at the poller: so a sibling that has less to do takes more of them.
+        """
+        client = self._take_over()
+        if client is not None:
+            self._serve(client, self.receive)
+
     def _accept(self, fd: int) -> Client | None:
         """Take one connection in, if there is one."""
         gate = self._gates[fd]
@@ -605,23 +777,39 @@ class WsgiDriver:
         except (BlockingIOError, ConnectionAbortedError):
             return None
         except OSError as error:
-            self._pause_accepting()
-            self._resume_at = time.monotonic() + PAUSE
-            self.records.emit("pool.accept_paused", reason=str(error), pause_s=PAUSE, code="PF501")
+            self._pause(error)
             return None
         try:
             sock = _socket.socket(gate.family, gate.type, 0, descriptor)
         except OSError:  # some systems say so of a client that has left already
             os.close(descriptor)
             return None
+        peer = (address[0], str(address[1])) if gate.tcp else None
+        return self._admit(sock, gate.base, peer, time.monotonic() + self.config.head_timeout)
+
+    def _admit(
+        self, sock: _socket.socket, base: dict[str, Any], peer: tuple[str, str] | None, deadline: float
+    ) -> Client:
         if sock.gettimeout() is not None:
             sock.setblocking(False)  # socket.setdefaulttimeout() of an application is for others
-        peer = (address[0], str(address[1])) if gate.tcp else None
-        client = Client(self, sock, Connection(self._reader), gate.base, peer)
+        client = Client(self, sock, Connection(self._reader), base, peer)
         self._clients[client.fd] = client
         self._row.hold(len(self._clients))
-        client.deadline = time.monotonic() + self.config.head_timeout
+        client.deadline = deadline
         return client
+
+    def _base(self, scheme: str, name: str, port: str) -> dict[str, Any]:
+        """Return what all who came through one listener share in their environ, whichever process accepted them."""
+        if (base := self._bases.get((scheme, name, port))) is None:
+            base = self._bases[scheme, name, port] = server_environ(
+                name=name,
+                port=port,
+                scheme=scheme,
+                errors=sys.stderr,
+                multithread=self.config.threads > 1,
+                extra=self._extra,
+            )
+        return base
 
     def _serve(self, client: Client, step: Step) -> None:
         """Take one step for a client; afterwards it is closed, or back at the poller."""
@@ -653,10 +841,13 @@ class WsgiDriver:
         elif connection.idle:
             if answered:
                 now = time.monotonic()
-                client.deadline = now + (LINGER if self._leaving else self._keep_alive)
+                client.deadline = now + self._keep_alive
                 if now > self._hold_until:
                     self.send_held_back()
-            self._watch(client, READ)
+            if self._handing_over:
+                self._hand_over(client)
+            else:
+                self._watch(client, READ)
         elif answered:
             # What lies here may be a next request. Others come first.
             self._watch(client, READ)
@@ -858,6 +1049,7 @@ class WsgiDriver:
     def _dispatch(self, client: Client, request: Request, body: RequestBody | None) -> None:
         """Give a complete request to the application."""
         self.served += 1
+        client.requests += 1
         if self.served >= self._threshold:
             self._reach()
         if self._closing:
