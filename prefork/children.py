@@ -75,7 +75,6 @@ def fork_child(worker: int, number: int, main: Callable[[int, int, set[int]], ob
     ``other_end`` the parent's end of the lifeline, which it must close.
     """
     reader, writer = os.pipe()
-    before = open_descriptors()
     with held_back(*ORDERS, signal.SIGCHLD) as mask:
         process = CONTEXT.Process(target=main, args=(reader, writer, mask), name=f"prefork-worker-{number}")
         try:
@@ -86,7 +85,8 @@ def fork_child(worker: int, number: int, main: Callable[[int, int, set[int]], ob
             raise
     os.close(reader)
     os.set_blocking(writer, False)
-    inherited = open_descriptors() - before
+    # The sentinel, and the end by which the child sees that its parent is dead: nothing else tells of the second one.
+    inherited = process._popen.finalizer._args  # type: ignore[attr-defined]  # noqa: SLF001
     assert process.pid is not None  # noqa: RUF100, S101
     pidfd = open_pidfd(process.pid)
     return Child(worker, number, process, process.pid, writer, pidfd, frozenset(inherited))
@@ -109,24 +109,6 @@ def open_pidfd(pid: int) -> int | None:
         with suppress(OSError):
             return os.pidfd_open(pid)
     return None
-
-
-def open_descriptors() -> set[int]:
-    """Return the descriptors of this process."""
-    try:
-        listed = {int(name) for name in os.listdir("/dev/fd")}  # noqa: PTH208 - names alone are wanted
-    except OSError:
-        return set()
-    return {descriptor for descriptor in listed if is_open(descriptor)}  # the listing's own is closed again
-
-
-def is_open(descriptor: int) -> bool:
-    """Whether the number stands for an open file."""
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 def inherits_orphans() -> bool:

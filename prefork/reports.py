@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import socket
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeAlias
 
 MESSAGE_LIMIT = 64 * 1024
@@ -77,7 +77,7 @@ def open_reports() -> tuple[socket.socket, socket.socket]:
 
 def encode(report: Report) -> bytes:
     """Return the message of a report, of at most ``MESSAGE_LIMIT`` bytes."""
-    values = asdict(report)
+    values = {name: getattr(report, name) for name in report.__match_args__}
     while len(message := json.dumps([type(report).__name__, values]).encode("ascii")) > MESSAGE_LIMIT:
         values["traceback"] = values["traceback"][len(values["traceback"]) // 2 + 1 :]
         values["summary"] = values["summary"][:1000]

@@ -6,6 +6,7 @@ a signal, the driver or the exit guard has something to say, so nothing that an 
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # see prefork.signals
 import atexit
 import enum
 import fcntl
@@ -14,7 +15,7 @@ import select
 import signal
 import sys
 import traceback
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -136,8 +137,8 @@ def settle(birth: Birth, parents_end: int, mask: set[int]) -> SignalInbox:
     record_last_words(birth.last_words)
     inbox = SignalInbox(*ORDERS)
     inbox.open()  # and never closed: a stray thread that ends a hold at the very end must find the pipe
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    _signal.signal(signal.SIGCHLD, _signal.SIG_DFL)
+    _signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for clean in birth.child_hygiene:
         clean()
     replace_used_executor()
@@ -171,7 +172,8 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
 def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     """Do all that has to be done before the first request, and report ready."""
     config, records = birth.config, birth.records.bind(role="worker", worker=birth.number, generation=birth.generation)
-    with dying_with_parent(lifeline):
+    runs_their_code = isinstance(birth.app, str) or birth.hooks.worker_started
+    with dying_with_parent(lifeline) if runs_their_code else nullcontext():
         app = load_app(birth.app, config.app_dir) if isinstance(birth.app, str) else birth.app
         birth.hooks.load(config.app_dir, "worker_started", "worker_exiting")
         guard = ExitGuard(clock=monotonic, on_free=inbox.wake)
