@@ -30,6 +30,7 @@ from prefork.privileges import drop
 from prefork.process_name import set_process_name
 from prefork.reports import MESSAGE_LIMIT, BootFailed, Leaving, Ready, Report, Retiring, decode, open_reports
 from prefork.scoreboard import Scoreboard
+from prefork.sd_notify import Notifier
 from prefork.signals import ORDERS, SignalInbox, StoppedEarly
 from prefork.supervisor import (
     Action,
@@ -127,6 +128,10 @@ class Parent:
         self.signals = SignalInbox(*ORDERS, signal.SIGCHLD)
         self.poller = select.poll()
         self.caller_pidfd = None if charge.caller is None else open_pidfd(charge.caller.pid)
+        # Who was started by a program, or is one of Server::Starter's generations, does not speak for the whole service.
+        speaks = charge.caller is None and charge.listeners.starter_generation is None
+        notifier = Notifier.take(os.environ, os.getpid())
+        self.notifier = notifier if speaks else Notifier({}, os.getpid())
         self.app = charge.app
         self.began = monotonic()
         self.requests = 0  # of workers that have left
@@ -224,6 +229,7 @@ class Parent:
     def wait(self) -> list[Event]:
         """Sleep until something happens, and return all that did, in an order in which it can have happened."""
         awake = {descriptor for descriptor, _ in self.poller.poll(self.patience())}
+        self.notifier.beat(monotonic())
         # Deaths are looked for first and told last: what a worker has said before it died is in the socket by now.
         dead = [child for child in self.children.values() if has_died(child, awake)]
         events: list[Event] = [*self.read_signals(), *self.read_caller(awake), *self.read_reports()]
@@ -240,6 +246,8 @@ class Parent:
         waits = [] if deadline is None else [max(0.0, deadline - monotonic())]
         if self.adapter.files_changed is not None and self.look_at < math.inf:
             waits.append(LOOK_AT_FILES)
+        if self.notifier.beat_at < math.inf:
+            waits.append(max(0.0, self.notifier.beat_at - monotonic()))
         return math.ceil(min(waits) * 1000) if waits else None
 
     def read_signals(self) -> list[Event]:
@@ -424,6 +432,7 @@ class Parent:
         if child is not None:
             fields |= {"worker": child.number, "child_pid": child.pid}
         self.records.emit(order.record, **fields)
+        self.notifier.tell_of(order.record, fields)
         if order.record == "worker.exited":
             self.requests += fields["requests"]
         elif self.charge.caller is not None:

@@ -301,6 +301,7 @@ class Supervisor:
         self._successions = BackOff()
         self._hindrance = ""  # why there was no successor the last time
         self._max_retiring = config.max_retiring or 2 * config.max_workers
+        self._to_replace: set[int] = set()  # who serves, but is to go since all are recycled
         self._delayed_stop = ""  # the signal whose stop waits
         self._stop_at = math.inf
         self._stopping = False
@@ -330,6 +331,10 @@ class Supervisor:
         """Return what to do about an event."""
         if self.finished:
             return []
+        actions = self._decide(event, now)
+        return actions + self._recycled() if self._to_replace else actions
+
+    def _decide(self, event: Event, now: float) -> list[Action]:
         match event:
             case WorkerReady():
                 return self._ready(event, now)
@@ -472,6 +477,14 @@ class Supervisor:
             actions += self._retiring(worker, reason)
         return actions + self._restore(now)
 
+    def _recycled(self) -> list[Action]:
+        """Say that all are replaced who were to be."""
+        serving = self._live(Life.SERVING)
+        self._to_replace.intersection_update(worker.worker for worker in serving)
+        if self._to_replace or self._stopping:
+            return []
+        return [Emit("pool.recycled", {"workers": len(serving)})]
+
     def _retiring(self, worker: Worker, reason: str, **told: int) -> list[Action]:
         """Take note, once, why a worker is to be replaced: what else comes up changes nothing."""
         if worker.reason:
@@ -581,6 +594,7 @@ class Supervisor:
                 )
                 everybody = self._live(Life.SERVING, Life.RETIRING)
                 recycling = Emit("pool.recycling", {"signal": name, "note": note})
+                self._to_replace.update(worker.worker for worker in self._live(Life.SERVING))
                 return [recycling, *self._recycle(everybody, name.lower(), now, ordered=True)]
             case "TTIN" | "TTOU":
                 return self._scale(1 if name == "TTIN" else -1, now, name)

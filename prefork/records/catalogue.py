@@ -135,6 +135,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "pool.fork_unsafe": _spec("warning", "parent", "Something in the parent would be missing in the workers, or shared by them. Once, before the first fork.", "findings", code="PF405"),
     "pool.ready": _spec("info", "parent", "All workers serve.", "workers boot_s"),
     "pool.recycling": _spec("info", "parent", "All workers are replaced, new ones first.", "signal note"),
+    "pool.recycled": _spec("info", "parent", "All workers are replaced: of those that served when it was ordered, the last has stopped to.", "workers"),
     "pool.reloading": _spec("info", "parent", "A file changed: the program starts anew.", "reason path"),
     "pool.scaling": _spec("info", "parent", "The number of workers is changed.", "workers_from workers_to reason"),
     "pool.fork_failed": _spec("error", "parent", "The system refused to fork; it is tried again.", "error delay_s", code="PF404"),

@@ -432,6 +432,35 @@ def test_changed_file_ends_the_pool_with_3() -> None:
     assert pool.exit(1)[-1] == Finish(3)
 
 
+def test_that_all_are_recycled_is_said_once_and_again_for_the_next_time() -> None:
+    pool = serving()
+    for count in (1, 2):
+        first, second = spawns(pool.send(SignalReceived("USR2"), after=60.0))
+        pool.send(WorkerReady(first.worker, 0.1))
+        assert len(pool.records("pool.recycled")) == count - 1
+        pool.send(WorkerReady(second.worker, 0.1))
+        assert [emit.fields["workers"] for emit in pool.records("pool.recycled")] == [2] * count
+        pool.send(Tick(), after=1.0)
+        assert len(pool.records("pool.recycled")) == count
+
+
+def test_a_worker_that_crashes_while_all_are_recycled_counts_as_replaced() -> None:
+    pool = serving()
+    first, _second = spawns(pool.send(SignalReceived("USR2"), after=60.0))
+    pool.send(WorkerReady(first.worker, 0.1))
+    pool.exit(1, None, "SIGKILL")
+    assert len(pool.records("pool.recycled")) == 1
+
+
+def test_a_pool_that_stops_does_not_say_that_all_are_recycled() -> None:
+    pool = serving()
+    pool.send(SignalReceived("USR2"))
+    pool.send(SignalReceived("TERM"))
+    for worker in list(pool.alive):
+        pool.exit(worker)
+    assert not pool.records("pool.recycled")
+
+
 @pytest.mark.parametrize("name", ["TERM", "QUIT"])
 def test_a_delayed_stop_serves_on_and_then_stops_as_usual(name: str) -> None:
     pool = serving(stop_delay=5)

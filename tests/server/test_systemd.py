@@ -1,0 +1,132 @@
+"""What does systemd hear of a service, from its start to its end?"""
+
+from __future__ import annotations
+
+import configparser
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from server_process import PATIENCE, ROOT, LiveServer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+UNITS = sorted((ROOT / "examples" / "systemd").iterdir())
+
+
+class Systemd:
+    """A stand-in for systemd's end of the line."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind("")  # the system chooses an abstract name
+        self.socket.settimeout(PATIENCE)
+        self.heard: list[dict[str, str]] = []
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"NOTIFY_SOCKET": os.fsdecode(self.socket.getsockname()).replace("\0", "@", 1)}
+
+    def wait_for(self, name: str) -> dict[str, str]:
+        """Return the next message that has this field; what comes before it is kept too."""
+        while True:
+            lines = self.socket.recv(4096).decode().splitlines()
+            self.heard.append(dict(line.split("=", 1) for line in lines))
+            if name in self.heard[-1]:
+                return self.heard[-1]
+
+
+@pytest.fixture
+def systemd() -> Iterator[Systemd]:
+    stand_in = Systemd()
+    with stand_in.socket:
+        yield stand_in
+
+
+@pytest.fixture
+def flags(write_app: Callable[..., Path]) -> tuple[str, ...]:
+    return ("sample:app", "--app-dir", str(write_app()), "-w", "2")
+
+
+def test_it_hears_of_start_reload_and_stop(systemd: Systemd, flags: tuple[str, ...]) -> None:
+    before = time.monotonic_ns() // 1000
+    with LiveServer.of(*flags, env=systemd.environment) as server:
+        assert systemd.wait_for("READY") == {"READY": "1", "STATUS": "2 workers serve"}
+        server.process.send_signal(signal.SIGHUP)
+        reloading = systemd.wait_for("RELOADING")
+        assert before < int(reloading["MONOTONIC_USEC"]) < time.monotonic_ns() // 1000
+        assert systemd.wait_for("READY")["STATUS"].startswith("2 workers serve")
+        server.process.send_signal(signal.SIGTTIN)
+        assert "3" in systemd.wait_for("STATUS")["STATUS"]
+        server.stop()
+        assert systemd.wait_for("STOPPING")["STATUS"] == "stopping"
+    assert [sum(name in heard for heard in systemd.heard) for name in ("READY", "RELOADING", "STOPPING")] == [2, 1, 1]
+
+
+def test_the_watchdog_hears_of_a_pool_that_is_idle(systemd: Systemd, flags: tuple[str, ...]) -> None:
+    environment = {**systemd.environment, "WATCHDOG_USEC": "200000"}
+    with LiveServer.of(*flags, env=environment):
+        for _ in range(5):
+            assert systemd.wait_for("WATCHDOG") == {"WATCHDOG": "1"}
+
+
+def test_the_application_and_its_programs_have_no_line_to_systemd(
+    systemd: Systemd, write_app: Callable[..., Path]
+) -> None:
+    app = """
+def spy(environ, start_response):
+    start_response("200 OK", [])
+    return [repr([name for name in os.environ if name.startswith(("NOTIFY_", "WATCHDOG_"))]).encode()]
+"""
+    folder = write_app(app)
+    environment = {**systemd.environment, "WATCHDOG_USEC": "60000000"}
+    with LiveServer.of("sample:spy", "--app-dir", str(folder), "-w", "1", env=environment) as server:
+        assert server.get() == (200, b"[]")
+
+
+def test_a_pool_that_a_program_started_does_not_speak_for_the_program(
+    systemd: Systemd, write_app: Callable[..., Path]
+) -> None:
+    program = """
+import sys
+from prefork import WorkerPool
+with WorkerPool("sample:app", bind="127.0.0.1:0", app_dir=sys.argv[1], max_workers=1, log_format="json") as pool:
+    pass
+"""
+    with LiveServer.script(program, str(write_app()), env=systemd.environment, ready="") as server:
+        assert server.wait() == 0
+    systemd.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        systemd.socket.recv(4096)
+
+
+# The example units.
+
+
+def test_there_are_example_units() -> None:
+    assert {unit.suffix for unit in UNITS} == {".service", ".socket"}
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_an_example_unit_is_what_systemd_takes(unit: Path, tmp_path: Path) -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(unit.read_text())
+    assert {"Unit", unit.suffix[1:].title(), "Install"} <= set(parser.sections())
+    if (analyze := shutil.which("systemd-analyze")) is not None:
+        for each in UNITS:  # they name each other; the program that they start is elsewhere
+            text = each.read_text().replace("/srv/shop/.venv/bin/prefork", sys.executable)
+            (tmp_path / each.name).write_text(text.replace("/srv/shop", str(ROOT)).replace("User=shop", "User=root"))
+        ran = subprocess.run(
+            [analyze, "verify", str(tmp_path / unit.name)], capture_output=True, text=True, check=False
+        )
+        ours = [line for line in ran.stderr.splitlines() if str(tmp_path) in line or unit.name in line]
+        assert ours == []
