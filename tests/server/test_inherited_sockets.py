@@ -147,7 +147,7 @@ def test_every_way_to_serve_takes_the_sockets(command: str, starter: Callable[..
         assert server.wait_for("pool.starting")["starter_generation"] == 1
 
 
-def test_all_kinds_of_sockets_are_served(starter: Callable[..., Starter], tmp_path: Path) -> None:
+def test_d10_all_kinds_of_sockets_are_served(starter: Callable[..., Starter], tmp_path: Path) -> None:
     path = tmp_path / "shop.sock"
     with starter("--port=127.0.0.1:0", "--port=[::1]:0", "--port=127.0.0.1:0=19", f"--path={path}") as server:
         server.wait_for("pool.listening", count=4)
@@ -166,14 +166,14 @@ def test_programs_that_the_app_starts_are_not_told_of_the_sockets(starter: Calla
         assert ask(server.address)["environ"] == {}
 
 
-def test_the_queue_of_an_inherited_socket_keeps_its_length(starter: Callable[..., Starter]) -> None:
+def test_d12_the_queue_of_an_inherited_socket_keeps_its_length(starter: Callable[..., Starter]) -> None:
     """D12: the original listens again, with 128."""
     with starter("--port=127.0.0.1:0", "--backlog=77") as server:
         assert ask(server.address)
         assert queue_length(server.address[1]) == 77
 
 
-def test_a_generation_that_leaves_removes_no_socket(starter: Callable[..., Starter], tmp_path: Path) -> None:
+def test_d11_a_generation_that_leaves_removes_no_socket(starter: Callable[..., Starter], tmp_path: Path) -> None:
     """D11: the original's workers unlink the file when they retire."""
     path = tmp_path / "shop.sock"
     with starter(f"--path={path}", "--interval=1") as server:

@@ -1,4 +1,7 @@
-"""Are the defects of the original absent? One test for each: what it does wrong stands above."""
+"""Are the defects of the original absent? One test for each: what it does wrong stands above.
+
+D10 and D12 are about sockets of Server::Starter: see test_inherited_sockets.py.
+"""
 
 from __future__ import annotations
 
@@ -198,6 +201,27 @@ def test_d09_no_signal_to_the_parent_leaves_orphans(name: str, serve: Callable[.
         wait_until_gone(workers)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address)
+
+
+# The first worker that retires removes the file of the UNIX socket, and nobody reaches the server any more.
+def test_d11_a_worker_that_retires_leaves_the_socket_where_it_is(
+    serve: Callable[..., LiveServer], tmp_path: Path
+) -> None:
+    path = tmp_path / "shop.sock"
+    with serve(bind=f"unix:{path}") as server:
+        made = path.stat().st_ino
+        for _ in range(2):
+            (worker,) = server.worker_pids
+            server.send(signal.SIGTERM, to=worker)
+            server.wait_for("worker.exited", child_pid=worker)
+            assert path.stat().st_ino == made
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                client.connect(str(path))
+                client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert client.recv(1000).startswith(b"HTTP/1.1 200 ")
+        server.stop()
+        assert not path.exists()  # the process that made it removes it
 
 
 # The parent waits without limit for its workers, even for an idle client, and a second TERM changes nothing.
