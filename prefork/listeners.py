@@ -254,7 +254,7 @@ def _take_over(passed: Passed, inheritance: Inheritance, backlog: int) -> Listen
     try:
         return replace(_adopt(passed.fd, backlog), name=passed.name)
     except BindError as error:
-        what = f"{inheritance.variable} passes on {passed.name}={passed.fd}, but {error.message}"
+        what = f"{inheritance.variable} passes on {passed.name or 'a socket'}, but {error.message}"
         raise BindError(error.code, what, error.hint) from None
 
 

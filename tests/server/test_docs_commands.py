@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +34,13 @@ ELSEWHERE = {
 }
 """Commands that cannot be run by a test, and what does."""
 
-PORTS = {"8080": "0", "0.0.0.0": "127.0.0.1"}
-"""What is written in the documentation, and what stands for it here, where a port may be taken."""
+HERE_INSTEAD = {
+    "8080": "0",
+    "0.0.0.0": "127.0.0.1",
+    "--stop-delay 5": "--stop-delay 0.5",
+    "--interval 5": "--interval 1",
+}
+"""What is written in the documentation, and what stands for it here, where a port may be taken and nobody has time."""
 
 SHOP = """
 from flask import Flask
@@ -67,11 +74,16 @@ def test_a_command_serves(command: str, tmp_path: Path) -> None:
     (tmp_path / "shop" / "__init__.py").write_text(SHOP)
     (tmp_path / "shop" / "wsgi.py").write_text("from shop import app as application\n")
     (tmp_path / "shop.toml").touch()
-    for written, here in PORTS.items():
+    for written, here in HERE_INSTEAD.items():
         command = command.replace(written, here)
     program, *args = shlex.split(command)
     folder = ROOT / "examples" / "django_site" if program == "python" else tmp_path
-    beside = Path(sys.executable).parent / program
-    environment = {"PREFORK_BIND": "127.0.0.1:0", "FLASK_RUN_PORT": "0", "DEBUG": "1"}
-    with LiveServer(str(beside), *args, cwd=folder, env=environment) as server:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    if (found := shutil.which(program, path=path)) is None:
+        assert "CI" not in os.environ, f"{program} is not installed"
+        pytest.skip(f"{program} is not installed")
+    environment = {"PATH": path, "FLASK_RUN_PORT": "0", "DEBUG": "1"}
+    if program != "start_server":
+        environment["PREFORK_BIND"] = "127.0.0.1:0"
+    with LiveServer(found, *args, cwd=folder, env=environment) as server:
         assert server.get("/")[0] == 200

@@ -311,3 +311,34 @@ def test_what_systemd_should_not_have_passed_ends_the_command(
         (line,) = server.output
         assert f"[{code}]" in line
         assert "LISTEN_FDS passes" in line
+
+
+TWICE = """
+import os, socket, sys
+held = socket.create_server(("127.0.0.1", 0), backlog=55)
+os.dup2(held.fileno(), 3)
+os.set_inheritable(3, True)
+for _ in range(2):
+    if (child := os.fork()) == 0:
+        os.environ |= {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+        os.execv(sys.argv[1], sys.argv[1:])
+    os.waitpid(child, 0)
+"""
+
+
+def test_a_restart_on_a_socket_that_is_held_refuses_and_loses_nobody(folder: Path) -> None:
+    server = LiveServer.script(TWICE, *PREFORK, cwd=folder)
+    server.env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+    with server, Tally(server, keep_alive=False) as new, Tally(server, clients=2) as kept:
+        new.wait_for(20)
+        server.send(signal.SIGTERM)
+        server.wait_for("pool.stopped", exit_code=0)
+        server.wait_for("pool.ready", count=2)
+        new.wait_for(20)
+        kept.wait_for(20)
+        for tally in (new, kept):
+            tally.stop()
+        server.send(signal.SIGTERM, to=server.all("pool.starting")[1]["pid"])
+        assert server.wait() == 0
+    assert not new.lost
+    assert not kept.lost

@@ -108,6 +108,23 @@ with WorkerPool("sample:app", bind="127.0.0.1:0", app_dir=sys.argv[1], max_worke
         systemd.socket.recv(4096)
 
 
+def test_a_generation_of_server_starter_does_not_speak_for_start_server(
+    systemd: Systemd, flags: tuple[str, ...]
+) -> None:
+    program = """
+import os, socket, sys
+held = socket.create_server(("127.0.0.1", 0))
+os.dup2(held.fileno(), 9)
+os.environ |= {"SERVER_STARTER_PORT": "8080=9", "SERVER_STARTER_GENERATION": "1"}
+os.execv(sys.executable, [sys.executable, "-m", "prefork", *sys.argv[1:]])
+"""
+    with LiveServer.script(program, *flags, env=systemd.environment) as server:
+        assert server.get()[0] == 200
+    systemd.socket.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        systemd.socket.recv(4096)
+
+
 # The example units.
 
 
