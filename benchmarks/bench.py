@@ -31,6 +31,7 @@ from importlib import metadata
 sys.dont_write_bytecode = True  # this folder may be read-only, and is not ours to fill
 
 import lab  # noqa: E402
+from ideal import simulate  # noqa: E402
 from lab import APPS, BIN, drive, env, med, memory, pct, settle, timed, tree, tree_cpu, wrk  # noqa: E402
 from servers import OURS, SERVERS  # noqa: E402
 
@@ -318,6 +319,11 @@ def fairness(args):
         return f"{r['rps']:.0f} rps, fast p99 {r['p99'] * 1000:.0f} ms"
 
     rep.notes = rounds(args, names, "mixed", body, workers=args.workers, idle=True)
+    best = simulate(4 * args.workers, args.conns, float(args.seconds), fast=0.0002)
+    rep.notes.append(
+        f"One queue for {4 * args.workers} threads (ideal.py): {best['rps']:.0f} rps, "
+        + ", ".join(f"{name} {best[key] * 1000:.0f} ms" for name, key in [("fast p50", "p50"), ("fast p99", "p99")])
+    )
     rep.show(
         [
             ("rps", "rps", "{:,.0f}"),

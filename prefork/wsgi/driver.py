@@ -7,7 +7,8 @@ comes back and no longer leads gives its connection back to the poller and waits
 passes the lead on before the call.
 
 A request is collected, head and body, before a thread is spent on it; what a client does not take of its answer waits
-in an ``Outbox``. A worker whose threads are all away does not poll, so it does not accept.
+in an ``Outbox``. A worker whose threads are all away does not poll, so it does not accept; its monitor leads until one
+comes back, and sends the clients that wait meanwhile through the ``Exchange`` to whoever in the pool is free first.
 
 A worker that retires sends its clients through the ``Exchange`` to its siblings, as soon as each stands between two
 requests. One that stops with the pool sends nobody away: it takes in what lies in the exchange, and says good-bye.
@@ -329,6 +330,7 @@ class WsgiDriver:
         # The last to come is the first to be promoted: caches and connections stay warm.
         self._waiting: list[threading.Semaphore] = []
         self._leader: int | None = None
+        self._vacant = False  # whether all threads are away, and the monitor leads until one comes back
         # Whom the leader serves. Who takes it out decides: the leader that comes back, or a promotion.
         self._served: set[Client] = set()
         self._turn = 0
@@ -369,8 +371,10 @@ class WsgiDriver:
             self._quiet = self._quiet + 1 if turn == self._seen else 0
         elif turn == self._seen:
             self._blocky = min(_BLOCKY, self._blocky + 2)
-            self._promote()
+            self._promote(vacate=self._exchange is not None)
             self.send_held_back()
+        if self._vacant:
+            self._share()
         self._seen = turn
         if self._quiet > QUIET_TICKS:
             self._quiet = 0
@@ -548,8 +552,12 @@ class WsgiDriver:
             return
         self.send_held_back()
         for client in list(self._clients.values()):
-            if client.watched and client.step == self.receive and client.connection.idle and client.outbox is None:
+            if self._may_go(client):
                 self._hand_over(client)
+
+    def _may_go(self, client: Client) -> bool:
+        """Whether a client stands between two requests, and is in no thread's hands."""
+        return bool(client.watched and client.step == self.receive and client.connection.idle and client.outbox is None)
 
     def _hand_over(self, client: Client) -> None:
         """Give a client that stands between two requests to a sibling, now or when the exchange has room.
@@ -564,30 +572,29 @@ class WsgiDriver:
             client.deadline = time.monotonic() + self.config.write_timeout
             self._watch(client, WRITE)
             return
-        if client.watched:
-            # The kernel would keep the registration for as long as anybody holds the socket.
-            self._poller.unregister(client.fd)
-            client.watched = 0
-        if self._parting or not self._send_over(client):
+        self._unwatch(client)
+        if self._parting or not self._try_to_send(client):
             self._parting.append(client)
             self._order(self._part)
 
+    def _try_to_send(self, client: Client) -> bool:
+        """Send a client through the exchange, or return ``False``: that is full, or it does not work and never will."""
+        try:
+            return self._send_over(client)
+        except OSError as error:
+            self.records.emit("worker.handover_failed", reason=str(error))
+            self._handing_over = False
+            self._order(partial(self._say_good_bye, LINGER))
+            return False
+
     def _send_over(self, client: Client) -> bool:
-        """Send a client through the exchange; return ``False`` if that is full."""
+        """Send a client through the exchange; return ``False`` if that is full. Raises ``OSError``."""
         assert self._exchange is not None
         base = client.base
         scheme, name, port = base["wsgi.url_scheme"], base["SERVER_NAME"], base["SERVER_PORT"]
         ticket = Ticket(scheme, name, port, client.peer, client.deadline, client.requests)
-        try:
-            if not self._exchange.send(ticket, client.fd):
-                return False
-        except OSError as error:
-            self.records.emit("worker.handover_failed", reason=str(error))
-            self._handing_over = False
-            self._watch(client, READ)
-            self._order(self._part)
-            self._order(partial(self._say_good_bye, LINGER))
-            return True
+        if not self._exchange.send(ticket, client.fd):
+            return False
         self._parted_at = max(self._parted_at, time.monotonic())
         self._close(client)
         return True
@@ -595,7 +602,7 @@ class WsgiDriver:
     def _part(self) -> None:
         """Hand over who waits for that; if it is not to be, look after them here."""
         while self._parting and self._handing_over:
-            if not self._send_over(self._parting[0]):
+            if not self._try_to_send(self._parting[0]):
                 break
             self._parting.popleft()
         while self._parting and not self._handing_over:
@@ -654,6 +661,10 @@ class WsgiDriver:
                     self._order(self._hand_over_idle)  # what was in this thread's hands when all others were
                 # Before the look at `_done`: close() lets go whom it finds waiting, and says so first.
                 with self._lock:
+                    if self._vacant:
+                        self._vacant = False
+                        self._batch.appendleft((self._into, 0))  # who waits there has waited longer
+                        continue
                     self._waiting.append(turn)
                 if self._blocky:
                     self._promote()  # the leader is away as well, or will be: this thread need not wait for the monitor
@@ -670,24 +681,56 @@ class WsgiDriver:
     def _can_promote(self) -> bool:
         return bool(self._waiting or self._cells)
 
-    def _promote(self) -> None:
-        """Let another thread lead, while the present one is away with its client."""
+    def _promote(self, *, vacate: bool = False) -> None:
+        """Let another thread lead, while the present one is away with its client; if all are, ``vacate`` the lead."""
         with self._lock:
-            if not self._can_promote():
+            if not (self._can_promote() or vacate):
                 return
             try:
                 client = self._served.pop()
             except KeyError:
                 return
-            if client.watched:
-                # Not masked: the poller would still tell of a client that hangs up, again and again.
-                self._poller.unregister(client.fd)
-                client.watched = 0
+            self._unwatch(client)
             self._leader = None
             if self._waiting:
                 self._waiting.pop().release()
-            else:
+            elif self._cells:
                 self._new_thread()
+            else:
+                self._vacant = True
+
+    def _share(self) -> None:
+        """Lead for the threads, which are all away: leave to the pool who waits here with a request."""
+        with self._lock:
+            if not self._vacant:
+                return
+            while self._orders:
+                self._orders.popleft()()
+            # The kernel woke only us for these, and we cannot serve them.
+            ours = {fd for fd, events in self._batch if events}
+            self._batch.clear()
+            if self._leaving:
+                return
+            for fd in ours & self._gates.keys():
+                while (client := self._accept(fd)) is not None and self._share_out(client):
+                    pass
+            if self._into in ours and (client := self._take_over()) is not None:
+                self._share_out(client)
+            for fd, _ in self._poller.poll(0):
+                waiting = self._clients.get(fd)
+                if waiting is not None and self._may_go(waiting) and not self._share_out(waiting):
+                    return
+
+    def _share_out(self, client: Client) -> bool:
+        """Let whoever is free first take a client; return ``False``, and keep it, if the exchange is full."""
+        self._unwatch(client)
+        try:
+            if self._send_over(client):
+                return True
+        except OSError:
+            pass  # too many descriptors are under way
+        self._watch(client, READ)
+        return False
 
     def _lead(self, cell: int) -> None:
         me = self._leader = threading.get_ident()
@@ -764,7 +807,7 @@ class WsgiDriver:
 
         The next has to wait for the next look at the poller: so a sibling that has less to do takes more of them.
         """
-        client = self._take_over()
+        client = self._take_over() if self._taking else None
         if client is not None:
             self._serve(client, self.receive)
 
@@ -862,6 +905,16 @@ class WsgiDriver:
             change = self._poller.modify if client.watched else self._poller.register
             change(client.fd, events)
             client.watched = events  # last: from here on the leader may serve it, and close it
+
+    def _unwatch(self, client: Client) -> None:
+        """Leave a client to somebody else.
+
+        Not masked: the poller would still tell of one that hangs up, again and again. And not left to the kernel, which
+        would keep the registration for as long as any process holds the socket.
+        """
+        if client.watched:
+            client.watched = 0
+            self._poller.unregister(client.fd)
 
     # Answers that go out together. A client that waits for an answer sleeps; to wake it costs the kernel as much as a
     # small request costs us. So while others are ready to be served, complete answers are held back for a moment.

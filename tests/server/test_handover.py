@@ -362,6 +362,90 @@ def test_who_finds_no_room_in_the_exchange_waits_for_it_asleep(serve: Serve) -> 
         assert (crowd.answered, crowd.failed, crowd.closed) == (1400, 0, 0)
 
 
+# A worker that is busy.
+
+
+def on_one_worker(server: LiveServer, stack: ExitStack, count: int) -> list[Talk]:
+    """Return so many connections that the same worker has."""
+    by_worker: dict[int, list[Talk]] = {}
+    while True:
+        talk = stack.enter_context(Talk(server.address))
+        mates = by_worker.setdefault(talk.ask()["pid"], [])
+        mates.append(talk)
+        if len(mates) == count:
+            return mates
+
+
+def test_who_waits_at_a_busy_worker_is_served_by_an_idle_one(serve: Serve) -> None:
+    with serve(max_workers=2, threads=1) as server, ExitStack() as stack:
+        busy, *waiting = on_one_worker(server, stack, 4)
+        busy.send("/slow?5")
+        owner = int(server.wait_for_output("slow").split()[1])
+        for talk in waiting:
+            assert talk.ask()["pid"] != owner
+        assert busy.answer()["pid"] == owner
+
+
+def test_who_waits_at_the_only_worker_waits_for_it(serve: Serve) -> None:
+    with serve(max_workers=1, threads=2) as server, ExitStack() as stack:
+        talks = on_one_worker(server, stack, 8)
+        for talk in talks:
+            talk.send("/slow?0.05")
+        assert len({talk.answer()["pid"] for talk in talks}) == 1
+        assert not any(talk.closes for talk in talks)
+
+
+def test_who_waits_at_a_busy_worker_survives_it(serve: Serve) -> None:
+    with serve(max_workers=1, threads=1) as server, ExitStack() as stack:
+        busy, *waiting = on_one_worker(server, stack, 4)
+        busy.send("/slow?60")
+        owner = int(server.wait_for_output("slow").split()[1])
+        for talk in waiting:
+            talk.send()
+        until(lambda: all_handed_over(owner, waiting))
+        server.send(signal.SIGKILL, to=owner)
+        assert owner not in {talk.answer()["pid"] for talk in waiting}
+        with pytest.raises(OSError, match=r"closed|reset"):
+            busy.answer()
+
+
+def all_handed_over(pid: int, talks: Sequence[Talk]) -> bool:
+    """Whether a process no longer has the other ends of connections."""
+    ports = {talk.sock.getsockname()[1] for talk in talks}
+    there = {connection.raddr.port for connection in psutil.Process(pid).net_connections("tcp") if connection.raddr}
+    return ports.isdisjoint(there)
+
+
+def test_a_worker_whose_threads_are_all_away_hands_its_idle_connections_over(serve: Serve) -> None:
+    with serve(max_workers=1, threads=1) as server, ExitStack() as stack:
+        busy, *idle = on_one_worker(server, stack, 3)
+        busy.send("/slow?5")
+        owner = int(server.wait_for_output("slow").split()[1])
+        server.send(signal.SIGUSR2)
+        until(lambda: all_handed_over(owner, idle))
+        assert busy.answer()["pid"] == owner
+        assert not busy.closes
+        retired(server)
+        assert busy.ask()["pid"] != owner
+
+
+# Nobody is woken for nothing.
+
+
+def test_idle_workers_sleep_and_one_client_wakes_one_of_them(serve: Serve) -> None:
+    with serve(max_workers=10) as server:
+        for _ in range(50):
+            server.get()
+        workers = server.worker_pids
+        until(lambda: all_asleep(*workers))
+        before = switches(workers)
+        threading.Event().wait(1.0)
+        assert switches(workers) == before
+        server.get()
+        after = switches(workers)
+        assert len({path.split("/")[2] for path in after if after[path] != before.get(path)}) == 1
+
+
 # The end of the pool.
 
 
