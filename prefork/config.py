@@ -101,6 +101,17 @@ class Option:
         """What stands for the value in a help text."""
         return "|".join(self.choices) or _PLACEHOLDERS.get(self.kind, "TEXT")
 
+    @property
+    def shown_default(self) -> str:
+        """The default with its unit; empty if there is none."""
+        shown = self.write(self.default)
+        return f"{shown} {self.unit}" if shown and self.unit else shown
+
+    @property
+    def long_help(self) -> str:
+        """The help text of a flag that takes a value: what it means, the default, and the environment variable."""
+        return f"{self.help}  [{'; '.join(filter(None, (self.shown_default, self.environment)))}]"
+
     def read(self, value: Any) -> Any:
         """Return the value of the option that ``value``, a text or native, stands for; raises ``ConfigError``."""
         if value is None:
@@ -644,10 +655,8 @@ def render_options_markdown() -> str:
 
 
 def _row(declared: Option) -> str:
-    shown = declared.write(declared.default)
-    unit = f" {declared.unit}" if declared.unit and shown else ""
     flags = ", ".join(f"`{flag}`" for flag in declared.flags)
     if declared.kind == "bool":
         flags = f"`{declared.flag}`, `--no-{declared.flag[2:]}`"
     choices = f" One of {', '.join(f'`{choice}`' for choice in declared.choices)}." if declared.choices else ""
-    return f"| `{declared.name}` | {flags} | {shown}{unit} | {declared.help}{choices} |"
+    return f"| `{declared.name}` | {flags} | {declared.shown_default} | {declared.help}{choices} |"

@@ -61,7 +61,10 @@ def static_files() -> Iterator[checks.CheckMessage]:
     """Say that nobody serves static files: ``runprefork`` does under DEBUG."""
     middleware = any("whitenoise" in name.lower() for name in settings.MIDDLEWARE)
     if "django.contrib.staticfiles" in settings.INSTALLED_APPS and not settings.DEBUG and not middleware:
-        hint = "Let the web server in front do it, or install whitenoise. If it does: SILENCED_SYSTEM_CHECKS."
+        hint = (
+            "Install whitenoise, or let the web server in front do it and silence this: "
+            "SILENCED_SYSTEM_CHECKS = ['prefork.W007']."
+        )
         yield checks.Warning("Static files are not served while DEBUG is off.", hint=hint, id="prefork.W007")
 
 

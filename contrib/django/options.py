@@ -119,10 +119,6 @@ def add_options(parser: ArgumentParser) -> None:
 
 
 def _add(group: Any, option: Option) -> list[tuple[Action, str]]:
-    default = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
-    text = f"{option.help}  [{f'{default}; ' if default not in {None, ''} else ''}{option.environment}]".replace(
-        "%", "%%"
-    )
     if option.kind == "bool":
         opposite = [f"--no-{option.flag[2:]}", *(["--noreload"] if option.name == "reload" else [])]
         text = option.help + ("  [on under DEBUG]" if option.name == "reload" else "")
@@ -134,7 +130,8 @@ def _add(group: Any, option: Option) -> list[tuple[Action, str]]:
             ),
         ]
     action = "append" if option.multiple else "store"
-    metavar = "N" if option.kind in {"int", "float", "size"} else option.name.upper()
-    flags = [*option.flags[1:], option.flag]
-    added = group.add_argument(*flags, dest=option.name, action=action, default=None, metavar=metavar, help=text)
+    flags, text = [*option.flags[1:], option.flag], option.long_help.replace("%", "%%")
+    added = group.add_argument(
+        *flags, dest=option.name, action=action, default=None, metavar=option.placeholder, help=text
+    )
     return [(added, text)]

@@ -50,7 +50,8 @@ def _parameters() -> list[click.Parameter]:
         return click.Option(list(names), **more)
 
     # Always preloaded, and found by Flask: neither --preload nor --app-dir. The environment is read by our own rules.
-    ours = click_options(without=("app_dir", "preload", "reload_extra_files", "reload_exclude_patterns"))
+    left_out = ("app_dir", "preload", "reload_extra_files", "reload_exclude_patterns")
+    ours = click_options(without=left_out, bind="127.0.0.1:5000")
     for option in ours:
         option.allow_from_autoenv = False
     return [

@@ -92,6 +92,22 @@ def test_every_option_has_help_and_can_be_written_and_read_again() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "placeholder", "shown"),
+    [
+        ("graceful_timeout", "SECONDS", "[30 seconds; PREFORK_GRACEFUL_TIMEOUT]"),
+        ("max_body_size", "SIZE", "[1G bytes; PREFORK_MAX_BODY_SIZE]"),
+        ("max_workers", "N|auto", "[10; PREFORK_MAX_WORKERS]"),
+        ("bind", "ADDRESS", "[127.0.0.1:8000; PREFORK_BIND]"),
+        ("log_format", "auto|console|json|none", "[auto; PREFORK_LOG_FORMAT]"),
+        ("pid_file", "PATH", "[PREFORK_PID_FILE]"),
+    ],
+)
+def test_help_tells_what_is_to_be_given_and_the_default_with_its_unit(name: str, placeholder: str, shown: str) -> None:
+    assert OPTIONS[name].placeholder == placeholder
+    assert OPTIONS[name].long_help == f"{OPTIONS[name].help}  {shown}"
+
+
+@pytest.mark.parametrize(
     ("sources", "value", "origin"),
     [
         ({"flags", "environment", "settings", "file", "platform", "defaults"}, 1, "flag --max-workers"),
