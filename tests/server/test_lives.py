@@ -11,6 +11,8 @@ import json
 import signal
 import socket
 from collections import defaultdict
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -56,6 +58,12 @@ def refuse_forks():
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return fork()
     os.fork = refusing
+
+def break_exchange():
+    from prefork.handover import Exchange
+    def refuse(self, ticket, descriptor):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    Exchange.send = refuse
 
 def changed():
     return MARK if os.path.exists(MARK) else None
@@ -137,6 +145,18 @@ def bad_successor(folder: Path) -> LiveServer:
     return server
 
 
+def no_exchange(folder: Path) -> LiveServer:
+    """A kept-alive connection that cannot be handed over, and a stop that waits for a balancer."""
+    text = "tea.break_exchange()\nsys.exit(WorkerPool(tea.app, stop_delay=0.1, **where).serve())"
+    with script(folder, text) as server, closing(HTTPConnection(*server.address, timeout=20)) as client:
+        client.request("GET", "/")
+        client.getresponse().read()
+        server.send(signal.SIGUSR2)
+        server.wait_for("worker.handover_failed")
+        server.stop()
+    return server
+
+
 def never_ready(folder: Path) -> LiveServer:
     """A pool of which no worker ever starts."""
     with pool(folder, worker_started="tea:raise_", where={"ready": ""}) as server:
@@ -168,6 +188,7 @@ LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     files_gone,
     no_successor,
     bad_successor,
+    no_exchange,
     never_ready,
     crowd,
     edit,
