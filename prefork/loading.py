@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefork.errors import AppFailed, AppNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
 _NAMES = ("app", "application")
@@ -166,9 +166,9 @@ def _import(name: str, app_dir: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if _is_missing_itself(name, error):
             raise AppNotFound("PF202", f"there is no module {name!r}", _nearest_module(name, where)) from None
-        raise _failed("PF206", f"importing {name}", error) from error
+        raise failure("PF206", f"importing {name}", error) from error
     except _FAILURES as error:
-        raise _failed("PF206", f"importing {name}", error) from error
+        raise failure("PF206", f"importing {name}", error) from error
 
 
 def _is_missing_itself(name: str, error: ModuleNotFoundError) -> bool:
@@ -218,7 +218,7 @@ def _attribute(module: ModuleType, target: _Target) -> Any:
             hint = f"did you mean {near[0]!r}?" if near else "check the spelling"
             raise AppNotFound("PF203", f"module {module.__name__!r} has no {str(target)!r}", hint) from None
         except _FAILURES as error:
-            raise _failed("PF206", f"{module.__name__}:{target}", error) from error
+            raise failure("PF206", f"{module.__name__}:{target}", error) from error
     return found
 
 
@@ -236,22 +236,25 @@ def _make(factory: Any, name: str, target: _Target) -> Any:
     try:
         return factory(*target.args, **target.kwargs)
     except _FAILURES as error:
-        raise _failed("PF207", f"{name}()", error) from error
+        raise failure("PF207", f"{name}()", error) from error
 
 
 # Whose fault it is.
 
 
-def _failed(code: str, what: str, error: BaseException) -> AppFailed:
-    """Return the error for what the application's code raised, whose traceback then begins with that code."""
+def failure(code: str, what: str, error: BaseException, *, via: Iterable[str] = ()) -> AppFailed:
+    """Return the error for what the application's code raised, whose traceback then begins with that code.
+
+    ``via`` are the files of a framework, or an adapter, by whose way the application was called.
+    """
     summary = traceback.format_exception_only(error)[-1].strip()
-    error.__traceback__ = _theirs(error.__traceback__)
+    error.__traceback__ = _theirs(error.__traceback__, via)
     return AppFailed(code, f"{what} failed: {summary}", "see the traceback")
 
 
-def _theirs(trace: TracebackType | None) -> TracebackType | None:
+def _theirs(trace: TracebackType | None, via: Iterable[str] = ()) -> TracebackType | None:
     """Return the rest of a traceback from where it leaves this module and the import machinery; ``None``: it does not."""
-    ours = {__file__, importlib.__file__}
+    ours = {__file__, importlib.__file__, *via}
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
         if name not in ours and not name.startswith("<frozen importlib"):

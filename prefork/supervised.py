@@ -69,7 +69,10 @@ class Caller:
     def tell_failed(self, error: BaseException, trace: str = "") -> None:
         """Say why the pool cannot be brought up; ``trace`` is the traceback of what is to blame, if not the error's."""
         known = error if isinstance(error, PreforkError) else BootError("PF415", f"{type(error).__name__}: {error}")
-        trace = trace or "".join(traceback.format_exception(error.__cause__ or error))
+        # An error of ours says in one line what is wrong; where in our code that was found is nobody's concern.
+        to_blame = error.__cause__ if error is known else error
+        if not trace and to_blame is not None:
+            trace = "".join(traceback.format_exception(to_blame))
         status = str(known.exit_code)
         told = {"code": known.code, "message": known.message, "hint": known.hint, "status": status, "traceback": trace}
         self.tell(told)
@@ -94,7 +97,7 @@ class Supervised:
     def await_ready(self) -> bool:
         """Return whether the pool serves, or was stopped before it did.
 
-        Raises ``BootError``, with the traceback in its notes, if it cannot.
+        Raises ``BootError`` if it cannot; where code that is not ours raised, its notes have the traceback.
         """
         with open(self._answer) as pipe:  # noqa: PTH123 - a descriptor
             text = pipe.read()
@@ -103,8 +106,8 @@ class Supervised:
             return bool(answer["ready"])
         error = BootError(answer["code"], answer["message"], answer.get("hint", ""))
         error.exit_code = int(answer.get("status", "1"))
-        if "traceback" in answer:
-            error.add_note(answer["traceback"])
+        if trace := answer.get("traceback"):
+            error.add_note(trace)
         raise error
 
     def stop(self, order: bytes) -> None:

@@ -10,6 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 import click
+from flask import cli
 from flask.cli import pass_script_info
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class _Run:
             return self.serve_anew(config)
         if config.user is not None or config.group is not None:
             return self.serve_as_somebody_else(config)
-        app = self.info.load_app()
+        app = self.load_app()
         config = self.resolve(app).config
         return self.serve_anew(config) if config.reload else serve(app, config, name=self.name(app))
 
@@ -150,8 +151,20 @@ class _Run:
         """Print the options in effect."""
         from prefork.contrib.serving import describe
 
-        click.echo(describe(self.resolve(self.info.load_app())))
+        click.echo(describe(self.resolve(self.load_app())))
         return 0
+
+    def load_app(self) -> Flask:
+        """Return the application as Flask finds it; raises ``AppFailed`` for what its code raises."""
+        try:
+            return self.info.load_app()
+        except click.ClickException:
+            raise  # Flask's own line on what it did not find
+        except Exception as error:
+            from prefork.loading import failure
+
+            via = (__file__, cli.__file__)
+            raise failure("PF206", f"loading {self.name()}", error, via=via) from error
 
     def serve_anew(self, config: Config) -> int:
         """Serve under the reloader."""
@@ -169,7 +182,7 @@ class _Run:
 
     def load(self, listening: Config) -> tuple[Flask, Config]:
         """Return the application, and the options with its settings; say if they ask for another address."""
-        app = self.info.load_app()
+        app = self.load_app()
         config = self.resolve(app).config
         if config.bind != listening.bind:
             click.secho(
@@ -189,7 +202,7 @@ class _Run:
 
         with open_listeners(config) as listeners:
             drop(config)
-            app = self.info.load_app()
+            app = self.load_app()
             return serve(app, self.resolve(app).config, name=self.name(app), listeners=listeners)
 
     def name(self, app: Flask | None = None) -> str:

@@ -116,6 +116,15 @@ def test_an_app_that_cannot_be_found_ends_it_with_2_and_one_line(tmp_path: Path)
         assert "Traceback" not in server.log
 
 
+def test_an_app_that_raises_ends_it_with_1_and_its_own_traceback_alone(write: Callable[..., Path]) -> None:
+    with run_prefork(write(more="1 / 0"), ready="") as server:
+        assert server.wait() == 1
+        told = "loading shop failed: ZeroDivisionError: division by zero: see the traceback [PF206]"
+        assert server.output[-1] == f"prefork: error: {told}"
+        assert "site-packages" not in server.log
+        assert server.log.count("Traceback (most recent call last)") == 1
+
+
 @pytest.mark.parametrize("flag", ["--cert", "--key"])
 def test_tls_is_refused_and_not_ignored(write: Callable[..., Path], flag: str) -> None:
     with run_prefork(write(), flag, "adhoc", ready="") as server:

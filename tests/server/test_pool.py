@@ -183,6 +183,7 @@ def test_a_missing_app_fails_the_start_as_a_users_mistake(leaves_nothing: None) 
     with pytest.raises(BootError, match="no module 'nowhere'") as failed:
         WorkerPool("nowhere:app", bind=HERE, log_format="none").start()
     assert failed.value.exit_code == 2
+    assert not hasattr(failed.value, "__notes__")  # one line says it all
 
 
 def test_a_parent_that_fails_for_reasons_of_its_own_fails_the_start_with_the_traceback(leaves_nothing: None) -> None:
