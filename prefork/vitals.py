@@ -6,9 +6,12 @@ are asked.
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
+import mmap
 import os
 import signal
+import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -21,13 +24,35 @@ DUMP = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else None
 """The signal upon which a worker writes down where its threads are; ``None`` where there is none to spare."""
 _MOST_WORDS = 64 * 1024
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_SIGNAL_STACK = 512 * 1024  # of which the system gives only the pages that are used
+_signal_stack: mmap.mmap | None = None
 
 
 def record_last_words(descriptor: int) -> None:
     """Let this process write its stacks to ``descriptor`` when it crashes, or is told to by ``DUMP``."""
     faulthandler.enable(descriptor)
+    if sys.platform == "linux":
+        widen_signal_stack()
     if DUMP is not None:
         faulthandler.register(DUMP, descriptor)
+
+
+class _SignalStack(ctypes.Structure):
+    """The ``stack_t`` of Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def widen_signal_stack() -> None:
+    """Give the main thread's signal handlers a stack of ``_SIGNAL_STACK`` bytes.
+
+    Must, because that of ``faulthandler`` has 16 KiB, all of Python's handlers run on it, and where the processor has
+    wide registers each signal takes 3 KiB and more: a few that come at once would end the process.
+    """
+    global _signal_stack  # noqa: PLW0603 - the kernel refers to it for as long as the process lives
+    _signal_stack = mmap.mmap(-1, _SIGNAL_STACK)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(_signal_stack))
+    ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(start, 0, _SIGNAL_STACK)), None)
 
 
 class Vitals:
