@@ -12,6 +12,7 @@ from pathlib import Path
 
 from prefork.config import render_options_markdown
 from prefork.records import render_records_markdown
+from prefork.supervisor import NEXT, Life
 
 DOCS = Path(__file__).resolve().parent
 
@@ -39,10 +40,34 @@ def without_title(page: str) -> str:
     return re.sub(r"\A\s*# .*\n", "", page)
 
 
+def render_recycling_markdown() -> str:
+    """Return the page on replacements, which is written by hand, with its picture drawn from the supervisor's table."""
+    page = (DOCS / "recycling.md").read_text()
+    return re.sub(r"(?<=```mermaid\n).*?(?=```)", "\n".join(draw_lives()) + "\n", page, count=1, flags=re.DOTALL)
+
+
+def draw_lives() -> list[str]:
+    """Return the lives of a worker as a state diagram of Mermaid."""
+    arrows = [
+        f"    {life.name.lower()} --> {after.name.lower()}: {in_words(cause.__name__)}"
+        for life, row in NEXT.items()
+        for cause, after in row.items()
+    ]
+    first = next(iter(Life)).name.lower()
+    ends = [f"    {life.name.lower()} --> [*]" for life, row in NEXT.items() if not row]
+    return ["stateDiagram-v2", f"    [*] --> {first}: spawn", *arrows, *ends]
+
+
+def in_words(name: str) -> str:
+    """Return the name of a class as words: ``WorkerReady`` is ``worker ready``."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
+
+
 PAGES = {
     "options.md": render_options_markdown,
     "records.md": render_records_markdown,
     "errors.md": render_errors_markdown,
+    "recycling.md": render_recycling_markdown,
 }
 
 
