@@ -345,6 +345,7 @@ class Config:
     graceful_timeout: float = option(30.0, "float", group="Timeouts", common=True, least=0, most=_LONGEST, unit="seconds", help="How long running requests may take when the pool stops.")
     stop_delay: float = option(0.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="How long to accept on after TERM, closing each connection behind its answer: a balancer needs time to hear of the stop.")
     boot_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a worker may take to start.")
+    heartbeat_timeout: float = option(60.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="How long a worker may not answer its parent before it is replaced and killed; 0: for ever.")
     head_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a request's head may take.")
     body_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="The longest pause between two pieces of a request's body.")
     write_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a client may take nothing of its answer.")

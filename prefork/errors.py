@@ -57,6 +57,7 @@ CODES: dict[str, str] = {
     "PF417": "the pool was stopped before it was ready",
     "PF418": "the directory cannot be entered",
     "PF419": "the parser is not installed",
+    "PF430": "a worker does not answer",
     "PF501": "no connection can be accepted",
     "PF601": "the program is started anew after the next edit",
     "PF602": "there are no sockets of a reloader",

@@ -38,10 +38,12 @@ from prefork.supervisor import (
     CloseListeners,
     Emit,
     Event,
+    Examine,
     FilesChanged,
     Finish,
     ForkFailed,
     Kill,
+    Look,
     Release,
     ReopenLogs,
     Retire,
@@ -51,15 +53,18 @@ from prefork.supervisor import (
     Supervisor,
     Tick,
     WorkerBootFailed,
+    WorkerExamined,
     WorkerExited,
     WorkerLeaving,
+    WorkerPulse,
     WorkerReady,
     WorkerRetiring,
 )
-from prefork.vitals import OomKills, Vitals
+from prefork.vitals import OomKills, Vitals, is_stopped
 from prefork.warm_up import warm_up
 from prefork.worker import (
     CLOSE_AFTER_ANSWER,
+    PING,
     RELEASE,
     REOPEN_LOGS,
     RETIRE,
@@ -289,10 +294,10 @@ class Parent:
         if child.pidfd is not None:
             self.poller.unregister(child.pidfd)
         code = child.process.exitcode
-        served, evidence = self.examine(self.vitals.pop(child.worker), code)
+        served, evidence = self.dissect(self.vitals.pop(child.worker), code)
         return WorkerExited(child.worker, code, signal_name(code), served, evidence)
 
-    def examine(self, vitals: Vitals, code: int | None) -> tuple[int, dict[str, Any]]:
+    def dissect(self, vitals: Vitals, code: int | None) -> tuple[int, dict[str, Any]]:
         """Return how many requests a dead worker has served, and what there is to say of its death."""
         with closing(vitals):
             evidence = vitals.evidence(monotonic())
@@ -330,6 +335,10 @@ class Parent:
                 self.tell(worker, CLOSE_AFTER_ANSWER)
             case Kill(worker=worker):
                 self.kill(worker)
+            case Look(worker=worker):
+                self.look(worker)
+            case Examine(worker=worker):
+                self.examine(worker)
             case CloseListeners():
                 self.charge.listeners.refuse_newcomers()
                 self.charge.listeners.close()
@@ -418,6 +427,24 @@ class Parent:
         """Kill a worker, unless it is gone."""
         if (child := self.children.get(worker)) is not None:
             child.kill()
+
+    def look(self, worker: int) -> None:
+        """Look for the answer to the last ping, and send the next."""
+        child, vitals = self.children.get(worker), self.vitals.get(worker)
+        if child is None or vitals is None or not vitals.row.shared:
+            return
+        vitals.weigh(child.pid)
+        at, seen = monotonic(), vitals.row.read()
+        self.unasked.append(WorkerPulse(worker, at, seen.beat, seen.served, serving=bool(seen.requests)))
+        child.tell(PING)
+
+    def examine(self, worker: int) -> None:
+        """Find out what a worker is at that does not answer."""
+        child, vitals = self.children.get(worker), self.vitals.get(worker)
+        if child is not None and vitals is not None:
+            stopped = is_stopped(child.pid)
+            stack = "" if stopped else vitals.ask_for_stack(child.pid)
+            self.unasked.append(WorkerExamined(worker, stopped, stack))
 
     def reopen_logs(self) -> None:
         """Open the log files anew, here and in each worker."""

@@ -48,18 +48,19 @@ class Reading:
 
 
 class Row:
-    """The row of one worker. ``cells`` are the places for requests, one for each request thread."""
+    """The row of one worker, ``shared`` between the processes. ``cells`` are the places for requests, one for each thread."""
 
-    __slots__ = ("_threads", "memory")
+    __slots__ = ("_threads", "memory", "shared")
 
-    def __init__(self, memory: memoryview, threads: int) -> None:
+    def __init__(self, memory: memoryview, threads: int, *, shared: bool = True) -> None:
         self.memory = memory
+        self.shared = shared
         self._threads = threads
 
     @classmethod
     def alone(cls, threads: int) -> Row:
         """Return a row that nobody else can read."""
-        return cls(memoryview(bytearray(_size(threads))), threads)
+        return cls(memoryview(bytearray(_size(threads))), threads, shared=False)
 
     @property
     def cells(self) -> list[int]:

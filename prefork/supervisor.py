@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
+from prefork.heartbeat import Heartbeat
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from random import Random
@@ -70,6 +72,26 @@ class WorkerExited:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerPulse:
+    """A worker was looked at and pinged ``at`` that time; it had answered the last time at ``beat``."""
+
+    worker: int
+    at: float
+    beat: float
+    served: int
+    serving: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExamined:
+    """A worker that does not answer was examined: ``stack`` is what its threads do, unless it is ``stopped``."""
+
+    worker: int
+    stopped: bool
+    stack: str
+
+
+@dataclass(frozen=True, slots=True)
 class ForkFailed:
     """The system refused to fork ``worker``."""
 
@@ -102,6 +124,8 @@ Event: TypeAlias = (
     | WorkerBootFailed
     | WorkerLeaving
     | WorkerExited
+    | WorkerPulse
+    | WorkerExamined
     | ForkFailed
     | SignalReceived
     | FilesChanged
@@ -157,6 +181,20 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """Look whether a worker has answered, and ping it again: ``WorkerPulse`` follows."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
+class Examine:
+    """Find out what a worker is at that does not answer: ``WorkerExamined`` follows."""
+
+    worker: int
+
+
+@dataclass(frozen=True, slots=True)
 class CloseListeners:
     """Close the parent's listening sockets; the workers keep theirs."""
 
@@ -183,7 +221,18 @@ class Finish:
 
 
 Action: TypeAlias = (
-    Spawn | Release | Retire | Stop | CloseAfterAnswer | Kill | CloseListeners | ReopenLogs | Emit | Finish
+    Spawn
+    | Release
+    | Retire
+    | Stop
+    | CloseAfterAnswer
+    | Kill
+    | Look
+    | Examine
+    | CloseListeners
+    | ReopenLogs
+    | Emit
+    | Finish
 )
 
 
@@ -222,6 +271,8 @@ CALM_S = 10.0
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
 AGE_SPREAD = 0.25
 """Workers have come of age somewhere in the last quarter of ``max_worker_age``."""
+TOGETHER_S = 1.0
+"""Who is to be looked at within this time is looked at now: the parent sleeps longer at a stretch."""
 SILENT_DEATHS = 3
 """So many waves of deaths before the first worker was ready, and without a word, end the pool."""
 
@@ -231,7 +282,8 @@ class Worker:
     """What is known of one worker. ``successor_of`` is the worker it shall relieve, ``successor`` who relieves it.
 
     ``reason`` says why it is to be replaced, empty as long as it is not; ``ordered`` that a signal wants it, which waits
-    for no room; ``retire_at_once`` that nothing is left of its budget; ``delay_told`` that a record said why it serves on.
+    for no room; ``retire_at_once`` that nothing is left of its budget; ``delay_told`` that a record said why it serves on;
+    ``sick`` that it does not answer, so that it is killed as soon as its successor serves.
     """
 
     worker: int
@@ -250,6 +302,8 @@ class Worker:
     overrun: int = 0
     kill_at: float | None = None
     killed: bool = False
+    sick: bool = False
+    heart: Heartbeat = field(default_factory=lambda: Heartbeat(0.0))
 
     @property
     def of_age_at(self) -> float:
@@ -319,6 +373,7 @@ class Supervisor:
             times.append(self._stop_at)
             times += [self._vacancies.not_before] if self._missing() else []
             times += [self._successions.not_before] if self._unrelieved() else []
+            times += [worker.heart.look_at for worker in self._live(Life.SERVING, Life.RETIRING)]
             times += [worker.of_age_at for worker in self._live(Life.SERVING, Life.RETIRING)]
         return min((time for time in times if time < math.inf), default=None)
 
@@ -346,6 +401,10 @@ class Supervisor:
                 return self._leaving(event)
             case WorkerExited():
                 return self._exited(event, now)
+            case WorkerPulse():
+                return self._pulse(event)
+            case WorkerExamined():
+                return self._examined(event, now)
             case ForkFailed():
                 return self._fork_failed(event, now)
             case SignalReceived():
@@ -353,7 +412,8 @@ class Supervisor:
             case FilesChanged():
                 return self._file_changed(event, now)
             case Tick():
-                return self._late(now) + self._recycle(self._aged(now), "max_age", now) + self._end_delay(now)
+                aged = self._recycle(self._aged(now), "max_age", now)
+                return self._late(now) + self._looks(now) + aged + self._end_delay(now)
             case _:
                 assert_never(event)
 
@@ -416,6 +476,7 @@ class Supervisor:
         taken = {worker.number for worker in self.workers.values()}
         number = next(n for n in range(len(taken) + 1) if n not in taken)
         worker = Worker(serial, number, now, kill_at=now + self._config.boot_timeout)
+        worker.heart = Heartbeat(self._config.heartbeat_timeout)
         worker.most_age = draw_age(self._config, self._random, place, of)
         if old is not None:
             worker.successor_of = old.worker
@@ -435,6 +496,7 @@ class Supervisor:
         self._go(worker, WorkerReady)
         worker.ready_at = now
         worker.kill_at = None
+        worker.heart.begin(now)
         self._first_ready = True
         actions: list[Action] = [Emit("worker.ready", {"boot_s": round(event.boot_s, 4)}, worker.worker)]
         serving = len(self._live(Life.SERVING))
@@ -443,9 +505,9 @@ class Supervisor:
             actions.append(Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._started_at, 3)}))
         if self._delayed_stop:
             actions.append(CloseAfterAnswer(worker.worker))
-        return actions + self._relieve(worker) + self._dismiss() + self._restore(now)
+        return actions + self._relieve(worker, now) + self._dismiss() + self._restore(now)
 
-    def _relieve(self, successor: Worker) -> list[Action]:
+    def _relieve(self, successor: Worker, now: float) -> list[Action]:
         """Let the one retire whom ``successor`` relieves; from now on it counts in his place."""
         old = self.workers.get(-1 if successor.successor_of is None else successor.successor_of)
         successor.successor_of = None
@@ -453,6 +515,9 @@ class Supervisor:
             return []
         action = Retire(old.worker) if old.retire_at_once else Release(old.worker)
         self._go(old, type(action))
+        if old.sick:
+            old.kill_at = now
+            return self._late(now)
         return [action]
 
     def _asks_for_successor(self, event: WorkerRetiring, now: float) -> list[Action]:
@@ -523,7 +588,11 @@ class Supervisor:
             "exit_code": event.exit_code if event.signal is None else None,
             "signal": event.signal,
             "expected": expected,
-            "reason": worker.reason if planned and worker.reason else "stop" if before is Life.STOPPING else "crash",
+            "reason": worker.reason
+            if (planned or worker.sick) and worker.reason
+            else "stop"
+            if before is Life.STOPPING
+            else "crash",
             "requests": max(worker.requests, event.served),
             "overrun": worker.overrun,
             "uptime_s": round(now - worker.born, 3),
@@ -573,6 +642,45 @@ class Supervisor:
             return [*actions, Emit("pool.boot_failed", told), *self._stop(now, quick=True, exit_code=1)]
         self._hindrance = f"the system refused to fork: {event.error}"
         return actions + self._tell_who_waits(now)
+
+    # Who does not answer.
+
+    def _looks(self, now: float) -> list[Action]:
+        """Look at those whose time it is."""
+        watched = [] if self._stopping else self._live(Life.SERVING, Life.RETIRING)
+        if all(worker.heart.look_at > now for worker in watched):
+            return []
+        due = [worker for worker in watched if worker.heart.look_at <= now + TOGETHER_S]
+        for worker in due:
+            worker.heart.look(now)
+        return [Look(worker.worker) for worker in due]
+
+    def _pulse(self, event: WorkerPulse) -> list[Action]:
+        worker = self.workers.get(event.worker)
+        if worker is None or worker.killed:
+            return []
+        silent = worker.heart.hear(event.beat, event.served, serving=event.serving, at=event.at)
+        if silent and not worker.sick:
+            return [Examine(worker.worker)]
+        if worker.sick and worker.heart.answered and not self._stopping:
+            worker.sick, worker.kill_at = False, None  # it is replaced nevertheless, but not killed
+        return []
+
+    def _examined(self, event: WorkerExamined, now: float) -> list[Action]:
+        """Replace a worker that does not answer, and kill it when its successor serves, or could not be had in time."""
+        worker = self.workers.get(event.worker)
+        if worker is None or self._stopping:
+            return []
+        worker.sick = worker.ordered = worker.retire_at_once = True
+        worker.reason = worker.reason or "unresponsive"
+        worker.kill_at = now + self._config.boot_timeout if worker.life is Life.SERVING else now
+        told: dict[str, Any] = {
+            "silent_s": round(now - worker.heart.asked_at, 3),
+            "stopped": event.stopped,
+            "stack": event.stack or None,
+        }
+        told["code"] = "PF430"
+        return [Emit("worker.unresponsive", told, worker.worker), *self._late(now), *self._restore(now)]
 
     # Signals and stops.
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 DUMP = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else None
 """The signal upon which a worker writes down where its threads are; ``None`` where there is none to spare."""
 _MOST_WORDS = 64 * 1024
+_DUMP_S = 0.3
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SIGNAL_STACK = 512 * 1024  # of which the system gives only the pages that are used
 _signal_stack: mmap.mmap | None = None
@@ -79,6 +81,25 @@ class Vitals:
     def stack(self) -> str:
         """Return what it has written down about where its threads are."""
         return os.pread(self.last_words, _MOST_WORDS, 0).decode(errors="replace").strip()
+
+    def ask_for_stack(self, pid: int) -> str:
+        """Return where the threads of a living process are; empty if it does not say so within a moment.
+
+        What it writes is written by a signal handler in C, which asks no interpreter.
+        """
+        if DUMP is None:
+            return ""
+        before = self.stack()
+        with suppress(ProcessLookupError):
+            os.kill(pid, DUMP)
+        last, deadline = before, time.monotonic() + _DUMP_S
+        while time.monotonic() < deadline:
+            time.sleep(_DUMP_S / 10)
+            now = self.stack()
+            if now == last != before:
+                break
+            last = now
+        return last.removeprefix(before).strip()
 
     def evidence(self, now: float) -> dict[str, Any]:
         """Return what there is to record of its death."""

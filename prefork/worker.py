@@ -10,6 +10,7 @@ import _signal  # type: ignore[import-not-found]  # see prefork.signals
 import atexit
 import enum
 import fcntl
+import math
 import os
 import select
 import signal
@@ -41,7 +42,8 @@ if TYPE_CHECKING:
     from prefork.scoreboard import Row
 
 #: What the parent writes into a lifeline. The end of the file says that the parent is dead.
-RELEASE, RETIRE, STOP, STOP_QUICKLY, REOPEN_LOGS, CLOSE_AFTER_ANSWER = b"s", b"r", b"t", b"q", b"l", b"c"
+RELEASE, RETIRE, STOP, STOP_QUICKLY, CLOSE_AFTER_ANSWER = b"s", b"r", b"t", b"q", b"c"
+REOPEN_LOGS, PING = b"l", b"p"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,6 +326,7 @@ class Life:
 
     def leave(self) -> None:
         """Say goodbye: nothing is served any more."""
+        self.birth.row.beat(math.inf)  # the application may take its time, and nobody answers meanwhile
         self.birth.hooks.run("worker_exiting", self.worker, records=self.records)
         self.driver.close()
         served, budget = self.driver.served, self.birth.budget
@@ -355,6 +358,8 @@ class Life:
                 self.records.reopen()
             case b"c":
                 self.driver.close_after_answer()
+            case b"p":
+                self.birth.row.beat(monotonic())
 
     def heed(self) -> None:
         """Act upon signals sent to this worker alone. Only TERM means something: retire, a successor first."""

@@ -8,7 +8,7 @@ import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import LiveServer
+from server_process import LiveServer, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,11 +20,16 @@ import ctypes, signal, threading
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())  # whole, whoever else speaks
 
+def hold_the_interpreter():
+    ctypes.PyDLL(None).sleep(60)
+
 def app(environ, start_response):
     path = environ["PATH_INFO"]
     if path.startswith("/wait"):
         say("in", path, os.getpid())
         threading.Event().wait(60)
+    if path == "/hold":
+        hold_the_interpreter()
     if path == "/segv":
         say("in", path, os.getpid())
         ctypes.string_at(0)
@@ -105,6 +110,44 @@ def test_requests_that_outlive_the_stop_are_named(serve: Callable[..., LiveServe
         (gone,) = server.all("worker.exited")
         assert [lost["path"] for lost in gone["requests_lost"]] == ["/wait"]
         client.close()
+
+
+def test_a_worker_that_is_stopped_is_killed_when_its_successor_serves(serve: Callable[..., LiveServer]) -> None:
+    with serve(heartbeat_timeout=0.5) as server:
+        (worker,) = server.worker_pids
+        server.send(signal.SIGSTOP, to=worker)
+        sick = server.wait_for("worker.unresponsive", child_pid=worker)
+        assert (sick["stopped"], sick["stack"], sick["code"]) == (True, None, "PF430")
+        assert sick["silent_s"] >= 0.5
+        gone = server.wait_for("worker.exited", child_pid=worker)
+        assert (gone["signal"], gone["reason"], gone["expected"]) == ("SIGKILL", "unresponsive", False)
+        names = [record["event"] for record in server.records if record["event"].startswith("worker.")]
+        assert names[-4:] == ["worker.spawned", "worker.ready", "worker.killed", "worker.exited"]
+        assert server.get()[1] != b"%d" % worker
+
+
+def test_a_worker_whose_interpreter_is_held_shows_where_and_is_killed(serve: Callable[..., LiveServer]) -> None:
+    with serve(heartbeat_timeout=0.5) as server:
+        (worker,) = server.worker_pids
+        client = send(server, "/hold")
+        sick = server.wait_for("worker.unresponsive", child_pid=worker)
+        assert not sick["stopped"]
+        assert "in hold_the_interpreter" in sick["stack"]
+        gone = server.wait_for("worker.exited", child_pid=worker)
+        assert [lost["path"] for lost in gone["requests_lost"]] == ["/hold"]
+        assert server.get()[0] == 200
+        client.close()
+
+
+@pytest.mark.parametrize("timeout", [0, 0.4])
+def test_workers_that_answer_or_are_not_asked_are_left_alone(serve: Callable[..., LiveServer], timeout: float) -> None:
+    with serve(heartbeat_timeout=timeout, max_workers=2, graceful_timeout=0.1) as server:
+        waiting = send(server, "/wait")
+        with Tally(server) as tally:
+            tally.wait_for(1000)
+        assert not tally.lost
+        assert not server.all("worker.unresponsive")
+        waiting.close()
 
 
 def test_a_place_that_is_taken_again_does_not_show_what_its_last_worker_served(

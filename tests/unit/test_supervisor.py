@@ -18,11 +18,13 @@ from prefork.supervisor import (
     CloseListeners,
     Emit,
     Event,
+    Examine,
     FilesChanged,
     Finish,
     ForkFailed,
     Kill,
     Life,
+    Look,
     Release,
     ReopenLogs,
     Retire,
@@ -32,8 +34,10 @@ from prefork.supervisor import (
     Supervisor,
     Tick,
     WorkerBootFailed,
+    WorkerExamined,
     WorkerExited,
     WorkerLeaving,
+    WorkerPulse,
     WorkerReady,
     WorkerRetiring,
     back_off,
@@ -45,12 +49,14 @@ class Pool:
     """Performs actions in memory, and keeps what was done."""
 
     def __init__(self, **options: Any) -> None:
-        self.config = Config.of(**{"max_workers": 2, **options})
+        self.config = Config.of(**{"max_workers": 2, "heartbeat_timeout": 0, **options})
         self.machine = Supervisor(self.config, Random(1))
         self.now = 100.0
         self.alive: dict[int, int] = {}
         self.done: list[Action] = []
         self.refused = 0
+        self.deaf: set[int] = set()
+        self.beats: dict[int, float] = {}
         self.take(self.machine.start(self.now))
 
     def take(self, actions: list[Action]) -> list[Action]:
@@ -59,6 +65,13 @@ class Pool:
                 assert action.number not in self.alive.values()
                 self.alive[action.worker] = action.number
         self.done += actions
+        for action in actions:
+            if isinstance(action, Look):
+                self.send(WorkerPulse(action.worker, self.now, self.beats.get(action.worker, 0.0), 0, serving=False))
+                if action.worker not in self.deaf:
+                    self.beats[action.worker] = self.now + 0.001
+            elif isinstance(action, Examine):
+                self.send(WorkerExamined(action.worker, stopped=False, stack="in compiled code"))
         return actions
 
     def send(self, event: Event, after: float = 0.0) -> list[Action]:
@@ -575,6 +588,83 @@ def test_workers_that_a_signal_replaces_together_are_spread_again() -> None:
     assert [spawn.budget for spawn in spawns(serving().send(SignalReceived("USR2")))] == [100, 50]
 
 
+# Who does not answer.
+
+
+def deaf(pool: Pool, worker: int) -> Emit:
+    """Let a worker become deaf, and time go by until it is noticed; return the record."""
+    pool.deaf.add(worker)
+    while not pool.records("worker.unresponsive"):
+        tick_if_due(pool)
+    (record,) = pool.records("worker.unresponsive")
+    assert record.worker == worker
+    return record
+
+
+def test_whoever_serves_is_looked_at_and_nobody_who_answers_is_replaced() -> None:
+    pool = serving(heartbeat_timeout=60)
+    for _ in range(50):
+        tick_if_due(pool)
+    looks = [action.worker for action in pool.done if isinstance(action, Look)]
+    assert looks.count(0) == looks.count(1) == 50  # together, so that the parent sleeps in between
+    assert not pool.records("worker.unresponsive")
+    assert pool.now - 100.0 >= 49 * 30
+
+
+def test_who_does_not_answer_is_killed_when_its_successor_serves() -> None:
+    pool = serving(heartbeat_timeout=60)
+    record = deaf(pool, 0)
+    assert record.fields["silent_s"] >= 60
+    assert record.fields["stack"] == "in compiled code"
+    heir = spawns(pool.done)[-1].worker
+    assert Kill(0) not in pool.done
+    assert Kill(0) in pool.send(WorkerReady(heir, 0.1))
+    assert not spawns(pool.exit(0, None, "SIGKILL", after=0.1))
+    (gone,) = pool.records("worker.exited")
+    assert (gone.fields["reason"], gone.fields["expected"]) == ("unresponsive", False)
+
+
+def test_who_does_not_answer_is_killed_without_a_successor_if_none_comes_in_time() -> None:
+    pool = serving(heartbeat_timeout=60, boot_timeout=10)
+    deaf(pool, 0)
+    heir = spawns(pool.done)[-1].worker
+    assert not [action for action in pool.send(Tick(), after=9.0) if isinstance(action, Kill)]
+    assert {Kill(0), Kill(heir)} <= {action for action in pool.send(Tick(), after=1.0) if isinstance(action, Kill)}
+
+
+def test_who_retires_and_does_not_answer_is_killed_at_once() -> None:
+    pool = serving(heartbeat_timeout=60)
+    (heir,) = spawns(pool.send(WorkerRetiring(0, "max_requests", 75)))
+    pool.send(WorkerReady(heir.worker, 0.1))
+    deaf(pool, 0)
+    assert Kill(0) in pool.done
+    pool.exit(0, None, "SIGKILL")
+    assert pool.records("worker.exited")[0].fields["reason"] == "max_requests"
+
+
+def test_who_answers_again_before_its_successor_serves_is_replaced_but_not_killed() -> None:
+    pool = serving(heartbeat_timeout=60)
+    deaf(pool, 0)
+    pool.deaf.clear()
+    for _ in range(2):
+        tick_if_due(pool)
+    assert Retire(0) in pool.send(WorkerReady(spawns(pool.done)[-1].worker, 0.1))
+    assert Kill(0) not in pool.done
+
+
+def test_a_pool_that_stops_looks_at_nobody() -> None:
+    pool = serving(heartbeat_timeout=60)
+    pool.deaf.add(0)
+    for _ in range(5):
+        tick_if_due(pool)
+    pool.send(SignalReceived("TERM"))
+    before = len(pool.done)
+    pool.send(Tick(), after=29.0)
+    assert pool.send(WorkerExamined(0, stopped=True, stack="")) == []
+    assert pool.send(WorkerPulse(7, pool.now, 0.0, 0, serving=False)) == []
+    assert pool.done[before:] == []
+
+
 def leave_alone(pool: Pool) -> None:
     """Let time go by, with workers that start, leave and die as they are told."""
     deadline = pool.machine.next_deadline
@@ -606,6 +696,8 @@ STEPS = st.tuples(
             "USR2",
             "TTIN",
             "TTOU",
+            "deaf",
+            "hears",
         ]
     ),
     st.integers(0, 9),
@@ -636,6 +728,10 @@ def happen(pool: Pool, what: str, which: int, after: float) -> None:
             pool.send(ForkFailed(worker, "EAGAIN"), after)
         case "TERM" | "QUIT" | "INT" | "HUP" | "USR1" | "USR2" | "TTIN" | "TTOU":
             pool.send(SignalReceived(what), after)
+        case "deaf":
+            pool.deaf.add(worker)
+        case "hears":
+            pool.deaf.clear()
         case "changed":
             pool.send(FilesChanged("shop.py"), after)
         case _:
@@ -661,7 +757,7 @@ def every_worker_exits_once(pool: Pool) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(STEPS, max_size=60))
 def test_whatever_happens_the_pool_keeps_its_promises(steps: list[tuple[str, int, float]]) -> None:
-    pool = serving(max_workers=3)
+    pool = serving(max_workers=3, heartbeat_timeout=20)
     most = 3
     for what, which, after in steps:
         happen(pool, what, which, after)
@@ -672,6 +768,7 @@ def test_whatever_happens_the_pool_keeps_its_promises(steps: list[tuple[str, int
         assert set(pool.alive) == set(pool.machine.workers)
         tick_if_due(pool)
         most = len([w for w in pool.machine.workers.values() if w.life in COUNTED and w.successor_of is None])
+    pool.deaf.clear()
     for _ in range(30):
         leave_alone(pool)
     assert [w.life for w in pool.machine.workers.values()] == [Life.SERVING] * pool.machine._wanted
@@ -683,7 +780,7 @@ def test_whatever_happens_the_pool_keeps_its_promises(steps: list[tuple[str, int
 def test_whenever_it_is_stopped_the_pool_forks_no_more_and_ends(
     ready: int, before: list[tuple[str, int, float]], end: str, after: list[tuple[tuple[str, int, float], str | None]]
 ) -> None:
-    pool = Pool(max_workers=3)
+    pool = Pool(max_workers=3, heartbeat_timeout=20)
     for worker in range(ready):
         pool.send(WorkerReady(worker, 0.1))
     for step in before:
