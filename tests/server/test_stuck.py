@@ -150,6 +150,15 @@ def test_workers_that_answer_or_are_not_asked_are_left_alone(serve: Callable[...
         waiting.close()
 
 
+def test_many_signals_at_once_do_not_end_a_worker(serve: Callable[..., LiveServer]) -> None:
+    with serve() as server:
+        (worker,) = server.worker_pids
+        for _ in range(40):
+            for name in ("INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU"):
+                server.send(signal.Signals[f"SIG{name}"], to=worker)
+            assert server.get() == (200, b"%d" % worker)
+
+
 def test_a_place_that_is_taken_again_does_not_show_what_its_last_worker_served(
     serve: Callable[..., LiveServer],
 ) -> None:
