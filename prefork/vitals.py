@@ -52,7 +52,7 @@ def widen_signal_stack() -> None:
     wide registers each signal takes 3 KiB and more: a few that come at once would end the process.
     """
     global _signal_stack  # noqa: PLW0603 - the kernel refers to it for as long as the process lives
-    _signal_stack = mmap.mmap(-1, _SIGNAL_STACK)
+    _signal_stack = mmap.mmap(-1, _SIGNAL_STACK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = ctypes.addressof(ctypes.c_char.from_buffer(_signal_stack))
     ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(start, 0, _SIGNAL_STACK)), None)
 

@@ -159,6 +159,33 @@ def test_many_signals_at_once_do_not_end_a_worker(serve: Callable[..., LiveServe
             assert server.get() == (200, b"%d" % worker)
 
 
+FORKED = """
+import os, signal, sys, tempfile
+from prefork.vitals import record_last_words
+record_last_words(tempfile.TemporaryFile().fileno())
+signals = (1, 3, 10, 12, 21, 22)
+for number in signals:
+    signal.signal(number, lambda *_: None)
+child = os.fork()
+while not child:
+    sum(range(1000))
+if os.fork() == 0:
+    for _ in range(20_000):
+        for number in signals:
+            os.kill(child, number)
+            os.kill(os.getppid(), number)
+    os.kill(child, signal.SIGTERM)
+    os._exit(0)
+print("ends by", os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+def test_a_process_that_the_application_forks_handles_its_signals_by_itself() -> None:
+    with LiveServer.script(FORKED, ready="") as program:
+        assert program.wait() == 0
+        assert program.output == [f"ends by {signal.SIGTERM}"]
+
+
 def test_a_place_that_is_taken_again_does_not_show_what_its_last_worker_served(
     serve: Callable[..., LiveServer],
 ) -> None:
