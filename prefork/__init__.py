@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from prefork import origin as origin  # before an application changes what it reads
+
 if TYPE_CHECKING:
     from prefork.config import Config as Config
     from prefork.errors import (

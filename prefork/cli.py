@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from prefork import __version__
+from prefork import __version__, origin
 from prefork.config import OPTIONS, Resolved, resolve
 from prefork.errors import AppNotFound, ConfigError, PlatformUnsupported, PreforkError, report
 from prefork.options_click import click_options
@@ -43,7 +43,7 @@ def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def _run(app: str | None, config: str | None, **options: Any) -> int:
     show_config, check_config = options.pop("show_config"), options.pop("check_config")
     flags = {name: value for name, value in options.items() if value is not None and value != ()}
-    resolved = resolve(flags=flags, file=config)
+    resolved = resolve(flags=flags, file=config, defaults={"redeploy": True})
     for variable, near in resolved.strays.items():
         click.echo(f"prefork: warning: {variable} is no option, and ignored: did you mean {near}? [PF101]", err=True)
     if show_config:
@@ -110,6 +110,14 @@ def command() -> click.Command:
     )
 
 
+def _report(error: PreforkError) -> int:
+    if origin.mark is None:
+        return report(error)
+    from prefork import kept
+
+    return kept.report(error)
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 if it cannot bind or boot, 2 for a user's mistake, 3 to reload."""
     # The console script has its own folder there; python -m prefork the current one.
@@ -119,11 +127,11 @@ def main(args: list[str] | None = None) -> int:
         result = command().main(args, prog_name="prefork", standalone_mode=False)
     except click.NoSuchOption as error:
         nearest = f"did you mean {error.possibilities[0]}?" if error.possibilities else "--help-all shows all of them"
-        return report(ConfigError("PF101", f"there is no option {error.option_name}", nearest))
+        return _report(ConfigError("PF101", f"there is no option {error.option_name}", nearest))
     except click.ClickException as error:
-        return report(ConfigError("PF102", error.format_message().rstrip("."), "--help-all shows what can be given"))
+        return _report(ConfigError("PF102", error.format_message().rstrip("."), "--help-all shows what can be given"))
     except click.Abort:
         return 1
     except PreforkError as error:
-        return report(error)
+        return _report(error)
     return result if isinstance(result, int) else 0

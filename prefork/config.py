@@ -361,6 +361,8 @@ class Config:
     chdir: str | None = option(None, "path", group="Process", optional=True, help="Change to this directory first.")
     pid_file: str | None = option(None, "path", group="Process", optional=True, help="Write the parent's process id to this file.")
     proc_name: str | None = option(None, "str", group="Process", optional=True, help="What ps shows.")
+    redeploy: bool = option(False, "bool", group="Process", help="HUP starts new code beside the old, on Linux; the commands do so unless told otherwise.")
+    deploy_probe: str | None = option(None, "str", group="Process", optional=True, help="The path that a worker of new code must answer, with a status below 500, before the pool of it serves.")
     app_dir: str = option(".", "path", group="Application", common=True, help="Where to look for the application's module.")
     warm_up: Any = option(None, "warm_up", group="Hooks", optional=True, help="In the parent, before the first fork: module:function(app), or paths to ask the application for.")
     before_fork: Any = option(None, "hook", group="Hooks", optional=True, help="In the parent, before each fork: module:function(pool).")
@@ -397,6 +399,8 @@ class Config:
             )
         if self.max_memory and not memory.TOLD.exists():
             raise OPTIONS["max_memory"].wrong(self.max_memory, f"this system does not tell: there is no {memory.TOLD}")
+        if self.deploy_probe is not None and not self.deploy_probe.startswith("/"):
+            raise OPTIONS["deploy_probe"].wrong(self.deploy_probe, "a path begins with /")
         if self.spool_dir is not None and not Path(self.spool_dir).is_dir():
             raise OPTIONS["spool_dir"].wrong(self.spool_dir, "there is no such directory")
         if self.http == "httptools" and find_spec("httptools") is None:

@@ -20,7 +20,7 @@ from prefork.errors import BindError, ConfigError
 from prefork.inheritance import Inheritance, Passed, forget_inheritance, inheritance_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from prefork.config import Config
@@ -46,7 +46,7 @@ class Listener:
     """A listening socket, and its real ``address``.
 
     ``inherited`` says that somebody else made it, ``name`` how it was called if the environment passed it on. ``file``
-    is the device and inode of the UNIX socket that we made.
+    is the device and inode of the UNIX socket that we made. ``bind`` is what the option said.
     """
 
     socket: socket.socket
@@ -54,6 +54,7 @@ class Listener:
     inherited: bool = False
     file: tuple[int, int] | None = None
     name: str = ""
+    bind: str = ""
 
     @property
     def tcp(self) -> bool:
@@ -136,6 +137,10 @@ class Listeners:
         """Make this process the one that unlinks."""
         self._owner = os.getpid()
 
+    def disown(self) -> None:
+        """Leave it to another process to unlink."""
+        self._owner = 0
+
 
 def _attach_filter(sock: socket.socket) -> None:
     program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in _NO_NEWCOMERS))
@@ -181,10 +186,17 @@ def _outside(family: socket.AddressFamily) -> list[str]:
 # How it is opened.
 
 
-def open_listeners(config: Config, *, owner: tuple[int | None, int | None] = (None, None)) -> Listeners:
+def open_listeners(
+    config: Config,
+    *,
+    owner: tuple[int | None, int | None] = (None, None),
+    inherited: Mapping[str, Sequence[int]] | None = None,
+) -> Listeners:
     """Open all sockets of ``config.bind``, non-blocking, in its order, or take those that the environment passes on.
 
-    The environment forgets them then: they are ours. ``owner`` are the ids of the user and the group to whom files of UNIX sockets are given, if they are to be others.
+    The environment forgets them then: they are ours. ``owner`` are the ids of the user and the group to whom files of
+    UNIX sockets are given, if they are to be others. ``inherited`` are descriptors of sockets that are open already, for
+    each text of ``config.bind``.
     Raises ``ConfigError`` for what cannot be an address, and ``BindError`` for one that cannot be listened on.
     """
     inheritance = inheritance_of(os.environ, os.getpid())
@@ -196,10 +208,17 @@ def open_listeners(config: Config, *, owner: tuple[int | None, int | None] = (No
     _check_unique(addresses)
     mode = _MODE if config.umask is None else _MODE & ~int(config.umask, 8)
     opened: dict[int, Listener] = {}
+    there = {bind: list(descriptors) for bind, descriptors in (inherited or {}).items()}
     try:
         # Descriptors come first: what we open could take the number of one that is closed.
         for place in sorted(range(len(addresses)), key=lambda place: addresses[place].fd is None):
-            opened[place] = _open(addresses[place], config.backlog, mode, owner)
+            bind = config.bind[place]
+            if there.get(bind) and addresses[place].fd is None:
+                # An earlier pool made it, and nobody else.
+                listener = replace(_adopt(there[bind].pop(0), config.backlog), inherited=False)
+            else:
+                listener = _open(addresses[place], config.backlog, mode, owner)
+            opened[place] = replace(listener, bind=bind)
     except BaseException:
         Listeners(list(opened.values())).close()
         raise

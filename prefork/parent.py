@@ -20,19 +20,21 @@ from random import Random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
 
-from prefork import __version__
+from prefork import __version__, origin
 from prefork.children import Child, fork_child, inherits_orphans, open_pidfd, reap_orphans
 from prefork.errors import BootError
 from prefork.fork_audit import audit
 from prefork.loading import load_app
 from prefork.pid_file import pid_file
 from prefork.privileges import drop
+from prefork.probe import ask, open_door
 from prefork.process_name import set_process_name
 from prefork.reports import MESSAGE_LIMIT, BootFailed, Leaving, Ready, Report, Retiring, decode, open_reports
 from prefork.scoreboard import Scoreboard
 from prefork.sd_notify import Notifier
 from prefork.signals import ORDERS, SignalInbox, StoppedEarly
 from prefork.supervisor import (
+    QUICK_STOP_S,
     Action,
     CloseAfterAnswer,
     CloseListeners,
@@ -43,6 +45,7 @@ from prefork.supervisor import (
     Finish,
     ForkFailed,
     Kill,
+    LeaveListeners,
     Look,
     Release,
     ReopenLogs,
@@ -50,6 +53,7 @@ from prefork.supervisor import (
     SignalReceived,
     Spawn,
     Stop,
+    Superseded,
     Supervisor,
     Tick,
     WorkerBootFailed,
@@ -80,11 +84,13 @@ if TYPE_CHECKING:
 
     from prefork.fork_audit import Finding
     from prefork.handover import Exchange
+    from prefork.kept import Keeper
     from prefork.listeners import Listener, Listeners
     from prefork.pool import WorkerPool
     from prefork.supervised import Caller
 
-GENERATION = 1
+#: What ends a deploy: the generation that serves goes on.
+BOOT_FAILURES = frozenset({"pool.boot_failed", "worker.boot_failed"})
 #: How often changed files are looked for, in seconds.
 LOOK_AT_FILES = 0.5
 
@@ -104,7 +110,8 @@ class Adapter:
 class Charge:
     """What a parent is given to look after.
 
-    ``known`` is what an earlier fork audit has found; ``caller`` is there when the pool was started, and not served.
+    ``known`` is what an earlier fork audit has found; ``caller`` is there when another process orders what is to be
+    done: the program that has started the pool, or its ``keeper``.
     ``exchange`` is what workers hand connections over by, ``None`` where the system has no such thing.
     """
 
@@ -115,6 +122,7 @@ class Charge:
     known: Sequence[Finding] = ()
     caller: Caller | None = None
     exchange: Exchange | None = None
+    keeper: Keeper | None = None
 
 
 class Parent:
@@ -122,9 +130,13 @@ class Parent:
 
     def __init__(self, charge: Charge) -> None:
         self.charge, self.adapter, self.config = charge, charge.adapter, charge.pool.config
-        self.hooks, self.records = charge.pool.hooks, charge.pool.records.bind(role="parent", generation=GENERATION)
-        self.supervisor = Supervisor(self.config, Random())  # noqa: S311 - it spreads budgets, it keeps no secret
-        self.scoreboard = Scoreboard(self.config.max_workers, self.config.threads)
+        self.keeper = charge.keeper
+        self.generation = 1 if self.keeper is None else self.keeper.generation
+        self.hooks = charge.pool.hooks
+        self.records = charge.pool.records.bind(role="parent", generation=self.generation)
+        workers = None if self.keeper is None else self.keeper.workers
+        self.supervisor = Supervisor(self.config, Random(), workers)  # noqa: S311 - it spreads budgets, it keeps no secret
+        self.scoreboard = Scoreboard(self.supervisor.workers_wanted, self.config.threads)
         self.oom_kills = OomKills()
         self.children: dict[int, Child] = {}
         self.vitals: dict[int, Vitals] = {}
@@ -134,8 +146,8 @@ class Parent:
         self.poller = select.poll()
         self.caller_pidfd = None if charge.caller is None else open_pidfd(charge.caller.pid)
         # Who was started by a program, or is one of Server::Starter's generations, does not speak for the whole service.
-        speaks = charge.caller is None and charge.listeners.starter_generation is None
-        notifier = Notifier.take(os.environ, os.getpid())
+        speaks = charge.caller in {None, charge.keeper} and charge.listeners.starter_generation is None
+        notifier = Notifier.take(os.environ, os.getpid()) if self.keeper is None else self.keeper.notifier(os.environ)
         self.notifier = notifier if speaks else Notifier({}, os.getpid())
         self.app = charge.app
         self.began = monotonic()
@@ -154,7 +166,9 @@ class Parent:
             if self.charge.caller is not None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, self.charge.caller.mask)
             self.reports, self.workers_end = (stack.enter_context(end) for end in open_reports())
-            stack.enter_context(pid_file(self.config.pid_file))
+            stack.enter_context(pid_file(self.config.pid_file, None if self.keeper is None else self.keeper.pid))
+            if self.keeper is not None:
+                self.keeper.tell_listening(self.config, self.charge.listeners, self.charge.exchange)
             stack.callback(self.thaw)
             self.init = inherits_orphans()
             with suppress(StoppedEarly):
@@ -179,8 +193,44 @@ class Parent:
                 warm_up(self.app, self.config.warm_up, self.config.app_dir)
                 self.hooks.load(self.config.app_dir, "worker_started", "worker_exiting")
             rehearse(self.config, self.records)
+            if self.keeper is not None and self.keeper.deploying and self.config.deploy_probe is not None:
+                self.probe(self.keeper)
         finally:
             self.signals.impatient = False
+
+    def probe(self, keeper: Keeper) -> None:
+        """Have new code answer before it serves, by a worker whom nobody else can reach. ``BootError`` if it does not."""
+        self.prepare_fork()
+        end = keeper.began + self.config.boot_timeout
+        with open_door() as door, closing(Vitals(self.scoreboard.row(0))) as vitals:
+            birth = self.birth(Spawn(worker=-1, number=0, budget=None), vitals, door)
+            child = fork_child(-1, 0, partial(be_worker, birth))
+            try:
+                self.await_probe(keeper, child, end)
+                ask(door, self.config, end - monotonic())
+                child.tell(STOP_QUICKLY)
+                child.process.join(QUICK_STOP_S)
+            finally:
+                child.kill()
+                child.close()
+
+    def await_probe(self, keeper: Keeper, child: Child, end: float) -> None:
+        """Return when the worker serves; ``BootError`` if it says why it cannot, dies or is late."""
+        self.poller.register(self.reports, select.POLLIN)
+        if child.pidfd is not None:
+            self.poller.register(child.pidfd, select.POLLIN)
+        awake = self.poller.poll(max(0.0, end - monotonic()) * 1000)
+        for descriptor in (self.reports.fileno(), child.pidfd):
+            if descriptor is not None:
+                self.poller.unregister(descriptor)
+        for event in self.read_reports():
+            match event:
+                case WorkerReady():
+                    return
+                case WorkerBootFailed(summary=summary, traceback=trace):
+                    keeper.tell({"message": summary, "traceback": trace})
+        how = "died" if awake else "was late"
+        raise BootError("PF422", f"the worker for deploy_probe {how}", "look at what the application does at its start")
 
     def announce(self) -> None:
         """Say what starts, and where, before the app is imported."""
@@ -267,11 +317,26 @@ class Parent:
         caller = self.charge.caller
         if caller is None or awake.isdisjoint(self.caller_ends()):
             return []
-        order = os.read(caller.orders, 1) if caller.orders in awake else b""
-        if not order:
+        orders = caller.read() if caller.orders in awake else []
+        if not orders:
             for descriptor in self.caller_ends():
                 self.poller.unregister(descriptor)
-        return [SignalReceived("INT" if order == STOP_QUICKLY else "TERM")]
+            return [SignalReceived("TERM")]
+        return [event for order in orders for event in self.heed(**order)]
+
+    def heed(self, order: str, **facts: Any) -> list[Event]:
+        """Return what an order means to the supervisor; that of a record is carried out at once."""
+        match order:
+            case "superseded":
+                by: int = facts["new_generation"]
+                return [Superseded(None if by == self.generation else by)]
+            case "deploying":
+                self.record("pool.deploying", reason="signal", **facts)
+            case "deploy_failed":
+                self.record("pool.deploy_failed", code="PF421", **facts)
+            case _:
+                return [SignalReceived(order)]
+        return []
 
     def read_reports(self) -> list[Event]:
         """Return what the workers have reported."""
@@ -339,9 +404,8 @@ class Parent:
                 self.look(worker)
             case Examine(worker=worker):
                 self.examine(worker)
-            case CloseListeners():
-                self.charge.listeners.refuse_newcomers()
-                self.charge.listeners.close()
+            case CloseListeners() | LeaveListeners():
+                self.leave_listeners(for_good=isinstance(action, CloseListeners))
             case ReopenLogs():
                 self.reopen_logs()
             case Emit():
@@ -350,6 +414,15 @@ class Parent:
                 pass  # the loop asks the supervisor
             case _:
                 assert_never(action)
+
+    def leave_listeners(self, *, for_good: bool) -> None:
+        """Close the listening sockets here; ``for_good``: no other process serves them."""
+        # While another generation serves, the queues are its own.
+        if for_good and (self.keeper is None or not self.keeper.deploying):
+            self.charge.listeners.refuse_newcomers()
+        self.charge.listeners.close()
+        if self.keeper is not None:
+            self.keeper.tell_leaving()
 
     def spawn(self, order: Spawn) -> None:
         """Fork a worker, or say that the system refused."""
@@ -377,6 +450,7 @@ class Parent:
         self.hooks.run("before_fork", self.charge.pool, records=self.records)
         if not self.forked:
             self.forked = True
+            origin.forget_last_words()
             self.warn_of_leftovers()
             # What is there now is there for good: the collector of a child need not touch, and so copy, its pages.
             gc.collect()
@@ -388,17 +462,17 @@ class Parent:
         if findings := [*self.charge.known, *findings]:
             self.records.emit("pool.fork_unsafe", findings=[asdict(finding) for finding in findings], code="PF405")
 
-    def birth(self, order: Spawn, vitals: Vitals) -> Birth:
+    def birth(self, order: Spawn, vitals: Vitals, listeners: Listeners | None = None) -> Birth:
         """Put together what a worker is given."""
         return Birth(
             worker=order.worker,
             number=order.number,
-            generation=GENERATION,
+            generation=self.generation,
             budget=order.budget,
             born=monotonic(),
             app=self.app,
             config=self.config,
-            listeners=self.charge.listeners,
+            listeners=listeners or self.charge.listeners,
             records=self.charge.pool.records,
             hooks=self.hooks,
             reports=self.workers_end,
@@ -407,7 +481,7 @@ class Parent:
             foreign=self.private_descriptors(),
             child_hygiene=self.adapter.child_hygiene,
             thread_exit=self.adapter.thread_exit,
-            exchange=self.charge.exchange,
+            exchange=self.charge.exchange if listeners is None else None,
         )
 
     def private_descriptors(self) -> set[int]:
@@ -454,6 +528,9 @@ class Parent:
 
     def emit(self, order: Emit) -> None:
         """Write a record, with the place and the process id of the worker that it is about."""
+        if self.keeper is not None and self.keeper.deploying and order.record in BOOT_FAILURES:
+            self.give_up(self.keeper, order)
+            return
         fields = dict(order.fields)
         child = next((child for child in [*self.children.values(), *self.dead] if child.worker == order.worker), None)
         if child is not None:
@@ -462,8 +539,28 @@ class Parent:
         self.notifier.tell_of(order.record, fields)
         if order.record == "worker.exited":
             self.requests += fields["requests"]
+        elif self.keeper is not None:
+            self.tell_keeper(self.keeper, order)
         elif self.charge.caller is not None:
             answer(self.charge.caller, order.record, fields)
+
+    def tell_keeper(self, keeper: Keeper, order: Emit) -> None:
+        """Tell the keeper how the start went."""
+        if order.record == "pool.ready":
+            keeper.tell_serving(self.config, self.supervisor.workers_wanted)
+            if keeper.why != "first":
+                reason, boot_s = "signal" if keeper.why == "deploy" else "death", round(monotonic() - keeper.began, 3)
+                self.record("pool.deployed", reason=reason, workers=order.fields["workers"], boot_s=boot_s)
+
+    def record(self, name: str, **fields: Any) -> None:
+        """Write a record that is no decision of the supervisor."""
+        self.records.emit(name, **fields)
+        self.notifier.tell_of(name, fields)
+
+    def give_up(self, keeper: Keeper, order: Emit) -> None:
+        """Leave the service, and what there is to say, to the generation that is there; the record is its own."""
+        keeper.tell({"message": order.fields["reason"], "traceback": order.fields.get("traceback", "")})
+        self.unasked.append(Superseded(None))
 
     def bury(self) -> None:
         """Let go of the dead, whose records are written."""
@@ -519,7 +616,8 @@ def facts(charge: Charge) -> dict[str, Any]:
     counted = {"workers_counted": config.workers_from} if config.workers_from else {}
     generation = charge.listeners.starter_generation
     started = {} if generation is None else {"starter_generation": generation}
-    return {"version": __version__, "python": python, "app": name, **shown, **counted, **started}
+    kept = {} if charge.keeper is None else {"keeper_pid": charge.keeper.pid}
+    return {"version": __version__, "python": python, "app": name, **shown, **counted, **started, **kept}
 
 
 def listener_facts(listener: Listener) -> dict[str, Any]:

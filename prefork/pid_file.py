@@ -16,18 +16,18 @@ _LAST_PID = 2**31 - 1
 
 
 @contextmanager
-def pid_file(name: str | None) -> Iterator[None]:
+def pid_file(name: str | None, keeper: int | None = None) -> Iterator[None]:
     """Keep this process's id in a file for the length of a block; with ``None`` do nothing.
 
-    A file that a dead process left is replaced; ``BootError`` if the process in it is alive, or the file cannot be
+    With the id of a ``keeper``, that one is written, and it is left to him to remove the file. A file that a dead process left is replaced; ``BootError`` if the process in it is alive, or the file cannot be
     written.
     """
     if name is None:
         yield
         return
     path = Path(name).absolute()  # the directory may change meanwhile
-    owner = os.getpid()
-    if (living := living_owner(path)) is not None:
+    owner = os.getpid() if keeper is None else keeper
+    if (living := living_owner(path)) not in {None, owner}:
         raise BootError(
             "PF411",
             f"{path} belongs to process {living}, which is alive",

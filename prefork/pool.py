@@ -18,6 +18,7 @@ from prefork.errors import BootError, ConfigError
 from prefork.fork_audit import Finding, audit
 from prefork.handover import Exchange
 from prefork.hooks import Hooks
+from prefork.kept import Keeper, keep, keeper_here
 from prefork.listeners import Listeners, open_listeners
 from prefork.parent import Adapter, Charge, Parent
 from prefork.privileges import resolve_ids
@@ -26,6 +27,7 @@ from prefork.supervised import STOP, STOP_QUICKLY, Caller, Supervised, supervise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from types import TracebackType
 
 
@@ -110,10 +112,11 @@ class WorkerPool:
             assert status is not None  # noqa: RUF100, S101
             return status
         self._begin()
+        keeper = keep(self.config) if self._adapter.files_changed is None else None
         self._parent_here = os.getpid()
         try:
             with self._listening() as listeners:
-                return self._lead(listeners)
+                return self._lead(listeners, () if keeper is None else keeper.left_behind, keeper, keeper)
         finally:
             self._parent_here = None
             self.records.close()
@@ -184,17 +187,24 @@ class WorkerPool:
         """Listen for the length of a block."""
         with umask(self.config.umask):
             if self._listeners is None:
-                opened = open_listeners(self.config, owner=resolve_ids(self.config.user, self.config.group))
+                there = keeper_here()
+                opened = open_listeners(
+                    self.config,
+                    owner=resolve_ids(self.config.user, self.config.group),
+                    inherited=None if there is None else there.inherited,
+                )
             else:
                 opened = self._listeners
         with opened as listeners:
             self._urls = tuple(listener.url for listener in listeners)
             yield listeners
 
-    def _lead(self, listeners: Listeners, known: Sequence[Finding] = (), caller: Caller | None = None) -> int:
+    def _lead(
+        self, listeners: Listeners, known: Sequence[Finding], caller: Caller | None, keeper: Keeper | None = None
+    ) -> int:
         """Be the parent of the workers."""
-        with umask(self.config.umask), directory(self.config.chdir), Exchange.open() or nullcontext() as exchange:
-            return Parent(Charge(self, self._app, listeners, self._adapter, known, caller, exchange)).run()
+        with umask(self.config.umask), directory(self.config.chdir), _exchange(keeper) as exchange:
+            return Parent(Charge(self, self._app, listeners, self._adapter, known, caller, exchange, keeper)).run()
 
     def _be_supervised(self, listeners: Listeners, known: Sequence[Finding], caller: Caller) -> int:
         """Be the parent of the workers in a process of its own."""
@@ -202,6 +212,13 @@ class WorkerPool:
         listeners.adopt()
         with listeners:
             return self._lead(listeners, known, caller)
+
+
+def _exchange(keeper: Keeper | None) -> AbstractContextManager[Exchange | None]:
+    """Return the exchange of an earlier generation, or a new one; of nothing where the system has no such thing."""
+    if keeper is not None and keeper.exchange:
+        return Exchange.inherited(keeper.exchange)
+    return Exchange.open() or nullcontext()
 
 
 @contextmanager

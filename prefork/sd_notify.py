@@ -61,6 +61,12 @@ def notice_of(record: str, fields: Mapping[str, Any], monotonic_ns: int) -> dict
             return {"READY": 1, "STATUS": f"{fields['workers']} workers serve"}
         case "pool.recycling":
             return {**reloading(monotonic_ns), "STATUS": "replacing all workers"}
+        case "pool.deploying":
+            return {**reloading(monotonic_ns), "STATUS": "starting new code"}
+        case "pool.deployed":
+            return {"READY": 1, "STATUS": f"{fields['workers']} workers serve new code"}
+        case "pool.deploy_failed":
+            return {"READY": 1, "STATUS": f"new code was not deployed: {fields['reason']}"}
         case "pool.recycled":
             return {"READY": 1, "STATUS": f"{fields['workers']} workers serve, all replaced"}
         case "pool.scaling":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_until_ready
 from multiprocessing.util import Finalize
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefork.children import CONTEXT, left_open, open_pidfd
 from prefork.errors import BootError, PreforkError
@@ -53,6 +53,11 @@ class Caller:
     def descriptors(self) -> set[int]:
         """What no worker may keep open, or the caller would not see the end of it."""
         return {self.orders, self.answer} - {-1}
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the next order; none: the caller is gone."""
+        order = os.read(self.orders, 1)
+        return [{"order": "INT" if order == STOP_QUICKLY else "TERM"}] if order else []
 
     def tell(self, answer: dict[str, str]) -> None:
         """Say how the start went; only the first answer counts."""

@@ -114,6 +114,13 @@ class FilesChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Superseded:
+    """Another ``generation`` serves, in whose favour this one goes; ``None``: the older one, as this came to nothing."""
+
+    generation: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Nothing happened but that time went by."""
 
@@ -129,6 +136,7 @@ Event: TypeAlias = (
     | ForkFailed
     | SignalReceived
     | FilesChanged
+    | Superseded
     | Tick
 )
 
@@ -200,6 +208,11 @@ class CloseListeners:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveListeners:
+    """Close the parent's listening sockets, which others go on serving."""
+
+
+@dataclass(frozen=True, slots=True)
 class ReopenLogs:
     """Open log files anew, here and in the workers."""
 
@@ -230,6 +243,7 @@ Action: TypeAlias = (
     | Look
     | Examine
     | CloseListeners
+    | LeaveListeners
     | ReopenLogs
     | Emit
     | Finish
@@ -248,7 +262,13 @@ class Life(Enum):
 
 
 NEXT: Mapping[Life, Mapping[type, Life]] = {
-    Life.STARTING: {WorkerReady: Life.SERVING, Stop: Life.STOPPING, WorkerExited: Life.GONE},
+    # Who is not ready hears of it later: only a pool that goes as a whole retires one.
+    Life.STARTING: {
+        WorkerReady: Life.SERVING,
+        Retire: Life.RETIRING,
+        Stop: Life.STOPPING,
+        WorkerExited: Life.GONE,
+    },
     Life.SERVING: {Retire: Life.RETIRING, Release: Life.RETIRING, Stop: Life.STOPPING, WorkerExited: Life.GONE},
     Life.RETIRING: {Stop: Life.STOPPING, WorkerExited: Life.GONE},
     Life.STOPPING: {Stop: Life.STOPPING, WorkerExited: Life.GONE},
@@ -341,11 +361,11 @@ class BackOff:
 class Supervisor:
     """Decides for one pool."""
 
-    def __init__(self, config: Config, random: Random) -> None:
+    def __init__(self, config: Config, random: Random, workers: int | None = None) -> None:
         self._config = config
         self._random = random
         self._serial = 0
-        self._wanted = config.max_workers
+        self._wanted = config.max_workers if workers is None else workers
         self._first_ready = False
         self._announced_ready = False
         self._started_at = 0.0
@@ -358,6 +378,7 @@ class Supervisor:
         self._to_replace: set[int] = set()  # who serves, but is to go since all are recycled
         self._delayed_stop = ""  # the signal whose stop waits
         self._stop_at = math.inf
+        self._superseded = False
         self._stopping = False
         self._quick = False
         self._hurried_at = 0.0
@@ -371,9 +392,10 @@ class Supervisor:
         times = [worker.kill_at for worker in self.workers.values() if worker.kill_at is not None]
         if not self._stopping:
             times.append(self._stop_at)
+            times += [worker.heart.look_at for worker in self._live(Life.SERVING, Life.RETIRING)]
+        if not self._ending:
             times += [self._vacancies.not_before] if self._missing() else []
             times += [self._successions.not_before] if self._unrelieved() else []
-            times += [worker.heart.look_at for worker in self._live(Life.SERVING, Life.RETIRING)]
             times += [worker.of_age_at for worker in self._live(Life.SERVING, Life.RETIRING)]
         return min((time for time in times if time < math.inf), default=None)
 
@@ -411,6 +433,8 @@ class Supervisor:
                 return self._signalled(event.name, now)
             case FilesChanged():
                 return self._file_changed(event, now)
+            case Superseded():
+                return self._supersede(event)
             case Tick():
                 aged = self._recycle(self._aged(now), "max_age", now)
                 return self._late(now) + self._looks(now) + aged + self._end_delay(now)
@@ -418,6 +442,16 @@ class Supervisor:
                 assert_never(event)
 
     # The number of workers.
+
+    @property
+    def workers_wanted(self) -> int:
+        """How many workers there shall be."""
+        return self._wanted
+
+    @property
+    def _ending(self) -> bool:
+        """Whether nothing is forked any more."""
+        return self._stopping or self._superseded
 
     def _live(self, *lives: Life) -> list[Worker]:
         return [worker for worker in self.workers.values() if worker.life in lives]
@@ -447,7 +481,7 @@ class Supervisor:
 
     def _restore(self, now: float) -> list[Action]:
         """Fork what is missing, unless workers die too quickly."""
-        if self._stopping:
+        if self._ending:
             return []
         wave: list[Worker | None] = [None] * self._missing() if now >= self._vacancies.not_before else []
         wave += self._unrelieved() if now >= self._successions.not_before else []
@@ -491,6 +525,8 @@ class Supervisor:
 
     def _ready(self, event: WorkerReady, now: float) -> list[Action]:
         worker = self.workers.get(event.worker)
+        if worker is not None and worker.life is Life.RETIRING:
+            worker.kill_at = None  # it has heard by now, and may finish what it took in
         if worker is None or worker.life is not Life.STARTING or worker.killed:
             return []
         self._go(worker, WorkerReady)
@@ -565,7 +601,7 @@ class Supervisor:
 
     def _boot_failed(self, event: WorkerBootFailed, now: float) -> list[Action]:
         worker = self.workers.get(event.worker)
-        if worker is None or self._stopping:
+        if worker is None or self._ending:
             return []
         worker.reason = "boot"
         told = {"reason": event.summary, "traceback": event.traceback}
@@ -603,7 +639,7 @@ class Supervisor:
             old.successor = None
         if (heir := self.workers.get(-1 if worker.successor is None else worker.successor)) is not None:
             heir.successor_of = None
-        if self._stopping:
+        if self._ending:
             return actions + self._finish_if_empty()
         if before is Life.STARTING or (before is Life.SERVING and now - (worker.ready_at or now) < YOUNG_S):
             actions += self._died_quickly(worker, now)
@@ -632,7 +668,7 @@ class Supervisor:
             return []
         if (old := self.workers.get(-1 if worker.successor_of is None else worker.successor_of)) is not None:
             old.successor = None
-        if self._stopping:
+        if self._ending:
             return self._finish_if_empty()
         delay = self._back_off_of(worker).fail(now, worker.worker, self._serial, least=1)
         told = {"error": event.error, "delay_s": delay, "code": "PF404"}
@@ -692,11 +728,11 @@ class Supervisor:
                 return self._stop(now, quick=True, exit_code=0, signal=name)
             case "USR1":
                 return [ReopenLogs()]
-            case "HUP" | "USR2" | "TTIN" | "TTOU" if self._stopping or self._delayed_stop:
+            case "HUP" | "USR2" | "TTIN" | "TTOU" if self._ending or self._delayed_stop:
                 return []
             case "HUP" | "USR2":
                 note = (
-                    "the workers are replaced; new code needs a restart"
+                    "the workers are replaced; new code needs the option redeploy, or a restart"
                     if name == "HUP"
                     else "the workers are replaced"
                 )
@@ -728,14 +764,14 @@ class Supervisor:
         return actions
 
     def _file_changed(self, event: FilesChanged, now: float) -> list[Action]:
-        if self._stopping:
+        if self._ending:
             return []
         reloading = Emit("pool.reloading", {"reason": "file", "path": event.path})
         return [reloading, *self._stop(now, quick=True, exit_code=3)]
 
     def _stop_in_time(self, now: float, signal: str) -> list[Action]:
         """Stop after ``stop_delay``: until then whoever sends requests here has time to hear that it is over."""
-        if not self._config.stop_delay or self._stopping:
+        if not self._config.stop_delay or self._ending:
             return self._stop(now, quick=False, exit_code=0, signal=signal)
         if self._delayed_stop:
             return []
@@ -748,6 +784,21 @@ class Supervisor:
         if self._stopping or now < self._stop_at:
             return []
         return self._stop(now, quick=False, exit_code=0, signal=self._delayed_stop)
+
+    def _supersede(self, event: Superseded) -> list[Action]:
+        """Let every worker retire, however long that takes: others serve, so nothing presses."""
+        if self._ending:
+            return []
+        self._superseded = True
+        newer = event.generation
+        actions: list[Action] = [] if newer is None else [Emit("pool.superseded", {"new_generation": newer})]
+        actions.append(LeaveListeners())
+        for worker in self.workers.values():
+            self._go(worker, Retire)
+            worker.retire_at_once = True
+            worker.reason = worker.reason or "deploy"
+            actions.append(Retire(worker.worker))
+        return actions + self._finish_if_empty()
 
     def _stop(self, now: float, *, quick: bool, exit_code: int, signal: str = "") -> list[Action]:
         """Stop the pool. TERM again is the same drain; INT again is the end of patience."""

@@ -62,7 +62,7 @@ def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
         flags=flags,
         settings=own_settings(),
         settings_name="settings PREFORK",
-        defaults={"reload": bool(settings.DEBUG), "access_log": "-" if people else None},
+        defaults={"reload": bool(settings.DEBUG), "access_log": "-" if people else None, "redeploy": True},
     )
     return with_access_log_off(resolved) if options.get("no_access_log") else resolved
 

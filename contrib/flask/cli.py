@@ -96,10 +96,12 @@ def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 @pass_script_info
 def _run(info: ScriptInfo, /, **options: Any) -> None:
-    from prefork.errors import PreforkError, report
+    from prefork.errors import PreforkError
+    from prefork.kept import failures_told, report
 
     try:
-        status = _Run(info, options).run()
+        with failures_told():
+            status = _Run(info, options).run()
     except PreforkError as error:
         status = report(error)
     click.get_current_context().exit(status)
@@ -118,6 +120,7 @@ class _Run:
     def run(self) -> int:
         """Serve, or show how; return the exit status."""
         from prefork.contrib.flask.serving import serve
+        from prefork.kept import keep
 
         if self.show_config:
             return self.show()
@@ -127,6 +130,7 @@ class _Run:
             return self.serve_anew(config)
         if config.user is not None or config.group is not None:
             return self.serve_as_somebody_else(config)
+        keep(config)  # before there is an application, whose threads would be left behind
         app = self.load_app()
         config = self.resolve(app).config
         return self.serve_anew(config) if config.reload else serve(app, config, name=self.name(app))
@@ -145,7 +149,7 @@ class _Run:
             settings={} if app is None else app.config,
             no_access_log=self.no_access_log,
         )
-        return resolve_options(given, debug=get_debug_flag() if app is None else app.debug)
+        return resolve_options(given, debug=get_debug_flag() if app is None else app.debug, redeploy=True)
 
     def show(self) -> int:
         """Print the options in effect."""
@@ -197,10 +201,12 @@ class _Run:
     def serve_as_somebody_else(self, config: Config) -> int:
         """Listen and become the user before the application's code runs."""
         from prefork.contrib.flask.serving import serve
+        from prefork.kept import keep
         from prefork.listeners import open_listeners
         from prefork.privileges import drop
 
-        with open_listeners(config) as listeners:
+        keeper = keep(config)
+        with open_listeners(config, inherited=None if keeper is None else keeper.inherited) as listeners:
             drop(config)
             app = self.load_app()
             return serve(app, self.resolve(app).config, name=self.name(app), listeners=listeners)

@@ -59,9 +59,14 @@ class _Source:
 
 
 def resolve_options(
-    given: Given, *, debug: bool, server_name: str | None = None, environ: Mapping[str, str] | None = None
+    given: Given,
+    *,
+    debug: bool,
+    server_name: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    redeploy: bool = False,
 ) -> Resolved:
-    """Merge all sources. Raises ``ConfigError``."""
+    """Merge all sources; ``redeploy`` is the default of that option. Raises ``ConfigError``."""
     environ = os.environ if environ is None else environ
     if given.options.get("bind") and (given.host is not None or given.port is not None):
         raise ConfigError("PF605", "bind is given beside a host or a port", "give either --bind, or --host and --port")
@@ -82,6 +87,7 @@ def resolve_options(
             "bind": (join(DEFAULT_HOST, DEFAULT_PORT),),
             "reload": debug,
             "access_log": "-" if people else None,
+            "redeploy": redeploy,
         },
     )
     if origin is not None:

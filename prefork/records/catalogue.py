@@ -22,9 +22,9 @@ FIRST = ("timestamp", "level", "logger", "event")
 
 EMITTER: Mapping[str, str] = {
     "pid": "process id of who wrote it",
-    "role": "`parent` or `worker`",
+    "role": "`parent` or `worker`; `keeper` where there is no parent that could",
     "worker": "number of the worker, from 0; reused",
-    "generation": "which image of the application: 0 until a deploy brings the next",
+    "generation": "which image of the application, from 1; each deploy that is tried has the next number",
 }
 """Who wrote a record; ``worker`` is the subject's number where the parent writes about one."""
 
@@ -55,9 +55,11 @@ FIELDS: Mapping[str, str] = {
     "http_version": "1.0 or 1.1",
     "inherited_as": "the name under which the socket was passed on: Server::Starter's key, or systemd's name",
     "inherited_fd": "number of the descriptor, if the socket was inherited",
+    "keeper_pid": "process id of the keeper, which was started and to which signals are sent",
     "log": "the file",
     "memory_bytes": "private memory: what the worker does not share with the others",
     "method": "method of the request",
+    "new_generation": "generation of the newer pool",
     "note": "what that means",
     "oom_kill": "how many processes of the control group the kernel has killed meanwhile for want of memory",
     "overrun": "requests served beyond the budget, while the successor was not ready",
@@ -132,13 +134,18 @@ def _spec(level: str, by: str, text: str, fields: str = "", optional: str = "", 
 
 # fmt: off
 CATALOGUE: Mapping[str, RecordSpec] = {
-    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "framework framework_version workers_counted starter_generation"),
+    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "framework framework_version workers_counted starter_generation keeper_pid"),
     "pool.listening": _spec("info", "parent", "A socket is open: one record each.", "url", "address port scheme backlog inherited_fd inherited_as"),
     "pool.fork_unsafe": _spec("warning", "parent", "Something in the parent would be missing in the workers, or shared by them. Once, before the first fork.", "findings", code="PF405"),
     "pool.ready": _spec("info", "parent", "All workers serve.", "workers boot_s"),
     "pool.recycling": _spec("info", "parent", "All workers are replaced, new ones first.", "signal note"),
     "pool.recycled": _spec("info", "parent", "All workers are replaced: of those that served when it was ordered, the last has stopped to.", "workers"),
     "pool.reloading": _spec("info", "parent", "A file changed: the program starts anew.", "reason path"),
+    "pool.deploying": _spec("info", "parent", "HUP asked for new code: a pool of it starts, and this one serves on.", "reason new_generation"),
+    "pool.deployed": _spec("info", "parent", "The new pool serves, by itself from now on. `reason`: `signal`, or `death` of the one before.", "reason workers boot_s"),
+    "pool.deploy_failed": _spec("error", "either", "The new pool cannot serve; this one goes on as if nothing had happened. By the keeper if there is none: it tries again.", "reason new_generation code", "exception", code="PF421"),
+    "pool.superseded": _spec("info", "parent", "A newer pool serves: all workers of this one retire.", "new_generation"),
+    "pool.died": _spec("error", "keeper", "The parent of the workers died: its workers finish what they have, and a new pool is started.", "reason"),
     "pool.scaling": _spec("info", "parent", "The number of workers is changed.", "workers_from workers_to reason"),
     "pool.fork_failed": _spec("error", "parent", "The system refused to fork; it is tried again.", "error delay_s", code="PF404"),
     "pool.accept_paused": _spec("error", "worker", "No connection can be accepted for now, mostly because all descriptors are used up.", "reason pause_s", code="PF501"),

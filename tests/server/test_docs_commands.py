@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,7 @@ ELSEWHERE = {
     "make bench": "it takes minutes, and compares with other servers",
     ".venv-bench/bin/": "the same",
     ".ci/run": "is what runs this where it counts",
+    "kill -HUP": "test_the_commands_of_a_deploy_deploy runs it",
 }
 """Commands that cannot be run by a test, and what does."""
 
@@ -68,12 +70,27 @@ def test_the_documentation_has_commands() -> None:
     assert all(any(command.startswith(start) for _, command in commands()) for start in ELSEWHERE)
 
 
+def write_shop(folder: Path) -> None:
+    (folder / "shop").mkdir()
+    (folder / "shop" / "__init__.py").write_text(SHOP)
+    (folder / "shop" / "wsgi.py").write_text("from shop import app as application\n")
+    (folder / "shop.toml").touch()
+
+
+def test_the_commands_of_a_deploy_deploy(tmp_path: Path) -> None:
+    write_shop(tmp_path)
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    start, deploy, *_ = COMMAND.findall(page)
+    _, *args = shlex.split(start)
+    command = (sys.executable, "-m", "prefork", *args)
+    with LiveServer(*command, cwd=tmp_path, env={"PREFORK_BIND": "127.0.0.1:0"}) as server:
+        subprocess.run(["sh", "-c", deploy], cwd=tmp_path, check=True)
+        assert server.wait_for("pool.deployed")["generation"] == 2
+
+
 @pytest.mark.parametrize("command", HERE)
 def test_a_command_serves(command: str, tmp_path: Path) -> None:
-    (tmp_path / "shop").mkdir()
-    (tmp_path / "shop" / "__init__.py").write_text(SHOP)
-    (tmp_path / "shop" / "wsgi.py").write_text("from shop import app as application\n")
-    (tmp_path / "shop.toml").touch()
+    write_shop(tmp_path)
     for written, here in HERE_INSTEAD.items():
         command = command.replace(written, here)
     program, *args = shlex.split(command)

@@ -183,6 +183,23 @@ def edit(folder: Path) -> LiveServer:
     return server
 
 
+def deploys(folder: Path) -> LiveServer:
+    """New code, broken and good, and the death of the workers' parent."""
+    with LiveServer.of("tea:app", "--max-workers", "1", cwd=folder) as server:
+        good = (folder / "tea.py").read_text()
+        (folder / "tea.py").write_text("raise LookupError('no tea')")
+        server.send(signal.SIGHUP, to=server.pid)
+        server.wait_for("pool.deploy_failed")
+        (folder / "tea.py").write_text(good)
+        server.send(signal.SIGHUP, to=server.pid)
+        new = server.wait_for("pool.superseded")["new_generation"]
+        server.send(signal.SIGKILL, to=server.wait_for("pool.starting", generation=new)["pid"])
+        server.wait_for("pool.died")
+        server.wait_for("pool.deployed", reason="death")
+        server.stop()
+    return server
+
+
 LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     busy_day,
     files_gone,
@@ -192,6 +209,7 @@ LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     never_ready,
     crowd,
     edit,
+    deploys,
 )
 
 

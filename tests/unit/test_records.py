@@ -24,7 +24,7 @@ def emitted() -> set[str]:
     """Return the names of all records that the code writes."""
     sources = [*PACKAGE.glob("prefork/**/*.py"), *PACKAGE.glob("contrib/**/*.py")]
     text = "\n".join(path.read_text() for path in sources)
-    return set(re.findall(r'(?:\.emit|Emit)\(\s*"([a-z]+\.[a-z_]+)"', text))
+    return set(re.findall(r'(?:\.emit|\.record|Emit|Say)\(\s*"([a-z]+\.[a-z_]+)"', text))
 
 
 def test_every_record_that_is_written_is_in_the_catalogue_and_the_other_way_round() -> None:

@@ -23,6 +23,7 @@ from prefork.supervisor import (
     Finish,
     ForkFailed,
     Kill,
+    LeaveListeners,
     Life,
     Look,
     Release,
@@ -31,6 +32,7 @@ from prefork.supervisor import (
     SignalReceived,
     Spawn,
     Stop,
+    Superseded,
     Supervisor,
     Tick,
     WorkerBootFailed,
@@ -801,3 +803,73 @@ def test_whenever_it_is_stopped_the_pool_forks_no_more_and_ends(
     assert len(spawns(pool.done)) == forked
     assert sum(isinstance(action, Finish) for action in pool.done) == 1
     every_worker_exits_once(pool)
+
+
+# Another generation.
+
+
+def test_a_superseded_pool_retires_all_and_ends_when_it_is_empty() -> None:
+    pool = serving(heartbeat_timeout=0)
+    assert pool.send(Superseded(2)) == [
+        Emit("pool.superseded", {"new_generation": 2}),
+        LeaveListeners(),
+        Retire(0),
+        Retire(1),
+    ]
+    assert pool.machine.next_deadline is None, "nothing presses"
+    assert pool.send(WorkerRetiring(1, "max_requests", 75)) == []
+    (exited,) = pool.exit(0, after=1000)
+    assert isinstance(exited, Emit)
+    assert (exited.fields["expected"], exited.fields["reason"]) == (True, "deploy")
+    assert pool.exit(1)[-1] == Finish(0)
+
+
+def test_a_generation_that_came_to_nothing_leaves_without_a_word() -> None:
+    assert serving().send(Superseded(None)) == [LeaveListeners(), Retire(0), Retire(1)]
+
+
+@pytest.mark.parametrize("name", ["HUP", "USR2", "TTIN", "TTOU"])
+def test_nothing_is_forked_for_a_superseded_pool(name: str) -> None:
+    pool = serving()
+    pool.send(Superseded(2))
+    assert pool.send(SignalReceived(name)) == pool.send(FilesChanged("shop.py")) == pool.send(Superseded(3)) == []
+    assert not spawns(pool.exit(0, signal="SIGKILL", code=None))
+
+
+@pytest.mark.parametrize("delay", [0, 5])
+def test_a_superseded_pool_stops_like_any_other(delay: float) -> None:
+    pool = serving(stop_delay=delay)
+    pool.send(Superseded(2))
+    assert pool.send(SignalReceived("TERM"))[-2:] == [Stop(0, quick=False), Stop(1, quick=False)]
+    pool.exit(0)
+    assert pool.exit(1)[-1] == Finish(0)
+
+
+def test_who_still_starts_in_a_superseded_pool_goes_when_it_has_started() -> None:
+    pool = Pool(boot_timeout=10, heartbeat_timeout=0)
+    pool.send(WorkerReady(0, 0.01))
+    assert Retire(1) in pool.send(Superseded(2))
+    assert pool.send(WorkerReady(1, 0.01)) == []
+    assert pool.machine.next_deadline is None
+    assert pool.send(Tick(), after=20) == []
+
+
+def test_who_fails_to_start_in_a_superseded_pool_is_not_replaced() -> None:
+    pool = Pool()
+    pool.send(Superseded(2))
+    assert pool.send(WorkerBootFailed(0, "no shop", "Traceback")) == []
+    assert pool.send(ForkFailed(1, "EAGAIN")) == []
+    pool.alive.pop(1)
+    assert pool.exit(0, code=1)[-1] == Finish(0)
+
+
+def test_an_empty_pool_that_is_superseded_is_at_its_end() -> None:
+    pool = Pool(max_workers=1)
+    pool.exit(0, code=1)
+    pool.exit(max(pool.alive), code=1)
+    assert pool.send(Superseded(2))[-1] == Finish(0)
+
+
+def test_a_pool_may_be_asked_for_another_number_of_workers() -> None:
+    machine = Supervisor(Config.of(max_workers=2), Random(1), 5)
+    assert len(spawns(machine.start(0))) == machine.workers_wanted == 5

@@ -18,6 +18,7 @@ from prefork.contrib.django import checks, fork, signals
 from prefork.contrib.django.options import add_options, joins_logs, resolve_options
 from prefork.contrib.serving import describe, when_ready
 from prefork.errors import ConfigError, PreforkError
+from prefork.kept import failures_told, keep
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -62,6 +63,11 @@ class Command(BaseCommand):
         for flag, variable in (("no_color", "NO_COLOR"), ("force_color", "FORCE_COLOR")):
             if options[flag]:  # the records look there
                 os.environ[variable] = "1"
+        with failures_told():
+            self.serve_or_show(options)
+
+    def serve_or_show(self, options: dict[str, Any]) -> None:
+        """Serve, or show how; a status other than 0 ends the process."""
         try:
             resolved = resolve_options(options)
             if options["show_config"]:
@@ -96,6 +102,8 @@ class Command(BaseCommand):
 
     def serve(self, config: Config, options: dict[str, Any], **more: Any) -> int:
         """Serve the project until stopped; return the exit status. ``more`` is for the pool."""
+        if not config.reload:
+            keep(config)
         self.prepare(config, options)
         return self.get_pool(self.get_handler(**options), config, **more).serve()
 

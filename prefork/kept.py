@@ -1,0 +1,249 @@
+"""How does a pool live under a keeper?
+
+Before anything is loaded the process that was started forks: the child goes on as if it were it, and the process itself
+becomes the keeper, which has the process id and hardly any memory. From then on the two talk over a pair of sockets,
+one JSON object a message: orders come down, and what the pool listens on and how its start went goes up.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing.process
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from prefork import errors, origin
+from prefork.errors import BootError, PreforkError
+from prefork.fork_audit import Finding, audit
+from prefork.sd_notify import Notifier, message
+from prefork.signals import ORDERS, held_back
+from prefork.supervised import Caller
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+
+    from prefork.config import Config
+    from prefork.handover import Exchange
+    from prefork.listeners import Listeners
+
+MESSAGE_LIMIT = 128 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Keeper(Caller):
+    """The keeper, as the pool's parent sees it; ``orders`` and ``answer`` are the same socket.
+
+    ``why`` this generation was started is ``"first"``, ``"deploy"`` or ``"restart"``; ``workers`` is how many are wanted
+    if somebody has changed that, ``began`` the monotonic time of the start. ``inherited`` has the descriptors of
+    listening sockets for each text of the option ``bind``, ``exchange`` those of the exchange.
+    ``left_behind`` is what was not safe to fork when this process was.
+    """
+
+    generation: int = 1
+    why: str = "first"
+    workers: int | None = None
+    began: float = field(default_factory=monotonic)
+    inherited: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    exchange: Sequence[int] = ()
+    left_behind: Sequence[Finding] = ()
+
+    @property
+    def deploying(self) -> bool:
+        """Whether another generation serves, and goes on if this one fails."""
+        return self.why == "deploy" and origin.waits_for_us()
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the next order; none: the keeper is gone."""
+        message = os.read(self.orders, MESSAGE_LIMIT)
+        return [json.loads(message)] if message else []
+
+    def tell(self, answer: dict[str, str]) -> None:
+        """Say why the pool cannot be brought up; that it serves is said by ``tell_serving``."""
+        if "message" in answer:
+            origin.tell_failure(BootError("", ""), reason=answer["message"], trace=answer["traceback"])
+
+    def tell_listening(self, config: Config, listeners: Listeners, exchange: Exchange | None) -> None:
+        """Let the keeper hold what the next pool inherits; it closes that, and removes the files, when all is over."""
+        known = {fd for fds in self.inherited.values() for fd in fds}
+        told, new = [], []
+        for listener in listeners:
+            fd = listener.socket.fileno()
+            file = None if listener.file is None else [listener.address.path, *listener.file]
+            told.append({"bind": listener.bind, "fd": fd if fd in known else None, "file": file})
+            new += [] if fd in known else [fd]
+            known.discard(fd)
+        for fd in known:
+            os.close(fd)  # nobody listens there any more, from this pool on
+        path = None if config.pid_file is None else str(Path(config.pid_file).absolute())
+        log = "console" if config.log_format == "auto" and sys.stderr.isatty() else config.log_format
+        self.say(
+            "listening",
+            [*new, *(() if exchange is None or self.exchange else exchange.descriptors)],
+            listeners=told,
+            pid_file=path,
+            boot_timeout=config.boot_timeout,
+            log="json" if log == "auto" else log,
+        )
+        listeners.disown()
+
+    def tell_serving(self, config: Config, workers: int) -> None:
+        """Say that the pool is ready: the one that served until now may go."""
+        origin.served()
+        self.say("ready", workers=workers, boot_timeout=config.boot_timeout)
+
+    def tell_leaving(self) -> None:
+        """Say that this pool takes nothing new any more."""
+        self.say("leaving")
+
+    def notifier(self, environ: MutableMapping[str, str]) -> Notifier:
+        """Return the line to systemd, which takes nothing but from the process that it has started."""
+        return Relay(self, Notifier.take(environ, self.pid))
+
+    def say(self, said: str, descriptors: Sequence[int] = (), **facts: Any) -> None:
+        """Send one message, and descriptors along with it. That the keeper is dead is noticed elsewhere."""
+        with suppress(OSError), socket.socket(fileno=os.dup(self.answer)) as line:
+            socket.send_fds(line, [json.dumps({"said": said, **facts}).encode()], list(descriptors))
+
+
+class Relay(Notifier):
+    """A line to systemd that leads through the keeper."""
+
+    def __init__(self, keeper: Keeper, line: Notifier) -> None:
+        self.address, self.period, self.beat_at = line.address, line.period, line.beat_at
+        self._keeper = keeper
+
+    def tell(self, **fields: Any) -> None:
+        """Send a message."""
+        if self.address:
+            self._keeper.say("notify", text=message(**fields).decode())
+
+
+_known: list[Keeper] = []
+
+
+def keeper_here() -> Keeper | None:
+    """Return the keeper of this process, ``None`` if it has none."""
+    if not _known and origin.mark is not None:
+        _known.append(_of_mark(origin.mark))
+    return _known[0] if _known else None
+
+
+def _of_mark(mark: Mapping[str, Any]) -> Keeper:
+    inherited: dict[str, list[int]] = {}
+    for bind, fd in mark["listeners"]:
+        inherited.setdefault(bind, []).append(fd)
+    return Keeper(
+        pid=mark["keeper"],
+        orders=mark["line"],
+        answer=mark["line"],
+        mask={*signal.pthread_sigmask(signal.SIG_BLOCK, ())},
+        generation=mark["generation"],
+        why=mark["why"],
+        workers=mark["workers"],
+        began=mark["began"],
+        inherited=inherited,
+        exchange=mark["exchange"],
+    )
+
+
+# How there comes to be one.
+
+
+def keep(config: Config) -> Keeper | None:
+    """Return the keeper of this process; make it one first if it shall have one and can.
+
+    For the main thread, and before the application is loaded where that is possible: the caller is another process
+    afterwards, without the threads of the one that it was.
+    """
+    if (known := keeper_here()) is not None or not config.redeploy or config.reload or not _can_be_kept():
+        return known
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):  # there may be none, or one that is closed
+            stream.flush()
+    began, pid = monotonic(), os.getpid()
+    left_behind = audit() if threading.active_count() > 1 else ()
+    with held_back(*ORDERS, signal.SIGCHLD) as mask:
+        if child := os.fork():
+            theirs.close()
+            _become_keeper(ours, child, mask, config.proc_name)
+    ours.close()
+    multiprocessing.process._children.clear()  # type: ignore[attr-defined]  # noqa: SLF001 - they are not this process's
+    if os.environ.get("LISTEN_PID") == str(pid):
+        os.environ["LISTEN_PID"] = str(os.getpid())  # what systemd passes on is for whoever serves
+    line = theirs.detach()
+    _known.append(Keeper(pid, line, line, mask, began=began, left_behind=left_behind))
+    return _known[0]
+
+
+def _can_be_kept() -> bool:
+    return (
+        sys.platform == "linux"
+        and threading.current_thread() is threading.main_thread()
+        and os.access(sys.executable or "", os.X_OK)
+        and _program() is not None
+    )
+
+
+def _program() -> str | None:
+    """Return the keeper's file: compiled if it can be, for the compiler would leave 2 MB behind in it."""
+    from prefork import keeper
+
+    files = (getattr(keeper, "__cached__", None), keeper.__file__)
+    return next((file for file in files if file is not None and Path(file).is_file()), None)
+
+
+def _become_keeper(line: socket.socket, pool: int, mask: set[int], name: str | None) -> None:
+    given = {
+        "pool": pool,
+        "line": line.fileno(),
+        "mark": origin.MARK,
+        "mask": sorted(mask),
+        "directory": origin.DIRECTORY,
+        "umask": origin.UMASK,
+        "name": name,
+    }
+    reader, writer = os.pipe()
+    os.write(writer, json.dumps(given).encode())
+    os.close(writer)
+    line.set_inheritable(True)
+    os.set_inheritable(reader, True)
+    program = [sys.executable, "-I", "-S", _program() or "", str(reader), *origin.COMMAND]
+    try:
+        os.execve(sys.executable, program, origin.ENVIRONMENT)  # noqa: S606 - it is this very interpreter
+    except OSError as error:
+        os.kill(pool, signal.SIGKILL)
+        os.waitpid(pool, 0)
+        hint = "give --no-redeploy to do without"
+        raise BootError("PF420", f"the keeper cannot be started: {error}", hint) from error
+
+
+# What goes wrong before a pool serves.
+
+
+@contextmanager
+def failures_told() -> Iterator[None]:
+    """Tell the keeper what is raised in a block, besides."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        origin.tell_failure(error)
+        raise
+
+
+def report(error: PreforkError) -> int:
+    """Tell the user of an error, by a record of the pool that goes on serving if there is one; return the status."""
+    cause = error.__cause__
+    trace = "" if cause is None else "".join(traceback.format_exception(cause))
+    return error.exit_code if origin.tell_failure(error, reason=str(error), trace=trace) else errors.report(error)

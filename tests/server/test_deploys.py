@@ -1,0 +1,501 @@
+"""Is new code served after HUP, by the same process id, and without anybody noticing?"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from server_process import ROOT, LiveServer, Tally, until, wait_until_gone
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+APP = """
+import os, sys, time
+from flask import Flask
+VERSION = "{version}"
+{more}
+app = application = Flask("shop")
+app.add_url_rule("/", "version", lambda: VERSION)
+app.add_url_rule("/sick", "sick", lambda: ("sick " + VERSION, 500))
+if __name__ == "__main__":
+    from prefork import WorkerPool
+    sys.exit(WorkerPool(app, redeploy=True, bind="127.0.0.1:0", max_workers=2, log_format="json", log_level="debug").serve())
+"""
+
+
+class Shop:
+    """An application whose code changes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "manage.py").write_text(MANAGE)
+        (folder / "site_urls.py").write_text(URLS)
+        self.write(1)
+
+    def write(self, version: object, more: str = "") -> None:
+        draft = self.folder / "draft"
+        draft.write_text(APP.format(version=version, more=more))
+        draft.rename(self.folder / "shop.py")  # at once: somebody may be reading
+
+    def served(self, *flags: str) -> LiveServer:
+        # Without a budget: with --no-preload the successor of an old worker would load the new code.
+        return LiveServer.of("shop:app", "--max-workers", "2", "--max-reqs-per-child", "0", *flags, cwd=self.folder)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Shop:
+    return Shop(tmp_path)
+
+
+def deploy(server: LiveServer) -> None:
+    """Deploy what is there now, and wait until the old pool is gone."""
+    before = len(server.all("pool.deployed"))
+    server.send(signal.SIGHUP, to=server.pid)
+    new = server.wait_for("pool.deployed", count=before + 1)["generation"]
+    old = server.wait_for("pool.superseded", new_generation=new)["pid"]
+    server.wait_for("pool.stopped", pid=old)
+
+
+# How a pool comes to have a keeper.
+
+MANAGE = """
+import sys
+import django
+from django.conf import settings
+from django.core.management import execute_from_command_line
+settings.configure(
+    ROOT_URLCONF="site_urls", SECRET_KEY="x", ALLOWED_HOSTS=["*"], INSTALLED_APPS=["prefork.contrib.django"],
+    WSGI_APPLICATION=None,
+)
+execute_from_command_line(sys.argv)
+"""
+URLS = """
+from django.http import HttpResponse
+from django.urls import path
+from shop import VERSION
+urlpatterns = [path("", lambda request: HttpResponse(VERSION))]
+"""
+COMMANDS = {
+    "prefork": [sys.executable, "-m", "prefork", "shop:app", "--bind", "127.0.0.1:0", "-w", "2"],
+    "flask": [sys.executable, "-m", "flask", "--app", "shop", "run-prefork", "--port", "0", "-w", "2"],
+    "django": [sys.executable, "manage.py", "runprefork", "127.0.0.1:0", "-w", "2"],
+    "script": [sys.executable, "shop.py"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_hup_serves_new_code_under_the_same_process_id(shop: Shop, command: list[str]) -> None:
+    with LiveServer(*command, cwd=shop.folder) as server:
+        address = server.address
+        for version in range(1, 4):
+            assert server.get("/")[1] == str(version).encode()
+            assert server.all("pool.starting")[-1]["keeper_pid"] == server.pid
+            shop.write(version + 1)
+            deploy(server)
+        assert server.address == address
+        assert [record["generation"] for record in server.all("pool.deployed")] == [2, 3, 4]
+        assert server.stop() == 0
+        assert {record["exit_code"] for record in server.all("pool.stopped")} == {0}
+
+
+DOOR = "import os; from prefork import WorkerPool; os.execve = {broken}; WorkerPool(print, redeploy=True).serve()"
+
+
+def test_a_keeper_that_cannot_be_started_is_an_error(tmp_path: Path) -> None:
+    program = DOOR.format(broken="lambda *_: (_ for _ in ()).throw(PermissionError(13, 'Permission denied'))")
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=False, cwd=ROOT
+    )
+    assert done.returncode == 1
+    assert "--no-redeploy" in done.stderr
+    assert "PF420" in done.stderr
+
+
+# What is wrong with new code.
+
+GROWS = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+bytes(2**31)
+"""
+BROKEN = {
+    "syntax": ("this is no Python", "SyntaxError"),
+    "import": ("import there_is_none", "ModuleNotFoundError"),
+    "raises": ("raise LookupError('no shop')", "LookupError: no shop"),
+    "exit": ("sys.exit(3)", "SystemExit: 3"),
+    "exit at once": ("os._exit(7)", "status 7"),
+    "crash": ("import signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+    "no memory": (GROWS, "MemoryError"),
+}
+# The parent learns of these by the end of a worker alone, and gives it three tries.
+UNSAID_BY_A_WORKER = {"exit at once": "crash_loop", "crash": "crash_loop"}
+
+
+def refuse(server: LiveServer) -> dict[str, Any]:
+    """Deploy what cannot be, and return the record of it."""
+    before = len(server.all("pool.deploy_failed"))
+    server.send(signal.SIGHUP, to=server.pid)
+    return server.wait_for("pool.deploy_failed", count=before + 1)
+
+
+def check_refusal(server: LiveServer, shop: Shop, record: dict[str, Any], text: str) -> None:
+    """Fail unless all is as it was, said in one record, and the next good code is served."""
+    assert text in record["reason"] + record.get("exception", "")
+    assert record["pid"] == server.all("pool.starting")[0]["pid"]
+    assert server.get("/")[1] == b"1"
+    assert not server.all("pool.boot_failed")
+    assert not server.all("worker.boot_failed")
+    assert not server.output
+    shop.write(2)
+    deploy(server)
+    assert server.get("/")[1] == b"2"
+    assert len(server.all("pool.deploy_failed")) == 1
+
+
+@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_code_leaves_the_old_one_serving_and_the_next_good_one_is_served(
+    shop: Shop, kind: str, preload: str
+) -> None:
+    code, text = BROKEN[kind]
+    if preload == "--no-preload":
+        text = UNSAID_BY_A_WORKER.get(kind, text)
+    with shop.served(preload) as server:
+        with Tally(server) as tally:
+            shop.write(2, code)
+            record = refuse(server)
+            assert record["new_generation"] == 2
+            tally.wait_for(20)
+        assert not tally.lost
+        assert set(tally.bodies) == {b"1"}
+        check_refusal(server, shop, record, text)
+        if kind in {"raises", "import", "no memory", "exit"}:
+            assert "shop.py" in record["exception"]
+        assert server.stop() == 0
+
+
+def test_a_factory_that_raises_is_refused_with_its_traceback(shop: Shop) -> None:
+    factory = "def create():\n    {}\n    return app\n"
+    shop.write(1, factory.format("pass"))
+    with LiveServer.of("shop:create()", "--max-workers", "2", cwd=shop.folder) as server:
+        shop.write(2, factory.format("raise LookupError('no shop')"))
+        record = refuse(server)
+        assert "in create" in record["exception"]
+        shop.write(2, factory.format("pass"))
+        deploy(server)
+        assert server.get("/")[1] == b"2"
+
+
+@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+def test_code_that_hangs_is_given_up_with_its_stack(shop: Shop, preload: str) -> None:
+    with shop.served("--boot-timeout", "4", preload) as server:
+        shop.write(2, "time.sleep(600)")
+        record = refuse(server)
+        check_refusal(server, shop, record, "not ready after")
+        if preload == "--preload":
+            assert "shop.py" in record["exception"]
+
+
+def test_a_stack_is_shown_of_code_that_crashes(shop: Shop) -> None:
+    with shop.served() as server:
+        shop.write(2, "import ctypes; ctypes.string_at(0)")
+        record = refuse(server)
+        assert "SIGSEGV" in record["reason"]
+        assert "shop.py" in record["exception"]
+
+
+@pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
+def test_code_that_fails_the_probe_is_never_seen_by_a_client(shop: Shop, preload: str) -> None:
+    with shop.served("--deploy-probe", "/", preload) as server:
+        with Tally(server) as tally:
+            shop.write(2, "Flask.wsgi_app = lambda self, environ, start: (start('500 Sick', []), [b'no database'])[1]")
+            record = refuse(server)
+            tally.wait_for(20)
+        assert set(tally.bodies) == {b"1"}
+        assert not tally.lost
+        assert "PF422" in record["reason"]
+        check_refusal(server, shop, record, "deploy_probe / was answered with 500: 'no database'")
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [("os._exit(7)", "died"), ("raise LookupError('no shop')", "LookupError: no shop")],
+    ids=["says nothing", "says why"],
+)
+def test_a_worker_that_cannot_start_fails_the_probe(shop: Shop, code: str, text: str) -> None:
+    with shop.served("--deploy-probe", "/", "--no-preload") as server:
+        shop.write(2, code)
+        check_refusal(server, shop, refuse(server), text)
+
+
+def test_a_configuration_that_became_invalid_is_refused(shop: Shop) -> None:
+    file = shop.folder / "prefork.toml"
+    file.write_text("threads = 2\n")
+    with shop.served("--config", "prefork.toml") as server:
+        file.write_text("threads = none\n")
+        record = refuse(server)
+        file.write_text("threads = 3\n")
+        check_refusal(server, shop, record, "PF104")
+        assert server.all("pool.starting")[-1]["threads"] == 3
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize(("code", "text"), [BROKEN["syntax"], BROKEN["raises"], BROKEN["exit at once"]])
+def test_broken_code_is_told_with_its_traceback_whoever_loads_it(
+    shop: Shop, command: list[str], code: str, text: str
+) -> None:
+    with LiveServer(*command, cwd=shop.folder) as server:
+        shop.write(2, code)
+        record = refuse(server)
+        assert text in record["reason"] + record.get("exception", "")
+        assert ("exception" in record) == ("_exit" not in code)
+        assert "Traceback" not in "".join(server.output)
+        shop.write(2)
+        deploy(server)
+        assert server.get("/")[1] == b"2"
+
+
+def test_a_program_without_us_is_refused_with_what_it_said(shop: Shop) -> None:
+    with LiveServer(*COMMANDS["script"], cwd=shop.folder) as server:
+        (shop.folder / "shop.py").write_text("raise LookupError('no server any more')")
+        assert "no server any more" in refuse(server)["exception"]
+
+
+# What else happens meanwhile.
+
+
+def test_hups_during_a_deploy_are_one_more_with_the_newest_code(shop: Shop) -> None:
+    with shop.served() as server:
+        marker = shop.folder / "loading"
+        shop.write(2, f"open({str(marker)!r}, 'w'); time.sleep(1)")
+        server.send(signal.SIGHUP, to=server.pid)
+        until(marker.exists)
+        shop.write(3)
+        server.send(signal.SIGHUP, to=server.pid)
+        server.send(signal.SIGHUP, to=server.pid)
+        server.wait_for("pool.deployed", generation=3)
+        server.wait_for("pool.stopped", generation=2)
+        assert server.get("/")[1] == b"3"
+        assert len(server.all("pool.deploying")) == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+@pytest.mark.parametrize("command", [COMMANDS["prefork"], COMMANDS["flask"]], ids=["prefork", "flask"])
+def test_a_stop_during_a_deploy_stops_both(shop: Shop, command: list[str], number: signal.Signals) -> None:
+    with LiveServer(*command, cwd=shop.folder) as server:
+        marker = shop.folder / "loading"
+        shop.write(2, f"open({str(marker)!r}, 'w'); time.sleep(60)")
+        server.send(signal.SIGHUP, to=server.pid)
+        until(marker.exists)
+        assert server.stop(number) == 0
+        assert not server.all("pool.deploy_failed")
+        assert "Traceback" not in "".join(server.output)
+
+
+def test_ctrl_c_in_a_terminal_is_heard_once(shop: Shop) -> None:
+    with shop.served() as server:
+        deploy(server)
+        os.killpg(server.pid, signal.SIGINT)
+        assert server.wait() == 0
+        assert len(server.all("pool.stopping")) == 1
+
+
+def test_the_number_of_workers_that_was_chosen_outlives_a_deploy(shop: Shop) -> None:
+    with shop.served() as server:
+        server.send(signal.SIGTTIN, to=server.pid)
+        server.wait_for("pool.scaling", workers_to=3)
+        server.wait_for("worker.ready", count=3)
+        deploy(server)
+        assert server.wait_for("pool.ready", generation=2)["workers"] == 3
+
+
+def test_usr1_and_usr2_reach_the_pool(shop: Shop) -> None:
+    flags = ("--bind", "127.0.0.1:0", "-w", "2", "--log-file", "log")
+    with LiveServer(sys.executable, "-m", "prefork", "shop:app", *flags, cwd=shop.folder, ready="") as server:
+        until(lambda: "pool.ready" in ((shop.folder / "log").read_text() if (shop.folder / "log").exists() else ""))
+        (shop.folder / "log").rename(shop.folder / "old")
+        server.send(signal.SIGUSR1, to=server.pid)
+        until((shop.folder / "log").exists)
+        server.send(signal.SIGUSR2, to=server.pid)
+        until(lambda: "pool.recycled" in (shop.folder / "log").read_text())
+
+
+# Deaths.
+
+
+def test_a_pool_whose_parent_is_killed_is_started_anew(shop: Shop) -> None:
+    with shop.served() as server:
+        old = server.worker_pids
+        shop.write(2)
+        os.kill(server.parent_pid, signal.SIGKILL)
+        died = server.wait_for("pool.died")
+        assert (died["pid"], died["role"]) == (server.pid, "keeper")
+        assert "SIGKILL" in died["reason"]
+        server.wait_for("pool.deployed", reason="death")
+        wait_until_gone(old)
+        assert server.get("/")[1] == b"2"
+        deploy(server)
+        assert server.stop() == 0
+
+
+def test_a_pool_that_cannot_be_started_anew_is_tried_again_until_it_can(shop: Shop) -> None:
+    with shop.served() as server:
+        shop.write(2, "raise LookupError('no shop')")
+        os.kill(server.parent_pid, signal.SIGKILL)
+        record = server.wait_for("pool.deploy_failed", count=2)
+        assert record["role"] == "keeper"
+        assert "shop.py" in record["exception"]
+        shop.write(3)
+        server.wait_for("pool.deployed", reason="death")
+        assert server.get("/")[1] == b"3"
+
+
+def test_pools_drain_and_leave_when_the_keeper_is_killed(shop: Shop) -> None:
+    with shop.served() as server:
+        address, group = server.address, server.group()
+        os.kill(server.pid, signal.SIGKILL)
+        server.wait_for("pool.stopped", exit_code=0)
+        wait_until_gone(group)
+        with socket.create_server(address):
+            pass
+        assert server.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+def test_a_stop_that_is_sent_to_the_pool_itself_ends_all(shop: Shop, number: signal.Signals) -> None:
+    with shop.served() as server:
+        deploy(server)
+        server.send(number, to=server.all("pool.starting")[-1]["pid"])
+        assert server.wait() == 0
+
+
+# What a pool inherits, and what not.
+
+
+def test_a_unix_socket_and_the_pid_file_last_as_long_as_the_keeper(shop: Shop) -> None:
+    place, pid = shop.folder / "shop.sock", shop.folder / "pid"
+    with shop.served(f"--bind=unix:{place}", "--pid-file", str(pid)) as server:
+        inode = place.stat().st_ino
+        for _ in range(2):
+            deploy(server)
+            assert place.stat().st_ino == inode
+            assert int(pid.read_text()) == server.pid
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(place))
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200")
+        assert server.stop() == 0
+    assert not place.exists()
+    assert not pid.exists()
+
+
+def test_a_deploy_may_change_where_the_server_listens(shop: Shop) -> None:
+    file, first, second = (shop.folder / name for name in ("prefork.toml", "first.sock", "second.sock"))
+    file.write_text(f'bind = ["127.0.0.1:0", "unix:{first}"]\n')
+    with LiveServer(sys.executable, "-m", "prefork", "shop:app", "--config", "prefork.toml", cwd=shop.folder) as server:
+        port = server.address
+        file.write_text(f'bind = ["unix:{second}", "127.0.0.1:0"]\n')
+        deploy(server)
+        assert not first.exists()
+        assert second.exists()
+        assert server.address == port
+        file.write_text(f'bind = ["127.0.0.1:0", "unix:{first}"]\n')
+        shop.write(2, "raise LookupError")
+        refuse(server)
+        assert not first.exists(), "what came to nothing leaves nothing"
+        assert second.exists()
+        shop.write(2)
+        deploy(server)
+        assert first.exists()
+        assert not second.exists()
+        with socket.socket(socket.AF_UNIX) as client, pytest.raises(FileNotFoundError):
+            client.connect(str(second))
+
+
+def test_new_code_starts_where_and_with_what_the_program_was_started(shop: Shop) -> None:
+    more = "import prefork; os.environ['SHOP'] = os.environ.get('SHOP', '') + 'x'; VERSION = os.environ['SHOP'] + os.getcwd(); os.chdir('/')"
+    shop.write(1, more)
+    with LiveServer(*COMMANDS["script"], cwd=shop.folder, env={"SHOP": "shop"}) as server:
+        for _ in range(2):
+            assert server.get("/")[1].decode() == f"shopx{shop.folder}"
+            deploy(server)
+
+
+def test_no_process_keeps_what_it_does_not_need(shop: Shop) -> None:
+    with shop.served() as server:
+        deploy(server)
+
+        def descriptors() -> int:
+            until(lambda: len(server.group()) == 4)  # an old pool ends a moment after its last record
+            return sum(psutil.Process(pid).num_fds() for pid in server.group())
+
+        before = descriptors()
+        for _ in range(3):
+            deploy(server)
+        shop.write(2, "raise LookupError")
+        refuse(server)
+        until(lambda: descriptors() <= before)
+
+
+def test_threads_that_stay_behind_are_named(shop: Shop) -> None:
+    shop.write(
+        1, "import threading; threading.Thread(target=time.sleep, args=(60,), name='exporter', daemon=True).start()"
+    )
+    with LiveServer(*COMMANDS["script"], cwd=shop.folder) as server:
+        (finding,) = server.wait_for("pool.fork_unsafe")["findings"]
+        assert "exporter" in finding["what"]
+    with LiveServer(*COMMANDS["flask"], cwd=shop.folder) as server:
+        pool = psutil.Process(server.parent_pid)
+        assert pool.num_threads() > 1, "loaded behind the fork, the application keeps its thread"
+
+
+# Under load.
+
+
+def test_nothing_is_lost_in_deploys_under_load(shop: Shop) -> None:
+    with LiveServer.of("shop:app", "--max-workers", "2", cwd=shop.folder) as server, Tally(server, clients=8) as alive:
+        with Tally(server, clients=4, keep_alive=False) as brief:
+            for version in range(2, 8):
+                if version % 3 == 0:
+                    shop.write("broken", "raise LookupError")
+                    refuse(server)
+                shop.write(version)
+                deploy(server)
+                assert server.get("/")[1] == str(version).encode()
+                alive.wait_for(50)
+        assert not alive.lost
+        assert not brief.lost
+        assert b"broken" not in {*alive.bodies, *brief.bodies}
+        assert set(alive.statuses) == set(brief.statuses) == {200}
+
+
+def test_a_kept_alive_connection_outlives_deploys(shop: Shop) -> None:
+    with shop.served() as server, socket.create_connection(server.address, timeout=20) as client:
+        for version in range(1, 4):
+            client.sendall(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+            answer = client.recv(4096)
+            assert answer.endswith(str(version).encode())
+            assert b"Connection: close" not in answer
+            shop.write(version + 1)
+            deploy(server)
+
+
+def test_a_long_answer_of_an_old_pool_is_finished(shop: Shop) -> None:
+    slow = "Flask.wsgi_app = lambda self, environ, start: (start('200 OK', []), (time.sleep(0.1) or b'x' for _ in range(30)))[1]"
+    shop.write(1, slow)
+    with shop.served() as server, socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert client.recv(1) == b"H"
+        shop.write(2)
+        deploy(server)
+        answer = b""
+        while data := client.recv(4096):
+            answer += data
+        assert answer.count(b"x") == 30
