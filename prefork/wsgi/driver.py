@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from prefork.handover import Ticket, read
+from prefork.handover import Ticket, read, sent_at
 from prefork.http1.connection import Connection, Phase
 from prefork.http1.heads import HeadReader, Parser
 from prefork.http1.messages import Body, End, Misanswered, Refused, Request
@@ -302,6 +302,7 @@ class WsgiDriver:
         self._parting: deque[Client] = deque()  # to be handed over as soon as the exchange has room
         self._parted_at = 0.0  # when the last one was; infinity: whatever lies there is to be taken
         self._awaits_room = False
+        self._waited = 0.0  # for how many seconds the last one that was taken lay in the exchange
         self._accepting = False
         self._resume_at = _NEVER
         self._clients: dict[int, Client] = {}
@@ -364,8 +365,7 @@ class WsgiDriver:
         if self.failure is not None:
             raise self.failure
         if self._monitor_sleeps:
-            waits = self._leaving and not self._clients and not self._taken_over
-            return int(ASK_AGAIN * 1000) if waits else None
+            return self._until_taken()
         turn = self._turn
         if not self._served:
             self._quiet = self._quiet + 1 if turn == self._seen else 0
@@ -379,8 +379,12 @@ class WsgiDriver:
         if self._quiet > QUIET_TICKS:
             self._quiet = 0
             self._monitor_sleeps = True
-            return None
+            return self._until_taken()
         return int(TICK * 1000)
+
+    def _until_taken(self) -> int | None:
+        """Return when to ask again whether a worker that has nobody left may go; nobody tells of it."""
+        return int(ASK_AGAIN * 1000) if self._leaving and not self._clients and not self._all_taken() else None
 
     def hear(self) -> None:
         """Empty ``monitor_fd``."""
@@ -394,16 +398,21 @@ class WsgiDriver:
     @property
     def drained(self) -> bool:
         """Whether nothing is left to answer, and nothing new can come."""
-        return self._leaving and not self._accepting and not self._clients and self._taken_over
+        return self._leaving and not self._accepting and not self._clients and self._all_taken()
 
-    @property
-    def _taken_over(self) -> bool:
-        """Whether nothing lies in the exchange that nobody might look for.
+    def _all_taken(self) -> bool:
+        """Whether nothing lies in the exchange that nobody might look for; to be asked when no client is left.
 
         A sibling may stop, and look for the last time, before it comes in: so who sent it stays until it was taken, or
         takes it back. The last of a pool that stops looks for everybody.
         """
-        return self._exchange is None or not self._parted_at or self._exchange.taken(self._parted_at)
+        if self._exchange is None or not self._parted_at:
+            return True
+        if not self._exchange.taken(self._parted_at):
+            return False
+        if self._parted_at != _NEVER:
+            self._parted_at = 0.0  # for good, whatever others send
+        return True
 
     def retire(self) -> None:
         """Leave the listeners to the siblings, and hand over to them who stands between two requests."""
@@ -625,6 +634,7 @@ class WsgiDriver:
         if taken is None:
             return None
         message, descriptor = taken
+        self._waited = time.monotonic() - sent_at(message)
         if descriptor is None:
             self.records.emit("worker.handover_failed", reason="a message came without its connection")
             return None
@@ -805,10 +815,13 @@ class WsgiDriver:
     def _welcome_from_sibling(self) -> None:
         """Take in one whom a sibling has handed over.
 
-        The next has to wait for the next look at the poller: so a sibling that has less to do takes more of them.
+        The next has to wait for the next look at the poller: so a sibling that has less to do takes more of them. If this
+        one has waited long all have to do much: then the next is taken in behind the next client that is ready.
         """
         client = self._take_over() if self._taking else None
         if client is not None:
+            if self._batch and self._waited > TICK:
+                self._batch.insert(1, (self._into, 0))
             self._serve(client, self.receive)
 
     def _accept(self, fd: int) -> Client | None:

@@ -362,6 +362,23 @@ def test_who_finds_no_room_in_the_exchange_waits_for_it_asleep(serve: Serve) -> 
         assert (crowd.answered, crowd.failed, crowd.closed) == (1400, 0, 0)
 
 
+def test_a_retired_worker_goes_however_late_its_connections_are_taken(serve: Serve) -> None:
+    with serve(max_workers=1) as server, Crowd(server.address, 5) as crowd:
+        crowd.run(5)
+        (old,) = server.worker_pids
+        os.kill(old, signal.SIGSTOP)
+        server.send(signal.SIGUSR2)
+        new = server.wait_for("worker.ready", count=2)["child_pid"]
+        os.kill(new, signal.SIGSTOP)
+        os.kill(old, signal.SIGCONT)
+        until(lambda: not psutil.Process(old).net_connections("tcp"))
+        threading.Event().wait(0.5)  # longer than its monitor stays awake without work
+        os.kill(new, signal.SIGCONT)
+        retired(server)
+        crowd.run(5)
+        assert (crowd.answered, crowd.failed, crowd.closed) == (10, 0, 0)
+
+
 # A worker that is busy.
 
 
