@@ -375,9 +375,9 @@ class Keeper:
         left = self.keeping.next_deadline - time.monotonic()
         self.poller.poll(None if left == NEVER else max(0, int(left * 1000) + 1))
         signals = self.read_signals()
-        events: list[Any] = [Signal(name) for name in signals if name != "CHLD"]
-        for generation in list(self.processes):
-            events += self.listen_to(generation)
+        # What was said before somebody sent a signal is there by now, and comes first: the signal may be because of it.
+        events = [event for generation in list(self.processes) for event in self.listen_to(generation)]
+        events += [Signal(name) for name in signals if name != "CHLD"]
         return [*events, *(self.reap() if "CHLD" in signals else []), Tick()]
 
     def read_signals(self) -> list[str]:

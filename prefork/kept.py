@@ -63,7 +63,9 @@ class Keeper(Caller):
 
     def read(self) -> list[dict[str, Any]]:
         """Return the next order; none: the keeper is gone."""
-        message = os.read(self.orders, MESSAGE_LIMIT)
+        message = b""
+        with suppress(ConnectionResetError):  # it died before it had read all that we said
+            message = os.read(self.orders, MESSAGE_LIMIT)
         return [json.loads(message)] if message else []
 
     def tell(self, answer: dict[str, str]) -> None:

@@ -125,8 +125,12 @@ class Listeners:
                 continue
             if listener.tcp:
                 _attach_filter(listener.socket)
-            elif self._owner == os.getpid():
-                _unlink(listener)
+            else:
+                if self._owner == os.getpid():
+                    _unlink(listener)
+                # The queue stays, and is not joined any more. Source: unix(7), af_unix.c.
+                with suppress(OSError):
+                    listener.socket.shutdown(socket.SHUT_RD)
 
     def release(self) -> None:
         """Close this process's copies alone: another one goes on with the sockets, and unlinks the files."""

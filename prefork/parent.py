@@ -535,22 +535,23 @@ class Parent:
         child = next((child for child in [*self.children.values(), *self.dead] if child.worker == order.worker), None)
         if child is not None:
             fields |= {"worker": child.number, "child_pid": child.pid}
+        if self.keeper is not None and order.record == "pool.ready":
+            # Before the record: who has read that may send the keeper a signal, or kill this process.
+            self.keeper.tell_serving(self.config, self.supervisor.workers_wanted)
         self.records.emit(order.record, **fields)
         self.notifier.tell_of(order.record, fields)
         if order.record == "worker.exited":
             self.requests += fields["requests"]
         elif self.keeper is not None:
-            self.tell_keeper(self.keeper, order)
+            self.tell_of_deploy(self.keeper, order)
         elif self.charge.caller is not None:
             answer(self.charge.caller, order.record, fields)
 
-    def tell_keeper(self, keeper: Keeper, order: Emit) -> None:
-        """Tell the keeper how the start went."""
-        if order.record == "pool.ready":
-            keeper.tell_serving(self.config, self.supervisor.workers_wanted)
-            if keeper.why != "first":
-                reason, boot_s = "signal" if keeper.why == "deploy" else "death", round(monotonic() - keeper.began, 3)
-                self.record("pool.deployed", reason=reason, workers=order.fields["workers"], boot_s=boot_s)
+    def tell_of_deploy(self, keeper: Keeper, order: Emit) -> None:
+        """Record that another generation serves, when it does."""
+        if order.record == "pool.ready" and keeper.why != "first":
+            reason, boot_s = "signal" if keeper.why == "deploy" else "death", round(monotonic() - keeper.began, 3)
+            self.record("pool.deployed", reason=reason, workers=order.fields["workers"], boot_s=boot_s)
 
     def record(self, name: str, **fields: Any) -> None:
         """Write a record that is no decision of the supervisor."""

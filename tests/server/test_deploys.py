@@ -362,10 +362,10 @@ def test_pools_drain_and_leave_when_the_keeper_is_killed(shop: Shop) -> None:
         address, group = server.address, server.group()
         os.kill(server.pid, signal.SIGKILL)
         server.wait_for("pool.stopped", exit_code=0)
+        assert server.wait() == -signal.SIGKILL
         wait_until_gone(group)
         with socket.create_server(address):
             pass
-        assert server.wait() == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])

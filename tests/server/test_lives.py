@@ -157,6 +157,16 @@ def no_exchange(folder: Path) -> LiveServer:
     return server
 
 
+def sick_worker(folder: Path) -> LiveServer:
+    """A worker that answers nobody."""
+    with pool(folder, heartbeat_timeout=0.5) as server:
+        server.send(signal.SIGSTOP, to=server.worker_pids[0])
+        server.wait_for("worker.unresponsive")
+        server.wait_for("worker.exited", expected=False)
+        server.stop()
+    return server
+
+
 def never_ready(folder: Path) -> LiveServer:
     """A pool of which no worker ever starts."""
     with pool(folder, worker_started="tea:raise_", where={"ready": ""}) as server:
@@ -206,6 +216,7 @@ LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     no_successor,
     bad_successor,
     no_exchange,
+    sick_worker,
     never_ready,
     crowd,
     edit,
