@@ -535,11 +535,11 @@ class Parent:
         child = next((child for child in [*self.children.values(), *self.dead] if child.worker == order.worker), None)
         if child is not None:
             fields |= {"worker": child.number, "child_pid": child.pid}
+        self.notifier.tell_of(order.record, fields)
         if self.keeper is not None and order.record == "pool.ready":
             # Before the record: who has read that may send the keeper a signal, or kill this process.
             self.keeper.tell_serving(self.config, self.supervisor.workers_wanted)
         self.records.emit(order.record, **fields)
-        self.notifier.tell_of(order.record, fields)
         if order.record == "worker.exited":
             self.requests += fields["requests"]
         elif self.keeper is not None:

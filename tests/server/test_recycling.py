@@ -171,8 +171,10 @@ def test_no_more_than_max_retiring_linger_and_the_next_serves_on(serve: Callable
         told = server.wait_for("worker.retirement_delayed")
         assert told["child_pid"] == int(second)
         assert "max_retiring 1" in told["reason"]
-        for _ in range(10):
-            assert server.get() == (200, second)
+        # The first may have one request of its budget left.
+        answers = [server.get() for _ in range(10)]
+        assert set(answers) <= {(200, first), (200, second)}
+        assert answers.count((200, first)) <= 1
         assert len(server.all("worker.spawned")) == 2
         server.send(signal.SIGUSR2)  # does not wait
         server.wait_for("worker.exited", child_pid=int(second), reason="max_requests")
