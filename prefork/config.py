@@ -345,6 +345,7 @@ class Config:
     graceful_timeout: float = option(30.0, "float", group="Timeouts", common=True, least=0, most=_LONGEST, unit="seconds", help="How long running requests may take when the pool stops.")
     stop_delay: float = option(0.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="How long to accept on after TERM, closing each connection behind its answer: a balancer needs time to hear of the stop.")
     boot_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a worker may take to start.")
+    request_timeout: float = option(0.0, "float", group="Timeouts", common=True, least=0, most=_LONGEST, unit="seconds", help="How long a request may keep a thread before it is answered for and its worker replaced; 0: for ever.")
     heartbeat_timeout: float = option(60.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="How long a worker may not answer its parent before it is replaced and killed; 0: for ever.")
     head_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a request's head may take.")
     body_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="The longest pause between two pieces of a request's body.")

@@ -62,6 +62,7 @@ CODES: dict[str, str] = {
     "PF422": "new code did not answer the probe",
     "PF430": "a worker does not answer",
     "PF501": "no connection can be accepted",
+    "PF502": "a request took too long",
     "PF601": "the program is started anew after the next edit",
     "PF602": "there are no sockets of a reloader",
     "PF603": "a call that would start a server inside of a flask command was ignored",

@@ -136,7 +136,7 @@ class Parent:
         self.records = charge.pool.records.bind(role="parent", generation=self.generation)
         workers = None if self.keeper is None else self.keeper.workers
         self.supervisor = Supervisor(self.config, Random(), workers)  # noqa: S311 - it spreads budgets, it keeps no secret
-        self.scoreboard = Scoreboard(self.supervisor.workers_wanted, self.config.threads)
+        self.scoreboard = Scoreboard(self.supervisor.workers_wanted, 2 * self.config.threads)
         self.oom_kills = OomKills()
         self.children: dict[int, Child] = {}
         self.vitals: dict[int, Vitals] = {}
@@ -593,8 +593,8 @@ def event_of(report: Report) -> Event:
             return WorkerRetiring(worker, reason, requests, memory_bytes)
         case BootFailed(worker=worker, traceback=traceback, summary=summary):
             return WorkerBootFailed(worker, summary, traceback)
-        case Leaving(worker=worker, requests=requests, overrun=overrun):
-            return WorkerLeaving(worker, requests, overrun)
+        case Leaving(worker=worker, requests=requests, overrun=overrun, stuck=stuck):
+            return WorkerLeaving(worker, requests, overrun, stuck)
 
 
 def answer(caller: Caller, record: str, fields: Mapping[str, Any]) -> None:

@@ -47,11 +47,12 @@ class BootFailed:
 
 @dataclass(frozen=True, slots=True)
 class Leaving:
-    """The worker is about to exit after ``requests``, ``overrun`` of them beyond its budget."""
+    """The worker is about to exit after ``requests``, ``overrun`` of them beyond its budget, with ``stuck`` threads."""
 
     worker: int
     requests: int
     overrun: int
+    stuck: int = 0
 
 
 Report: TypeAlias = Ready | Retiring | BootFailed | Leaving
@@ -59,6 +60,7 @@ _TYPES = {
     "worker": int,
     "requests": int,
     "overrun": int,
+    "stuck": int,
     "memory_bytes": int,
     "boot_s": float,
     "reason": str,

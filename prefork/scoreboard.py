@@ -48,24 +48,24 @@ class Reading:
 
 
 class Row:
-    """The row of one worker, ``shared`` between the processes. ``cells`` are the places for requests, one for each thread."""
+    """The row of one worker, ``shared`` between the processes. ``cells`` are its places for requests."""
 
-    __slots__ = ("_threads", "memory", "shared")
+    __slots__ = ("_count", "memory", "shared")
 
-    def __init__(self, memory: memoryview, threads: int, *, shared: bool = True) -> None:
+    def __init__(self, memory: memoryview, cells: int, *, shared: bool = True) -> None:
         self.memory = memory
         self.shared = shared
-        self._threads = threads
+        self._count = cells
 
     @classmethod
-    def alone(cls, threads: int) -> Row:
+    def alone(cls, cells: int) -> Row:
         """Return a row that nobody else can read."""
-        return cls(memoryview(bytearray(_size(threads))), threads, shared=False)
+        return cls(memoryview(bytearray(_size(cells))), cells, shared=False)
 
     @property
     def cells(self) -> list[int]:
         """Where each of the cells begins."""
-        return [_HEADER_SIZE + _CELL.size * place for place in range(self._threads)]
+        return [_HEADER_SIZE + _CELL.size * place for place in range(self._count)]
 
     def clear(self) -> None:
         """Forget who had the row before."""
@@ -95,22 +95,22 @@ class Row:
 class Scoreboard:
     """The rows of all workers that there may be at a time: present ones, their successors, and those that linger."""
 
-    def __init__(self, workers: int, threads: int) -> None:
+    def __init__(self, workers: int, cells: int) -> None:
         self._rows = 4 * workers + _SPARE_ROWS
-        self._threads = threads
+        self._count = cells
         # Memory that is never touched costs nothing.
-        self._memory = memoryview(mmap.mmap(-1, self._rows * _size(threads)))
+        self._memory = memoryview(mmap.mmap(-1, self._rows * _size(cells)))
 
     def row(self, number: int) -> Row:
         """Return the row of the worker at this place; beyond all expectation it has one, but nobody can read it."""
         if number >= self._rows:
-            return Row.alone(self._threads)
-        size = _size(self._threads)
-        return Row(self._memory[number * size : (number + 1) * size], self._threads)
+            return Row.alone(self._count)
+        size = _size(self._count)
+        return Row(self._memory[number * size : (number + 1) * size], self._count)
 
 
-def _size(threads: int) -> int:
-    return _HEADER_SIZE + _CELL.size * threads
+def _size(cells: int) -> int:
+    return _HEADER_SIZE + _CELL.size * cells
 
 
 def _method_and_path(octets: bytes) -> tuple[str, str]:

@@ -50,11 +50,12 @@ class WorkerBootFailed:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLeaving:
-    """A worker is about to exit, after ``requests``, ``overrun`` of them beyond its budget."""
+    """A worker is about to exit, after ``requests``, ``overrun`` of them beyond its budget, with ``stuck`` threads."""
 
     worker: int
     requests: int
     overrun: int
+    stuck: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +321,7 @@ class Worker:
     reason: str = ""
     requests: int = 0
     overrun: int = 0
+    stuck: int = 0
     kill_at: float | None = None
     killed: bool = False
     sick: bool = False
@@ -596,7 +598,7 @@ class Supervisor:
     def _leaving(self, event: WorkerLeaving) -> list[Action]:
         worker = self.workers.get(event.worker)
         if worker is not None:
-            worker.requests, worker.overrun = event.requests, event.overrun
+            worker.requests, worker.overrun, worker.stuck = event.requests, event.overrun, event.stuck
         return []
 
     def _boot_failed(self, event: WorkerBootFailed, now: float) -> list[Action]:
@@ -632,6 +634,7 @@ class Supervisor:
             "requests": max(worker.requests, event.served),
             "overrun": worker.overrun,
             "uptime_s": round(now - worker.born, 3),
+            **({"stuck": worker.stuck} if worker.stuck else {}),
             **({} if expected else event.evidence),
         }
         actions: list[Action] = [Emit("worker.exited", fields, event.worker)]

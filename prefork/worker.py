@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import traceback
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 #: What the parent writes into a lifeline. The end of the file says that the parent is dead.
 RELEASE, RETIRE, STOP, STOP_QUICKLY, CLOSE_AFTER_ANSWER = b"s", b"r", b"t", b"q", b"c"
 REOPEN_LOGS, PING = b"l", b"p"
+FLUSH_S = 1.0
+"""How long a worker with stuck threads tries to write what its application has printed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +172,8 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
         raise SystemExit(1) from None
     life.run()
     life.leave()
+    if life.driver.stuck:
+        end_at_once()
 
 
 def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
@@ -198,6 +203,21 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     boot_s = monotonic() - birth.born
     send(birth.reports, Ready(birth.worker, boot_s=boot_s))
     return Life(birth, worker, driver, lifeline, inbox, records, resignation)
+
+
+def end_at_once() -> None:
+    """End the process although threads are stuck: nothing may wait for these, or for what they hold."""
+    writer = threading.Thread(target=flush, daemon=True)
+    writer.start()
+    writer.join(FLUSH_S)
+    os._exit(0)
+
+
+def flush() -> None:
+    """Write what the application has printed."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
 
 
 @contextmanager
@@ -284,6 +304,8 @@ class Life:
         # At least one request comes first: workers that want to go at once would be replaced without end.
         if self.resignation.given and served:
             self.resign("app")
+        if self.driver.overdue:
+            self.resign("request_timeout")
         if self.scales is not None and self.scales.private > self.birth.config.max_memory and served:
             self.resign("max_memory", memory_bytes=self.scales.private)
         if self.phase is Phase.RELEASED and self.driver.leaving:
@@ -331,7 +353,7 @@ class Life:
         self.driver.close()
         served, budget = self.driver.served, self.birth.budget
         overrun = 0 if budget is None else max(0, served - budget)
-        send(self.birth.reports, Leaving(self.birth.worker, requests=served, overrun=overrun))
+        send(self.birth.reports, Leaving(self.birth.worker, served, overrun, self.driver.stuck))
 
     # Who may say so: the parent, a signal, the parent's death.
 

@@ -404,10 +404,15 @@ class Connection:
     def refusal(self, refused: Refused, date: bytes) -> bytes:
         """Return the whole answer to a request that is not served; the connection is closed behind it."""
         self.close()
-        phrase = HTTPStatus(refused.status).phrase
-        body = f"{refused.status} {phrase}: {refused.reason}\n".encode("latin-1", "replace")
-        head = (
-            f"HTTP/1.1 {refused.status} {phrase}\r\nServer: prefork\r\nDate: {date.decode()}\r\n"
-            f"Content-Type: text/plain; charset=latin-1\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-        )
-        return head.encode("latin-1") + body
+        return closing_answer(refused, date)
+
+
+def closing_answer(refused: Refused, date: bytes, *, head_only: bool = False) -> bytes:
+    """Return the whole answer to a request that is not served, whatever state its connection is in."""
+    phrase = HTTPStatus(refused.status).phrase
+    body = f"{refused.status} {phrase}: {refused.reason}\n".encode("latin-1", "replace")
+    head = (
+        f"HTTP/1.1 {refused.status} {phrase}\r\nServer: prefork\r\nDate: {date.decode()}\r\n"
+        f"Content-Type: text/plain; charset=latin-1\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode("latin-1") + (b"" if head_only else body)

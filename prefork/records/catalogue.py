@@ -30,6 +30,7 @@ EMITTER: Mapping[str, str] = {
 
 FIELDS: Mapping[str, str] = {
     "address": "host or path listened on",
+    "age_s": "seconds since the application was called",
     "after_s": "age of the worker in seconds",
     "app": "the application as it was named",
     "attempts": "how many workers failed",
@@ -82,6 +83,7 @@ FIELDS: Mapping[str, str] = {
     "stack": "what each thread was doing, the innermost call first",
     "starter_generation": "Server::Starter's count of its starts",
     "status": "status of the answer",
+    "stuck": "request threads that were given up, and left behind",
     "stopped": "whether the process is stopped (state T)",
     "threads": "request threads in each worker",
     "timeout_s": "seconds until what is left is killed",
@@ -156,17 +158,18 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "worker.spawned": _spec("debug", "parent", "A worker was forked.", "worker child_pid budget"),
     "worker.ready": _spec("info", "parent", "A worker serves.", "worker child_pid boot_s"),
     "worker.boot_failed": _spec("error", "parent", "A worker could not start.", "worker child_pid reason", "exception", code="PF401"),
-    "worker.retiring": _spec("info", "parent", "A worker is to be replaced; it serves until its successor is ready. Why: `max_requests`, `max_age`, `max_memory`, `app`, `signal`, `hup`, `usr2`, or `scale_down`, which takes no successor.", "worker child_pid reason", "requests memory_bytes"),
+    "worker.retiring": _spec("info", "parent", "A worker is to be replaced; it serves until its successor is ready. Why: `max_requests`, `max_age`, `max_memory`, `app`, `request_timeout`, `unresponsive`, `signal`, `hup`, `usr2`, or `scale_down`, which takes no successor.", "worker child_pid reason", "requests memory_bytes"),
     "worker.retirement_delayed": _spec("warning", "parent", "A worker that is to be replaced serves on, beyond its budget if need be, because its successor cannot be had for now. Once for each.", "worker child_pid reason"),
     "worker.handover_failed": _spec("warning", "worker", "A kept-alive connection could not be handed over to a sibling, or taken over from one.", "reason"),
     "worker.unresponsive": _spec("error", "parent", "A worker does not answer: its interpreter is stuck, or it is `stopped`, by a signal or a debugger, and then has no stack to show. It is killed as soon as its successor serves.", "worker child_pid silent_s stopped stack", code="PF430"),
     "worker.killed": _spec("warning", "parent", "A worker was killed: it had its time to stop, or did not answer.", "worker child_pid after_s"),
-    "worker.exited": _spec("info", "parent", "A worker is gone: one record for each `worker.spawned`.", "worker child_pid exit_code signal expected reason requests overrun uptime_s", "requests_lost connections_lost rss_bytes oom_kill stack", worse="error"),
+    "worker.exited": _spec("info", "parent", "A worker is gone: one record for each `worker.spawned`.", "worker child_pid exit_code signal expected reason requests overrun uptime_s", "stuck requests_lost connections_lost rss_bytes oom_kill stack", worse="error"),
     "worker.respawn_delayed": _spec("warning", "parent", "Workers die too quickly: the next fork waits.", "worker child_pid delay_s failures", code="PF402"),
     "hook.failed": _spec("error", "either", "A hook raised.", "hook", "exception"),
     "log.reopen_failed": _spec("error", "either", "A log file cannot be opened anew; the old one is written on.", "log error"),
     "request.finished": _spec("info", "worker", "A request was answered. Only with `access_log`.", "method path query status duration_s request_bytes response_bytes client scheme http_version user_agent", "request_id", logger="prefork.access", worse="error"),
     "request.failed": _spec("error", "worker", "The application raised.", "method path", "client query exception request_id", logger="prefork.error"),
+    "request.timeout": _spec("error", "worker", "A request took longer than `request_timeout`: it was answered with 504, or cut if an answer had begun. Its worker is replaced.", "method path client status age_s stack", code="PF502"),
     "request.rejected": _spec("warning", "worker", "A request was refused before the application saw it.", "reason status client", "method path"),
 }
 # fmt: on

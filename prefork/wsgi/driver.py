@@ -17,6 +17,7 @@ requests. One that stops with the pool sends nobody away: it takes in what lies 
 from __future__ import annotations
 
 import _socket
+import math
 import os
 import select
 import socket
@@ -24,13 +25,14 @@ import stat
 import sys
 import threading
 import time
+import traceback
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prefork.handover import Ticket, read, sent_at
-from prefork.http1.connection import Connection, Phase
+from prefork.http1.connection import Connection, Phase, closing_answer
 from prefork.http1.heads import HeadReader, Parser
 from prefork.http1.messages import Body, End, Misanswered, Refused, Request
 from prefork.scoreboard import BUSY, Row, mark
@@ -38,6 +40,7 @@ from prefork.wsgi.body import RequestBody
 from prefork.wsgi.deadlines import Deadlines
 from prefork.wsgi.gateway import Answer, request_environ, server_environ
 from prefork.wsgi.outbox import SPOOL, Outbox
+from prefork.wsgi.overtime import GivenUp, Running, take
 from prefork.wsgi.poller import READ, WRITE, new_poller
 
 if TYPE_CHECKING:
@@ -250,6 +253,41 @@ class Client:
         return self.lock
 
 
+class TimedClient(Client):
+    """A connection whose requests have a limit of time: who is late has nothing to say any more."""
+
+    __slots__ = ("running",)
+
+    def __init__(
+        self,
+        driver: WsgiDriver,
+        sock: _socket.socket,
+        connection: Connection,
+        base: dict[str, Any],
+        peer: tuple[str, str] | None,
+    ) -> None:
+        super().__init__(driver, sock, connection, base, peer)
+        self.running: Running | None = None
+
+    def send(self, data: bytes) -> None:
+        """Send, unless somebody else has answered."""
+        if self.running is not None:
+            self.running.begin_to_send()
+        super().send(data)
+
+    def complete(self, data: bytes) -> None:
+        """Send the last of an answer, unless somebody else has answered."""
+        if self.running is not None:
+            self.running.complete()
+        super().complete(data)
+
+    def sendfile(self, file: Any, offset: int, size: int) -> None:
+        """Let the kernel send a part of a file, unless somebody else has answered."""
+        if self.running is not None:
+            self.running.begin_to_send()
+        super().sendfile(file, offset, size)
+
+
 class WsgiDriver:
     """Serves a WSGI application on ``config.threads`` request threads.
 
@@ -269,7 +307,8 @@ class WsgiDriver:
         exchange: Exchange | None = None,
     ) -> None:
         self._reader = HeadReader(config.limits, _parser(config.http)())
-        self.app = app
+        self._mine = threading.local()  # the request that a thread is at
+        self.app = self._with_deadline(app) if config.request_timeout else app
         self.config = config
         self.records = records
         self.monitor_fd, self._monitor_end = os.pipe()
@@ -290,6 +329,7 @@ class WsgiDriver:
             "prefork.generation": facts.generation,
             "prefork.exit_guard": exit_guard,
             "prefork.retire": facts.retire,
+            "prefork.extend_deadline": _no_deadline,
         }
         self._bases: dict[tuple[str, str, str], dict[str, Any]] = {}
         self._gates = {
@@ -323,10 +363,15 @@ class WsgiDriver:
         self._done = False
         self._thread_exit = thread_exit
         self._threads: list[threading.Thread] = []
-        self._row = Row.alone(config.threads) if row is None else row
+        self._row = Row.alone(2 * config.threads) if row is None else row
         self._board = self._row.memory
-        self._cells = self._row.cells  # of the scoreboard, for threads that are still to be started
+        # Of the scoreboard: for threads that are still to be started, and for those in the place of the lost.
+        self._cells, self._spare_cells = self._row.cells[: config.threads], self._row.cells[config.threads :]
         self._cell = 0  # the leader's
+        self._dispatch = self._call_in_time if config.request_timeout else self._call
+        self._kind_of_client = TimedClient if config.request_timeout else Client
+        self._running: dict[Running, Client] = {}  # what has a limit of time
+        self._lost: set[threading.Thread] = set()  # threads that were given up
         self._lock = threading.Lock()  # guards the lead, taken only when it changes hands
         # The last to come is the first to be promoted: caches and connections stay warm.
         self._waiting: list[threading.Semaphore] = []
@@ -338,7 +383,7 @@ class WsgiDriver:
         self._blocky = 0  # how surely the application blocks; above 0 the lead passes on before the call
         self._monitor_sleeps = True
         self._quiet = 0
-        self._seen = -1
+        self._seen = 0
         self._date_at = 0
         self._date = b""
 
@@ -364,11 +409,17 @@ class WsgiDriver:
         """
         if self.failure is not None:
             raise self.failure
+        patience = self._watch_leader()
+        return self._end_overtime(patience) if self._running else patience
+
+    def _watch_leader(self) -> int | None:
+        if self._monitor_sleeps and self._turn != self._seen:
+            self._monitor_sleeps = False  # somebody came in while it fell asleep
         if self._monitor_sleeps:
             return self._until_taken()
         turn = self._turn
         if not self._served:
-            self._quiet = self._quiet + 1 if turn == self._seen else 0
+            self._quiet = self._quiet + 1 if turn == self._seen and not self._vacant else 0
         elif turn == self._seen:
             self._blocky = min(_BLOCKY, self._blocky + 2)
             self._promote(vacate=self._exchange is not None)
@@ -379,7 +430,6 @@ class WsgiDriver:
         if self._quiet > QUIET_TICKS:
             self._quiet = 0
             self._monitor_sleeps = True
-            return self._until_taken()
         return int(TICK * 1000)
 
     def _until_taken(self) -> int | None:
@@ -389,6 +439,16 @@ class WsgiDriver:
     def hear(self) -> None:
         """Empty ``monitor_fd``."""
         _drain(self.monitor_fd)
+
+    @property
+    def overdue(self) -> bool:
+        """Whether a thread was given up."""
+        return bool(self._lost)
+
+    @property
+    def stuck(self) -> int:
+        """How many of the threads that were given up are still there."""
+        return sum(thread.is_alive() for thread in self._lost)
 
     @property
     def leaving(self) -> bool:
@@ -438,7 +498,8 @@ class WsgiDriver:
             for semaphore in self._waiting:
                 semaphore.release()
         for thread in self._threads:
-            thread.join(1.0)
+            if thread not in self._lost:
+                thread.join(1.0)
         for client in list(self._clients.values()):
             self._close(client)
         if not any(thread.is_alive() for thread in self._threads):
@@ -669,6 +730,8 @@ class WsgiDriver:
                 self._lead(cell)
                 if self._handing_over:
                     self._order(self._hand_over_idle)  # what was in this thread's hands when all others were
+                if self._lost and threading.current_thread() in self._lost:
+                    return  # another has its place
                 # Before the look at `_done`: close() lets go whom it finds waiting, and says so first.
                 with self._lock:
                     if self._vacant:
@@ -701,13 +764,18 @@ class WsgiDriver:
             except KeyError:
                 return
             self._unwatch(client)
-            self._leader = None
-            if self._waiting:
-                self._waiting.pop().release()
-            elif self._cells:
-                self._new_thread()
-            else:
-                self._vacant = True
+            self._pass_lead()
+
+    def _pass_lead(self) -> None:
+        """Let whoever is free lead, or else the monitor. Under the lock."""
+        self._leader = None
+        self._vacant = False
+        if self._waiting:
+            self._waiting.pop().release()
+        elif self._cells:
+            self._new_thread()
+        else:
+            self._vacant = True
 
     def _share(self) -> None:
         """Lead for the threads, which are all away: leave to the pool who waits here with a request."""
@@ -848,7 +916,7 @@ class WsgiDriver:
     ) -> Client:
         if sock.gettimeout() is not None:
             sock.setblocking(False)  # socket.setdefaulttimeout() of an application is for others
-        client = Client(self, sock, Connection(self._reader), base, peer)
+        client = self._kind_of_client(self, sock, Connection(self._reader), base, peer)
         self._clients[client.fd] = client
         self._row.hold(len(self._clients))
         client.deadline = deadline
@@ -1104,7 +1172,7 @@ class WsgiDriver:
         if client.watched:
             client.watched = 0
             self._poller.forget(client.fd)
-        del self._clients[client.fd]
+        self._clients.pop(client.fd, None)  # who was given up is gone from there
         self._row.hold(len(self._clients))
         client.sock.close()
         if self._leaving and not self._clients:
@@ -1112,7 +1180,7 @@ class WsgiDriver:
 
     # Requests.
 
-    def _dispatch(self, client: Client, request: Request, body: RequestBody | None) -> None:
+    def _call(self, client: Client, request: Request, body: RequestBody | None) -> None:
         """Give a complete request to the application."""
         self.served += 1
         client.requests += 1
@@ -1137,7 +1205,7 @@ class WsgiDriver:
             answer.run(self.app, environ)
         except OSError as error:
             # The client's fault or the application's? A socket that is broken shows it.
-            if client.broken or _is_gone(client.sock):
+            if client.broken or isinstance(error, GivenUp) or _is_gone(client.sock):
                 client.broken = True
             else:
                 self._fail(client, request, answer, error)
@@ -1158,6 +1226,85 @@ class WsgiDriver:
                 self._blocky = max(0, self._blocky - 1) if duration < TICK else min(_BLOCKY, self._blocky + 1)
             if self.records.access_on:
                 self._log_access(client, request, answer, duration)
+
+    # Requests that have a limit of time.
+
+    def _with_deadline(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+        mine = self._mine
+
+        def timed(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            environ["prefork.extend_deadline"] = mine.running.extend
+            return app(environ, start_response)
+
+        return timed
+
+    def _call_in_time(self, client: Client, request: Request, body: RequestBody | None) -> None:
+        """Give a complete request to the application, and see to it that it does not take too long."""
+        assert isinstance(client, TimedClient)
+        line = request.line
+        running = Running(threading.current_thread(), self._cell, line.method, line.path, self.config.request_timeout)
+        client.running = self._mine.running = running
+        self._running[running] = client
+        try:
+            self._call(client, request, body)
+        finally:
+            del self._running[running]
+            client.running = None
+            if not take(running.claim):
+                client.broken = True
+                with self._lock:
+                    pass  # until the monitor is done with it
+
+    def _end_overtime(self, patience: int | None) -> int | None:
+        """Answer for those whose time is over; return for how many milliseconds the monitor may sleep."""
+        now = time.monotonic()
+        for running, client in list(self._running.items()):
+            claim = (
+                running.claim
+            )  # before the look at its deadline: if both change meanwhile, this one is worth nothing
+            if running.deadline <= now:
+                self._give_up(running, client, claim)
+            elif running.deadline < _NEVER:
+                wait = math.ceil((running.deadline - now) * 1000)
+                patience = wait if patience is None else min(patience, wait)
+        return patience
+
+    def _give_up(self, running: Running, client: Client, claim: list[bool]) -> None:
+        """Answer for a thread, cut its connection, and have another thread in its place; unless it just comes back."""
+        frame = sys._current_frames().get(running.thread.ident or 0)  # noqa: SLF001 - the only way to another thread's stack
+        stack = "".join(traceback.format_stack(frame))
+        age_s = round(time.monotonic() - running.since, 3)
+        self.send_held_back()
+        with self._lock:
+            leads = self._leader == running.thread.ident
+            if (leads and client not in self._served) or not take(claim):
+                return  # it is just coming back
+            self._served.discard(client)
+            self._lost.add(running.thread)
+            self._board[running.cell + BUSY] = 0
+            if self._spare_cells:
+                self._cells.append(self._spare_cells.pop())
+            self._unwatch(client)
+            if leads or self._vacant:
+                self._pass_lead()
+            self._clients.pop(client.fd, None)
+            self._row.hold(len(self._clients))
+            # Under the lock, which its thread has to pass: when that is back it closes the socket.
+            client.broken = True
+            answered = not running.sending
+            late = Refused(504, "the request took too long", "RFC 9110 section 15.6.5")
+            octets = closing_answer(late, self.date(), head_only=running.method == "HEAD") if answered else b""
+            _cut(client.sock, octets)
+        self.records.emit(
+            "request.timeout",
+            method=running.method,
+            path=running.path.decode("latin-1"),
+            client=client.address,
+            status=504 if answered else None,
+            age_s=age_s,
+            stack=stack,
+            code="PF502",
+        )
 
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
         self.records.failure(
@@ -1196,6 +1343,10 @@ class WsgiDriver:
         return self._date
 
 
+def _no_deadline(_seconds: float) -> None:
+    """Stand in the environ where requests have all the time of the world."""
+
+
 def _parser(name: str) -> Callable[[], Parser]:
     """Return the class of parser that ``http`` names: httptools where it is installed, unless h11 is asked for."""
     if name != "h11":
@@ -1221,6 +1372,16 @@ def _is_gone(sock: _socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, 0)
     return bool(poll.poll(0))
+
+
+def _cut(sock: _socket.socket, last: bytes) -> None:
+    """End a connection that a thread may still use: the descriptor stays open, so that nobody else gets its number."""
+    try:
+        if last:
+            sock.send(last, _AT_ONCE)
+        sock.shutdown(socket.SHUT_WR if last else socket.SHUT_RDWR)
+    except OSError:
+        return
 
 
 def _nudge(fd: int) -> None:

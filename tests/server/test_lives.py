@@ -158,8 +158,11 @@ def no_exchange(folder: Path) -> LiveServer:
 
 
 def sick_worker(folder: Path) -> LiveServer:
-    """A worker that answers nobody."""
-    with pool(folder, heartbeat_timeout=0.5) as server:
+    """A request that takes too long, and a worker that answers nobody."""
+    with pool(folder, heartbeat_timeout=0.5, request_timeout=0.2) as server:
+        assert server.get("/stuck")[0] == 504
+        server.wait_for("request.timeout")
+        server.wait_for("worker.exited", reason="request_timeout")
         server.send(signal.SIGSTOP, to=server.worker_pids[0])
         server.wait_for("worker.unresponsive")
         server.wait_for("worker.exited", expected=False)

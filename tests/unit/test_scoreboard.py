@@ -12,7 +12,7 @@ from prefork.scoreboard import BUSY, InFlight, Reading, Row, Scoreboard, mark
 
 
 def entered(octets: bytes) -> tuple[str, str]:
-    row = Row.alone(threads=1)
+    row = Row.alone(cells=1)
     mark(row.memory, row.cells[0], 1.0, 1, octets, 1)
     (request,) = row.read().requests
     return request.method, request.path
@@ -23,7 +23,7 @@ def test_a_new_row_says_nothing() -> None:
 
 
 def test_a_request_is_there_from_its_mark_until_its_last_byte_is_taken_away() -> None:
-    row = Row.alone(threads=2)
+    row = Row.alone(cells=2)
     first, second = row.cells
     mark(row.memory, second, 7.5, 3, b"GET /a?b=c HTTP/1.1", 1)
     assert row.read().requests == (InFlight("GET", "/a", 7.5),)
@@ -49,7 +49,7 @@ def test_method_and_path_are_read_from_the_first_line(octets: bytes, read: tuple
 
 
 def test_an_entry_that_was_cut_in_two_does_not_count() -> None:
-    row = Row.alone(threads=1)
+    row = Row.alone(cells=1)
     (cell,) = row.cells
     mark(row.memory, cell, 7.5, 3, b"GET /a HTTP/1.1", 1)
     whole = bytes(row.memory[cell : cell + BUSY + 1])
@@ -60,7 +60,7 @@ def test_an_entry_that_was_cut_in_two_does_not_count() -> None:
 
 
 def test_the_last_request_tells_how_many_were_taken_on() -> None:
-    row = Row.alone(threads=2)
+    row = Row.alone(cells=2)
     for number, cell in [(1, row.cells[0]), (2, row.cells[1]), (3, row.cells[0])]:
         mark(row.memory, cell, 1.0, number, b"GET / HTTP/1.1", 1)
         row.memory[cell + BUSY] = 0

@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc a
 
 
 def test_the_evidence_names_what_was_lost() -> None:
-    row = Row.alone(threads=2)
+    row = Row.alone(cells=2)
     with closing(Vitals(row)) as vitals:
         mark(row.memory, row.cells[1], 7.5, 1, b"GET /a HTTP/1.1", 1)
         row.hold(3)
@@ -34,7 +34,7 @@ def test_the_evidence_names_what_was_lost() -> None:
 
 
 def test_a_row_is_cleared_for_who_gets_it() -> None:
-    row = Row.alone(threads=1)
+    row = Row.alone(cells=1)
     row.hold(3)
     with closing(Vitals(row)) as vitals:
         assert vitals.evidence(now=9.0)["connections_lost"] == 0

@@ -1,0 +1,256 @@
+"""What becomes of a request that takes too long, of its worker, and of those beside it?"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import Counter
+from http.client import HTTPConnection, HTTPResponse, IncompleteRead
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from server_process import LiveServer, until
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+APP = """
+import threading
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+def never_comes():
+    threading.Event().wait(600)
+
+def wait_for(name):
+    while not os.path.exists(os.path.join(os.path.dirname(__file__), name)):
+        time.sleep(0.01)
+
+class Closing(list):
+    def close(self):
+        never_comes()
+
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    say("in", path, os.getpid())
+    if path.startswith("/stuck"):
+        never_comes()
+    if path == "/late":
+        wait_for("open")
+    if path == "/extended":
+        environ["prefork.extend_deadline"](60)
+        wait_for("open")
+    if path.startswith("/sleep"):
+        time.sleep(float(environ["QUERY_STRING"]))
+    if path == "/held":
+        environ["prefork.exit_guard"].begin("until it is free")
+        threading.Thread(target=lambda: (wait_for("free"), environ["prefork.exit_guard"].end())).start()
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    if path == "/begun":
+        def body():
+            yield b"begun"
+            never_comes()
+        return body()
+    if path == "/closing":
+        return Closing([b"whole"])
+    if path == "/late":
+        say("back")
+    return [path.encode() if path.startswith("/sleep") else b"%d" % os.getpid()]
+"""
+
+
+@pytest.fixture
+def serve(write_app: Callable[..., Path]) -> Callable[..., LiveServer]:
+    """Return a server of the app above, with options."""
+
+    def serve(**options: Any) -> LiveServer:
+        options = {"max_workers": 1, "request_timeout": 0.3, **options}
+        return LiveServer.pool("sample:app", app_dir=str(write_app(APP)), **options)
+
+    return serve
+
+
+def send(server: LiveServer, path: str, *, method: str = "GET") -> socket.socket:
+    client = socket.create_connection(server.address, timeout=20)
+    ask(client, path, method=method)
+    return client
+
+
+def ask(client: socket.socket, path: str, *, method: str = "GET") -> None:
+    client.sendall(f"{method} {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+
+
+def answer(client: socket.socket) -> tuple[int, bytes]:
+    response = HTTPResponse(client)
+    response.begin()
+    return response.status, response.read()
+
+
+def test_a_request_that_takes_too_long_is_answered_for_and_its_worker_replaced(
+    serve: Callable[..., LiveServer],
+) -> None:
+    with serve() as server:
+        (worker,) = server.worker_pids
+        client = send(server, "/stuck?token=secret", method="PUT")
+        assert answer(client) == (504, b"504 Gateway Timeout: the request took too long\n")
+        assert client.recv(1) == b""
+        record = server.wait_for("request.timeout", pid=worker)
+        assert (record["method"], record["path"], record["status"], record["code"]) == ("PUT", "/stuck", 504, "PF502")
+        assert record["level"] == "error"
+        assert record["age_s"] >= 0.3
+        assert "in never_comes" in record["stack"]
+        assert server.wait_for("worker.retiring", child_pid=worker)["reason"] == "request_timeout"
+        gone = server.wait_for("worker.exited", child_pid=worker)
+        assert (gone["exit_code"], gone["expected"], gone["reason"], gone["stuck"]) == (0, True, "request_timeout", 1)
+        assert server.get()[1] != b"%d" % worker
+        client.close()
+
+
+def test_the_other_requests_of_the_worker_come_to_their_end(serve: Callable[..., LiveServer], tmp_path: Path) -> None:
+    with serve() as server:
+        (worker,) = server.worker_pids
+        extended = send(server, "/extended")
+        server.wait_for_output("in /extended")
+        stuck = [send(server, f"/stuck/{n}") for n in range(2)]
+        for client in stuck:
+            assert answer(client)[0] == 504
+        until(lambda: server.get()[1] != b"%d" % worker)
+        (tmp_path / "open").touch()
+        assert answer(extended) == (200, b"%d" % worker)
+        gone = server.wait_for("worker.exited", child_pid=worker)
+        assert (gone["exit_code"], gone["stuck"]) == (0, 2)
+        for client in [extended, *stuck]:
+            client.close()
+
+
+def test_an_answer_that_had_begun_is_cut(serve: Callable[..., LiveServer]) -> None:
+    with serve() as server:
+        client = send(server, "/begun")
+        with pytest.raises(IncompleteRead):
+            answer(client)
+        assert server.wait_for("request.timeout")["status"] is None
+        server.wait_for("worker.exited", exit_code=0)
+        client.close()
+
+
+def test_a_whole_answer_arrives_although_the_application_is_stuck_behind_it(serve: Callable[..., LiveServer]) -> None:
+    with serve() as server:
+        client = send(server, "/closing")
+        assert answer(client) == (200, b"whole")
+        assert "in close" in server.wait_for("request.timeout")["stack"]
+        assert client.recv(1) == b""
+        server.wait_for("worker.exited", exit_code=0)
+        client.close()
+
+
+def test_a_head_request_is_answered_for_without_a_body(serve: Callable[..., LiveServer]) -> None:
+    with serve() as server:
+        client = send(server, "/stuck", method="HEAD")
+        received = client.makefile("rb").read()
+        assert received.startswith(b"HTTP/1.1 504 ")
+        assert received.endswith(b"\r\n\r\n")
+        client.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_worker_whose_threads_are_all_stuck_passes_on_who_else_is_there(
+    serve: Callable[..., LiveServer], threads: int
+) -> None:
+    with serve(threads=threads) as server:
+        (worker,) = server.worker_pids
+        idle = [send(server, "/") for _ in range(3)]
+        assert [answer(client) for client in idle] == [(200, b"%d" % worker)] * 3
+        stuck = [send(server, f"/stuck/{n}") for n in range(threads)]
+        for n in range(threads):
+            server.wait_for_output(f"in /stuck/{n}")
+        for client in idle:
+            ask(client, "/")
+        newcomers = [send(server, "/") for _ in range(3)]
+        assert [answer(client)[0] for client in [*idle, *newcomers]] == [200] * 6
+        assert [answer(client)[0] for client in stuck] == [504] * threads
+        gone = server.wait_for("worker.exited", child_pid=worker)
+        assert (gone["exit_code"], gone["stuck"]) == (0, threads)
+        for client in idle:
+            ask(client, "/")
+            assert answer(client)[0] == 200
+        for client in [*idle, *newcomers, *stuck]:
+            client.close()
+
+
+def test_a_worker_without_a_limit_whose_threads_are_all_busy_leaves_who_is_idle_to_its_siblings(
+    serve: Callable[..., LiveServer],
+) -> None:
+    with serve(threads=1, max_workers=2, request_timeout=0, graceful_timeout=0.1) as server:
+        idle = [send(server, "/") for _ in range(8)]
+        assert [answer(client)[0] for client in idle] == [200] * 8
+        stuck = idle.pop()
+        ask(stuck, "/stuck")
+        server.wait_for_output("in /stuck")
+        threading.Event().wait(0.5)  # longer than a monitor stays awake that has nothing to do
+        for client in idle:
+            ask(client, "/")
+        assert [answer(client)[0] for client in idle] == [200] * 7
+        for client in [*idle, stuck]:
+            client.close()
+
+
+def test_what_a_thread_says_that_was_given_up_is_heard_by_nobody(
+    serve: Callable[..., LiveServer], tmp_path: Path
+) -> None:
+    with serve() as server:
+        held = send(server, "/held")
+        assert answer(held)[0] == 200
+        client = send(server, "/late")
+        assert answer(client)[0] == 504
+        (tmp_path / "open").touch()
+        server.wait_for_output("back")
+        (tmp_path / "free").touch()
+        assert client.recv(1) == b""
+        gone = server.wait_for("worker.exited", reason="request_timeout")
+        assert "stuck" not in gone
+        assert not server.all("request.failed")
+        held.close()
+        client.close()
+
+
+def test_without_a_limit_more_time_can_be_asked_for_as_well(serve: Callable[..., LiveServer], tmp_path: Path) -> None:
+    (tmp_path / "open").touch()
+    with serve(request_timeout=0) as server:
+        assert server.get("/extended")[0] == 200
+
+
+def test_each_request_is_answered_once_however_close_to_its_limit_it_ends(serve: Callable[..., LiveServer]) -> None:
+    told: list[tuple[str, int, bytes]] = []
+
+    def ask_again_and_again(number: int) -> None:
+        for turn in range(25):
+            # From a little less than the limit to a little more.
+            seconds = 0.046 + (turn * 7 + number) % 12 * 0.001
+            path = f"/sleep/{number}/{turn}"
+            host, port = server.address
+            connection = HTTPConnection(host, port, timeout=20)
+            connection.request("GET", f"{path}?{seconds}")
+            response = connection.getresponse()
+            told.append((path, response.status, response.read()))
+            if response.status == 200:
+                connection.request("GET", f"{path}?0")
+                assert connection.getresponse().read() == path.encode()
+            connection.close()
+
+    with serve(request_timeout=0.05, max_workers=2, threads=2) as server:
+        clients = [threading.Thread(target=ask_again_and_again, args=(number,)) for number in range(6)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join(60)
+        server.stop()
+        statuses = Counter(status for _, status, _ in told)
+        assert sum(statuses.values()) == 150
+        assert all(body == path.encode() for path, status, body in told if status == 200)
+        assert set(statuses) == {200, 504}
+        answered_for = Counter(record["path"] for record in server.all("request.timeout", status=504))
+        assert answered_for == Counter(path for path, status, _ in told if status == 504)
+        assert all(record["exit_code"] == 0 for record in server.all("worker.exited"))
+        assert not server.all("request.failed")
