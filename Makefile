@@ -12,7 +12,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 NATIVE := bjoern fastpysgi gunicorn_h1c uwsgi
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format docs bench wheel-test clean distclean
+.PHONY: help run test coverage soak lint format docs bench wheel-test clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -40,6 +40,9 @@ test: $(VENV)/.dev  ## run every test
 coverage: $(VENV)/.dev  ## hold that unit tests alone enter every branch of the two state machines
 	$(BIN)/python -m pytest tests/unit -q --cov=prefork.supervisor --cov=prefork.http1.connection --cov=prefork.http1.heads --cov-branch \
 		--cov-report=term-missing --cov-fail-under=100 $(ARGS)
+
+soak: $(VENV)/.dev  ## let everything happen at random for 15 minutes, and count; ARGS="--minutes 1 --seed 7"
+	$(BIN)/python tests/soak.py $(ARGS)
 
 lint: $(VENV)/.dev  ## style, types, direction of imports, generated pages
 	$(BIN)/ruff check

@@ -482,6 +482,7 @@ class Parent:
             child_hygiene=self.adapter.child_hygiene,
             thread_exit=self.adapter.thread_exit,
             exchange=self.charge.exchange if listeners is None else None,
+            keeper=None if self.keeper is None else self.keeper.pid,
         )
 
     def private_descriptors(self) -> set[int]:

@@ -57,7 +57,7 @@ class Birth:
     callable, or without preload the name of one. ``row`` is its place on the scoreboard, ``last_words``
     a file for the stacks of its threads if it crashes. ``foreign`` are the parent's descriptors, not for a child to keep.
     ``child_hygiene`` is called first of all, ``thread_exit`` in each request thread when the worker leaves.
-    Connections are handed over by the ``exchange``, where there is one.
+    Connections are handed over by the ``exchange``, where there is one. ``keeper`` is the process id of the pool's, if any.
     """
 
     worker: int
@@ -77,6 +77,7 @@ class Birth:
     child_hygiene: Sequence[Callable[[], None]]
     thread_exit: Callable[[], None] | None
     exchange: Exchange | None
+    keeper: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -389,12 +390,27 @@ class Life:
             self.resign("signal")
 
     def outlive_parent(self) -> None:
-        """Drain without a parent, which would have set the limit: the kernel does, whatever this process is stuck in."""
+        """Leave without a parent, which would have set the limit: the kernel does, whatever this process is stuck in."""
         self.poller.unregister(self.lifeline)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.setitimer(signal.ITIMER_REAL, max(self.birth.config.graceful_timeout, 0.001))
-        self.stop(quick=False)
+        if self.birth.keeper is not None and is_alive(self.birth.keeper):
+            # It starts the next pool at once: who is idle waits for that in the exchange, and newcomers in the queues.
+            self.retire()
+        else:
+            self.stop(quick=False)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, but there
+        return True
+    return True
 
 
 def announcement(budget: int | None) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
@@ -333,6 +334,10 @@ def test_usr1_and_usr2_reach_the_pool(shop: Shop) -> None:
 def test_a_pool_whose_parent_is_killed_is_started_anew(shop: Shop) -> None:
     with shop.served() as server:
         old = server.worker_pids
+        kept = http.client.HTTPConnection(*server.address, timeout=20)
+        kept.request("GET", "/")
+        assert kept.getresponse().read() == b"1"
+        connection = kept.sock
         shop.write(2)
         os.kill(server.parent_pid, signal.SIGKILL)
         died = server.wait_for("pool.died")
@@ -340,7 +345,10 @@ def test_a_pool_whose_parent_is_killed_is_started_anew(shop: Shop) -> None:
         assert "SIGKILL" in died["reason"]
         server.wait_for("pool.deployed", reason="death")
         wait_until_gone(old)
-        assert server.get("/")[1] == b"2"
+        kept.request("GET", "/")
+        assert kept.getresponse().read() == b"2"
+        assert kept.sock is connection, "it was closed"
+        kept.close()
         deploy(server)
         assert server.stop() == 0
 

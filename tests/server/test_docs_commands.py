@@ -29,6 +29,7 @@ ELSEWHERE = {
     "make test": "is what runs this",
     "make lint": ".ci/run calls it",
     "make coverage": ".ci/run calls it",
+    "make soak": "test_soak.py runs a short form of it",
     "make bench": "it takes minutes, and compares with other servers",
     ".venv-bench/bin/": "the same",
     ".ci/run": "is what runs this where it counts",
