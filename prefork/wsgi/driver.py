@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 
 TICK = 0.002
 """After how many seconds without a sign of life a leader is taken to be away."""
+EASE_TICKS = 50
+"""After how many ticks of work a worker leaves half of those who wait in it to whoever is free first."""
 QUIET_TICKS = 50
 """After how many ticks without work the monitor sleeps until there is some."""
 LINGER = 5.0
@@ -383,6 +385,8 @@ class WsgiDriver:
         self._blocky = 0  # how surely the application blocks; above 0 the lead passes on before the call
         self._monitor_sleeps = True
         self._quiet = 0
+        self._eases = exchange is not None and config.max_workers > 1
+        self._worked = 0  # for how many ticks
         self._seen = 0
         self._date_at = 0
         self._date = b""
@@ -426,6 +430,11 @@ class WsgiDriver:
             self.send_held_back()
         if self._vacant:
             self._share()
+        if self._eases and turn != self._seen:
+            self._worked += 1
+            if self._worked >= EASE_TICKS:
+                self._worked = 0
+                self._order(self._ease)
         self._seen = turn
         if self._quiet > QUIET_TICKS:
             self._quiet = 0
@@ -798,6 +807,20 @@ class WsgiDriver:
                 waiting = self._clients.get(fd)
                 if waiting is not None and self._may_go(waiting) and not self._share_out(waiting):
                     return
+
+    def _ease(self) -> None:
+        """Leave half of those who wait here with a request to the pool.
+
+        Who accepts first has all who come at the same moment, and a kept-alive connection stays where it is: one worker
+        would serve them all, while its siblings sleep. If none of these is free, we take most of them back ourselves.
+        """
+        if self._leaving:
+            return
+        ready = [self._clients.get(fd) for fd, _ in self._poller.poll(0)]
+        waiting = [client for client in ready if client is not None and self._may_go(client)]
+        for client in waiting[(len(waiting) + 1) // 2 :]:
+            if not self._share_out(client):
+                return
 
     def _share_out(self, client: Client) -> bool:
         """Let whoever is free first take a client; return ``False``, and keep it, if the exchange is full."""

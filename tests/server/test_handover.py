@@ -403,6 +403,33 @@ def test_who_waits_at_a_busy_worker_is_served_by_an_idle_one(serve: Serve) -> No
         assert busy.answer()["pid"] == owner
 
 
+def threads_of(pid: int) -> list[psutil.Process]:
+    return [psutil.Process(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def test_clients_that_all_came_to_one_worker_are_shared_out_when_they_keep_it_busy(serve: Serve) -> None:
+    with serve() as server, ExitStack() as stack:
+        asleep, awake = server.worker_pids
+        os.kill(asleep, signal.SIGSTOP)
+        until(lambda: all(thread.status() == psutil.STATUS_STOPPED for thread in threads_of(asleep)))
+        talks = [stack.enter_context(Talk(server.address)) for _ in range(16)]
+        assert {talk.ask()["pid"] for talk in talks} == {awake}
+        os.kill(asleep, signal.SIGCONT)
+        seen: Counter[int] = Counter()
+
+        def talk_on(talk: Talk) -> None:
+            while not seen[asleep]:
+                seen[talk.ask()["pid"]] += 1
+
+        threads = [threading.Thread(target=talk_on, args=(talk,)) for talk in talks]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert seen[asleep]
+        assert seen[awake]
+
+
 def test_who_waits_at_the_only_worker_waits_for_it(serve: Serve) -> None:
     with serve(max_workers=1, threads=2) as server, ExitStack() as stack:
         talks = on_one_worker(server, stack, 8)
