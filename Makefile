@@ -6,6 +6,8 @@ PYTHON ?= $(or $(shell for p in python3 python3.14 python3.13 python3.12 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done),python3)
 BIN    := $(VENV)/bin
 ARGS   ?=
+# Tests wait more than they compute. The cases of one file stay together: some share a server.
+SPREAD ?= -n 2 --dist loadscope
 BENCH  ?= raw flask django io recycle memory startup
 
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
@@ -35,7 +37,7 @@ run: $(VENV)/.run  ## serve the example Flask application
 	$(BIN)/flask --app examples/flask_app.py run-prefork $(ARGS)
 
 test: $(VENV)/.dev  ## run every test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 coverage: $(VENV)/.dev  ## hold that unit tests alone enter every branch of the two state machines
 	$(BIN)/python -m pytest tests/unit -q --cov=prefork.supervisor --cov=prefork.http1.connection --cov=prefork.http1.heads --cov-branch \

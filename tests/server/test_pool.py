@@ -272,8 +272,8 @@ def test_a_program_that_is_killed_ends_its_pool() -> None:
     with program("time.sleep(60)") as server:
         os.kill(server.pid, signal.SIGKILL)
         server.wait_for("pool.stopped", exit_code=0)
-        wait_until_gone(server.group())
         assert server.wait() == -signal.SIGKILL
+        wait_until_gone(server.group())
 
 
 def test_a_child_of_the_program_does_not_keep_the_pool_alive() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from server_process import LiveServer, Tally, wait_until_gone
+from server_process import LiveServer, Tally, until, wait_until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -542,11 +542,11 @@ def open_in_start(server: LiveServer) -> set[str]:
 def test_descriptors_and_memory_of_the_parent_do_not_grow(faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_reqs_per_child=5) as server:
         parent = psutil.Process(server.parent_pid)
+        before = parent.num_fds()
         with Tally(server) as tally:
-            server.wait_for("worker.exited", count=10)
-            before = parent.num_fds()
             server.wait_for("worker.exited", count=60)
-        assert parent.num_fds() <= before + 8
+        # One that is released, and has some of its budget left, stays; for each the parent holds a few.
+        until(lambda: parent.num_fds() <= before + 2 + 6 * (len(server.worker_pids) - 2))
         assert parent.num_threads() == 1
         assert not tally.lost
 
