@@ -21,6 +21,8 @@ from prefork.errors import ConfigError, MissingExtra
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+QUICK_STOP_S = 3.0
+"""How long running requests get after INT."""
 KIB, GIB = 1024, 1024**3
 _UNITS = {"G": GIB, "M": KIB**2, "K": KIB}
 _SIZE = re.compile(r"(?P<number>[0-9]{1,18})(?:(?P<unit>[KMG])(?:I?B)?)?")

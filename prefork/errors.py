@@ -61,6 +61,7 @@ CODES: dict[str, str] = {
     "PF421": "new code was not deployed",
     "PF422": "new code did not answer the probe",
     "PF430": "a worker does not answer",
+    "PF431": "the exit guard is held although the pool stops",
     "PF501": "no connection can be accepted",
     "PF502": "a request took too long",
     "PF601": "the program is started anew after the next edit",

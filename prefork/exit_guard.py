@@ -17,22 +17,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hold:
-    """One reason not to exit yet: ``why`` in the application's words, ``since`` on the guard's clock in seconds."""
+    """One reason not to exit yet: ``why`` in the application's words, ``since`` on the guard's clock in seconds.
+
+    ``where`` is the stack of who took it, if the guard was asked to keep that.
+    """
 
     why: str
     since: float
+    where: str = ""
 
 
 class ExitGuard:
     """Counts what must be finished before this process may exit. Safe in any thread and in async code.
 
-    ``clock`` dates the holds, ``on_free`` is called, in the thread that ended it, whenever the last hold has ended.
+    ``clock`` dates the holds, ``on_free`` is called, in the thread that ended it, whenever the last hold has ended, and
+    ``locate`` whenever one is taken, for the stack.
     """
 
     def __init__(
-        self, *, clock: Callable[[], float] = lambda: 0.0, on_free: Callable[[], object] | None = None
+        self,
+        *,
+        clock: Callable[[], float] = lambda: 0.0,
+        on_free: Callable[[], object] | None = None,
+        locate: Callable[[], str] = lambda: "",
     ) -> None:
         self._clock = clock
+        self._locate = locate
         self._on_free = on_free
         # Reentrant, because a finalizer that ends a hold may run in the very thread that is in here.
         self._lock = RLock()
@@ -53,7 +63,7 @@ class ExitGuard:
     def begin(self, why: str = "") -> None:
         """Keep the worker alive until one matching ``end()``; ``why`` names the work in the log."""
         with self._lock:
-            self._begun.append(Hold(why, self._clock()))
+            self._begun.append(Hold(why, self._clock(), self._locate()))
 
     def end(self) -> None:
         """End the oldest hold that ``begin()`` took.
@@ -70,7 +80,7 @@ class ExitGuard:
     @contextmanager
     def hold(self, why: str = "") -> Iterator[None]:
         """Keep the worker alive for the length of a block."""
-        hold = Hold(why, self._clock())
+        hold = Hold(why, self._clock(), self._locate())
         with self._lock:
             self._held.append(hold)
         try:

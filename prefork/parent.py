@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from prefork import __version__, origin
 from prefork.children import Child, fork_child, inherits_orphans, open_pidfd, reap_orphans
+from prefork.config import QUICK_STOP_S
 from prefork.errors import BootError
 from prefork.fork_audit import audit
 from prefork.loading import load_app
@@ -34,7 +35,6 @@ from prefork.scoreboard import Scoreboard
 from prefork.sd_notify import Notifier
 from prefork.signals import ORDERS, SignalInbox, StoppedEarly
 from prefork.supervisor import (
-    QUICK_STOP_S,
     Action,
     CloseAfterAnswer,
     CloseListeners,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
+from prefork.config import QUICK_STOP_S
 from prefork.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -279,8 +280,6 @@ NEXT: Mapping[Life, Mapping[type, Life]] = {
 COUNTED = {Life.STARTING, Life.SERVING}
 """A retiring worker has left the count: its successor is in it already."""
 
-QUICK_STOP_S = 3.0
-"""How long running requests get after INT."""
 SECOND_S = 0.25
 """What comes sooner after INT is the same key press: terminals and wrappers such as timeout(1) send it twice."""
 KILL_AGAIN_S = 5.0

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from prefork.config import QUICK_STOP_S
 from prefork.exit_guard import ExitGuard
 from prefork.loading import load_app
 from prefork.memory import Scales
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 #: What the parent writes into a lifeline. The end of the file says that the parent is dead.
 RELEASE, RETIRE, STOP, STOP_QUICKLY, CLOSE_AFTER_ANSWER = b"s", b"r", b"t", b"q", b"c"
 REOPEN_LOGS, PING = b"l", b"p"
+_NEARLY = 0.9
 FLUSH_S = 1.0
 """How long a worker with stuck threads tries to write what its application has printed."""
 
@@ -184,7 +186,8 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     with dying_with_parent(lifeline) if runs_their_code else nullcontext():
         app = load_app(birth.app, config.app_dir) if isinstance(birth.app, str) else birth.app
         birth.hooks.load(config.app_dir, "worker_started", "worker_exiting")
-        guard = ExitGuard(clock=monotonic, on_free=inbox.wake)
+        locate = where_held if config.log_level == "debug" else str
+        guard = ExitGuard(clock=monotonic, on_free=inbox.wake, locate=locate)
         resignation = Resignation(inbox.wake)
         worker = Worker(
             number=birth.number,
@@ -204,6 +207,11 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     boot_s = monotonic() - birth.born
     send(birth.reports, Ready(birth.worker, boot_s=boot_s))
     return Life(birth, worker, driver, lifeline, inbox, records, resignation)
+
+
+def where_held() -> str:
+    """Return the stack of who takes a hold, without the guard's own part of it."""
+    return "".join(traceback.format_stack()[:-2])
 
 
 def end_at_once() -> None:
@@ -276,6 +284,7 @@ class Life:
         self.lifeline, self.inbox, self.resignation = lifeline, inbox, resignation
         self.scales = Scales(monotonic) if birth.config.max_memory else None
         self.phase = Phase.SERVING
+        self.tell_at = math.inf  # when to tell of what keeps a worker that is to stop
         self.due = birth.budget  # requests after which it retires, once it is released; None: never by itself
         self.announce_at = announcement(birth.budget)
         self.poller = select.poll()
@@ -289,6 +298,7 @@ class Life:
             patience = self.driver.tick()
             if self.scales is not None:
                 patience = self.scales.look(patience)
+            patience = self.tell_of_holds(patience)
             self.take_stock()
             if self.phase is Phase.LEAVING and self.driver.drained and self.worker.exit_guard.free:
                 return
@@ -344,8 +354,25 @@ class Life:
         """Stop together with the whole pool: there is nobody to leave anything to."""
         self.phase = Phase.LEAVING
         # Under Server::Starter the next generation serves already: nobody waits for us to be gone.
+        limit = QUICK_STOP_S if quick else self.birth.config.graceful_timeout
+        self.tell_at = min(self.tell_at, monotonic() + _NEARLY * limit)
         patience = PARTING if self.birth.listeners.starter_generation is None else LINGER
         self.driver.stop(quick=quick, patience=patience)
+
+    def tell_of_holds(self, patience: int | None) -> int | None:
+        """Record what keeps a worker whose time to stop is nearly over; return for how many milliseconds to sleep."""
+        left = self.tell_at - monotonic()
+        if left == math.inf:
+            return patience
+        if left > 0:
+            wait = math.ceil(left * 1000)
+            return wait if patience is None else min(patience, wait)
+        self.tell_at = math.inf
+        if holds := self.worker.exit_guard.holds:
+            now = monotonic()
+            told = [{"why": hold.why, "age_s": round(now - hold.since, 3), "where": hold.where} for hold in holds]
+            self.records.emit("worker.held", holds=told, code="PF431")
+        return patience
 
     def leave(self) -> None:
         """Say goodbye: nothing is served any more."""

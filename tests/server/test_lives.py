@@ -35,6 +35,8 @@ def app(environ, start_response):
     if environ["PATH_INFO"] == "/stuck":
         print("stuck", flush=True)
         time.sleep(60)
+    if environ["PATH_INFO"] == "/hold":
+        environ["prefork.exit_guard"].begin("tea")
     start_response("200 OK", [])
     return [b"tea"]
 
@@ -170,6 +172,14 @@ def sick_worker(folder: Path) -> LiveServer:
     return server
 
 
+def unfinished_work(folder: Path) -> LiveServer:
+    """A stop that does not wait for what the application still does."""
+    with pool(folder, graceful_timeout=0.3) as server:
+        assert server.get("/hold")[0] == 200
+        server.stop()
+    return server
+
+
 def never_ready(folder: Path) -> LiveServer:
     """A pool of which no worker ever starts."""
     with pool(folder, worker_started="tea:raise_", where={"ready": ""}) as server:
@@ -220,6 +230,7 @@ LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     bad_successor,
     no_exchange,
     sick_worker,
+    unfinished_work,
     never_ready,
     crowd,
     edit,
