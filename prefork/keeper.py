@@ -20,7 +20,7 @@ from collections import namedtuple
 
 TYPE_CHECKING = False  # typing's own would cost half as much memory as all the rest
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
 SLACK_S = 5.0
@@ -370,15 +370,17 @@ class Keeper:
 
     # What can happen.
 
-    def wait(self) -> list[Any]:
-        """Sleep until something happens, and return all that did."""
+    def wait(self) -> Iterator[Any]:
+        """Sleep until something happens, and give all that did, one by one: the next when the one before was dealt with."""
         left = self.keeping.next_deadline - time.monotonic()
         self.poller.poll(None if left == NEVER else max(0, int(left * 1000) + 1))
         signals = self.read_signals()
         # What was said before somebody sent a signal is there by now, and comes first: the signal may be because of it.
-        events = [event for generation in list(self.processes) for event in self.listen_to(generation)]
-        events += [Signal(name) for name in signals if name != "CHLD"]
-        return [*events, *(self.reap() if "CHLD" in signals else []), Tick()]
+        yield from [event for generation in list(self.processes) for event in self.listen_to(generation)]
+        yield from [Signal(name) for name in signals if name != "CHLD"]
+        if "CHLD" in signals:
+            yield from self.reap()
+        yield Tick()
 
     def read_signals(self) -> list[str]:
         """Return the signals that have arrived, in their order."""
@@ -422,19 +424,20 @@ class Keeper:
         process.pid_file = said["pid_file"]
         self.log = said["log"]
 
-    def reap(self) -> list[Any]:
+    def reap(self) -> Iterator[Any]:
         """Take the exit codes of the dead. As process 1 of a container, those of strangers as well."""
-        events: list[Any] = []
         while True:
             try:
                 pid, code = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return events
+                return
             if not pid:
-                return events
+                return
             for generation, process in list(self.processes.items()):
                 if process.pid == pid:
-                    events += [*self.listen_to(generation), self.bury(generation, code)]
+                    # Its last words first, while it is still there: it may have died in the moment in which it was ready.
+                    yield from self.listen_to(generation)
+                    yield self.bury(generation, code)
 
     def bury(self, generation: int, code: int) -> Any:
         """Let go of a process that is dead, but not of what the next one inherits."""
@@ -461,8 +464,7 @@ class Keeper:
             case Tell(generation, order, facts):
                 self.tell(generation, {"order": order, **facts})
             case Strike(generation, name):
-                if generation in self.processes:
-                    os.kill(self.processes[generation].pid, getattr(signal, f"SIG{name}"))
+                self.strike(generation, name)
             case Adopt(generation):
                 before, self.holder = self.holder, self.processes[generation]
                 if before is not self.holder:
@@ -475,6 +477,14 @@ class Keeper:
                 self.say(record, facts)
             case Finish():
                 self.end()
+
+    def strike(self, generation: int, name: str) -> None:
+        """Send a signal to a pool's parent, unless it is gone."""
+        if generation in self.processes:
+            try:
+                os.kill(self.processes[generation].pid, getattr(signal, f"SIG{name}"))
+            except ProcessLookupError:
+                pass
 
     def start(self, order: Any) -> None:
         """Start a pool in a fresh interpreter: the same command, directory, environment and umask as at the first."""
