@@ -42,6 +42,7 @@ from prefork.wsgi.gateway import Answer, request_environ, server_environ
 from prefork.wsgi.outbox import SPOOL, Outbox
 from prefork.wsgi.overtime import GivenUp, Running, take
 from prefork.wsgi.poller import READ, WRITE, new_poller
+from prefork.wsgi.queueing import waited
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -132,6 +133,7 @@ class Client:
         "lock",
         "outbox",
         "peer",
+        "queue_s",
         "receive",
         "request",
         "requests",
@@ -162,6 +164,8 @@ class Client:
         """The request whose body is being collected."""
         self.requests = 0
         """How many were given to the application, in whatever worker."""
+        self.queue_s: float | None = None
+        """For how many seconds the present request waited until a thread took it; ``None`` where nobody asks or knows."""
         self.body: RequestBody | None = None
         self.outbox: Outbox | None = None
         self.lock: threading.Lock | None = None
@@ -370,6 +374,7 @@ class WsgiDriver:
         # Of the scoreboard: for threads that are still to be started, and for those in the place of the lost.
         self._cells, self._spare_cells = self._row.cells[: config.threads], self._row.cells[config.threads :]
         self._cell = 0  # the leader's
+        self.receive: Step = self._receive_measured if config.access_log else self._receive
         self._dispatch = self._call_in_time if config.request_timeout else self._call
         self._kind_of_client = TimedClient if config.request_timeout else Client
         self._running: dict[Running, Client] = {}  # what has a limit of time
@@ -1055,7 +1060,16 @@ class WsgiDriver:
 
     # The steps that a client may take.
 
-    def receive(self, client: Client) -> bool:
+    def _receive_measured(self, client: Client) -> bool:
+        """Take in what the client sent, and note how long it has waited for that."""
+        if client.connection.idle:
+            client.queue_s = waited(client.sock)
+        answered = self._receive(client)
+        if answered and client.queue_s:
+            client.queue_s = 0.0  # what it has sent ahead waits for nobody but itself
+        return answered
+
+    def _receive(self, client: Client) -> bool:
         """Take in what the client sent."""
         try:
             data = client.receive(_RECEIVE, _AT_ONCE)
