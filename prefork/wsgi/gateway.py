@@ -241,6 +241,7 @@ class Answer:
             self.sent = True
             self.size += size
             self._stream.send(head)
+            head = b""
             self._stream.sendfile(wrapper.filelike, offset, size)
         else:
             for chunk in wrapper:

@@ -254,6 +254,21 @@ def test_a_piece_is_sent_before_the_next_is_asked_for(server: LiveServer) -> Non
     connection.close()
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/write", "/empty", "/204", "/file?0,", "/file?0,5", "/file?10000,", "/bytes-io"]
+)
+def test_nothing_stands_between_an_answer_and_the_next(server: LiveServer, path: str) -> None:
+    # Not by http.client, which throws away what it has read too much.
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        client.sendall(b"GET /write HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        received = b""
+        while piece := client.recv(65536):
+            received += piece
+    assert received.count(b"HTTP/1.1 ") == 2
+    assert received.endswith(b"4\r\none,\r\n4\r\ntwo,\r\n5\r\nthree\r\n0\r\n\r\n")
+
+
 @pytest.mark.parametrize("path", ["/closed", "/write", "/file?0,", "/latin"])
 def test_head_is_answered_as_get_without_the_body(server: LiveServer, path: str) -> None:
     response, received = ask(server, path, "HEAD")
