@@ -625,6 +625,8 @@ def main():
         args.baseline = asked.baseline or baseline
         wanted = asked.servers or [*OURS, *peers.split(), *(more.split() if asked.full else [])]
         args.names = list(dict.fromkeys(wanted + asked.add))
+        for where in {split(name)[1] for name in args.names if name.partition("@")[0] in OURS}:
+            lab.compile_ours(where)
         open(os.path.join(args.out, suite + ".md"), "w").close()
         measure(args)
 
