@@ -17,26 +17,28 @@ import signal
 import sys
 import threading
 import traceback
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from prefork.config import QUICK_STOP_S
+from prefork.drivers import new_driver
 from prefork.exit_guard import ExitGuard
 from prefork.loading import load_app
 from prefork.memory import Scales
 from prefork.process_name import set_process_name
+from prefork.reception import LINGER, PARTING, WorkerFacts
 from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, encode
 from prefork.signals import ORDERS, SignalInbox
 from prefork.vitals import record_last_words
-from prefork.wsgi.driver import LINGER, PARTING, WorkerFacts, WsgiDriver
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from prefork.config import Config
+    from prefork.drivers import Driver
     from prefork.handover import Exchange
     from prefork.hooks import Hooks
     from prefork.listeners import Listeners
@@ -167,23 +169,27 @@ def replace_used_executor() -> None:
 
 def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
     """Start, serve and leave."""
+    life: Life | None = None
     try:
         life = boot(birth, lifeline, inbox)
-    except BaseException as error:  # noqa: BLE001 - an app that calls sys.exit() while it is imported has failed as well
+        life.driver.run(life.begin, life.run)
+    except BaseException as error:  # an app that calls sys.exit() while it is imported has failed as well
+        if life is not None and life.began:
+            raise
         summary = "".join(traceback.format_exception_only(error)).strip()
         send(birth.reports, BootFailed(birth.worker, traceback=traceback.format_exc(), summary=summary))
         raise SystemExit(1) from None
-    life.run()
     life.leave()
     if life.driver.stuck:
         end_at_once()
 
 
 def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
-    """Do all that has to be done before the first request, and report ready."""
+    """Do all that has to be done before the driver runs."""
     config, records = birth.config, birth.records.bind(role="worker", worker=birth.number, generation=birth.generation)
-    runs_their_code = isinstance(birth.app, str) or birth.hooks.worker_started
-    with dying_with_parent(lifeline) if runs_their_code else nullcontext():
+    with ExitStack() as alone:
+        if isinstance(birth.app, str) or birth.hooks.worker_started:
+            alone.enter_context(dying_with_parent(lifeline))
         app = load_app(birth.app, config.app_dir) if isinstance(birth.app, str) else birth.app
         birth.hooks.load(config.app_dir, "worker_started", "worker_exiting")
         locate = where_held if config.log_level == "debug" else str
@@ -198,15 +204,12 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
             retire=resignation.give,
         )
         birth.hooks.run_or_raise("worker_started", worker)
-    facts = WorkerFacts(number=birth.number, generation=birth.generation, retire=resignation.give)
-    driver = WsgiDriver(
-        app, birth.listeners, config, facts, records, guard, birth.thread_exit, birth.row, birth.exchange
-    )
-    driver.announce_at(announcement(birth.budget))
-    driver.start()
-    boot_s = monotonic() - birth.born
-    send(birth.reports, Ready(birth.worker, boot_s=boot_s))
-    return Life(birth, worker, driver, lifeline, inbox, records, resignation)
+        facts = WorkerFacts(number=birth.number, generation=birth.generation, retire=resignation.give)
+        driver = new_driver(
+            app, birth.listeners, config, facts, records, guard, birth.thread_exit, birth.row, birth.exchange
+        )
+        driver.announce_at(announcement(birth.budget))
+        return Life(birth, worker, driver, lifeline, inbox, records, resignation, alone.pop_all())
 
 
 def where_held() -> str:
@@ -258,7 +261,7 @@ def dying_with_parent(lifeline: int) -> Iterator[None]:
 def rehearse(config: Config, records: Records) -> None:
     """Do in the parent, once, what imports modules: in each worker that would cost as much as all the rest."""
     facts = WorkerFacts(number=0, generation=0, retire=lambda: None)
-    WsgiDriver(lambda _environ, _start: (), (), config, facts, records, ExitGuard()).close()
+    new_driver(lambda _environ, _start: (), (), config, facts, records, ExitGuard()).close()
 
 
 def send(reports: socket.socket, report: Report) -> None:
@@ -274,14 +277,17 @@ class Life:
         self,
         birth: Birth,
         worker: Worker,
-        driver: WsgiDriver,
+        driver: Driver,
         lifeline: int,
         inbox: SignalInbox,
         records: Records,
         resignation: Resignation,
+        alone: ExitStack,
     ) -> None:
         self.birth, self.worker, self.driver, self.records = birth, worker, driver, records
         self.lifeline, self.inbox, self.resignation = lifeline, inbox, resignation
+        self.alone = alone  # what is in force while nobody watches the lifeline
+        self.began = False
         self.scales = Scales(monotonic) if birth.config.max_memory else None
         self.phase = Phase.SERVING
         self.tell_at = math.inf  # when to tell of what keeps a worker that is to stop
@@ -292,8 +298,14 @@ class Life:
         for descriptor in self.sources:
             self.poller.register(descriptor, select.POLLIN)
 
+    def begin(self) -> None:
+        """Report ready: the driver serves, and ``run`` comes next."""
+        self.alone.close()
+        self.began = True
+        send(self.birth.reports, Ready(self.birth.worker, boot_s=monotonic() - self.birth.born))
+
     def run(self) -> None:
-        """Serve until there is nothing left to do."""
+        """Watch over what is served, until there is nothing left to do."""
         while True:
             patience = self.driver.tick()
             if self.scales is not None:

@@ -166,6 +166,7 @@ class Connection:
         "_ends",
         "_framing",
         "_left",
+        "_owed",
         "_reader",
         "_version",
         "answer_close",
@@ -178,7 +179,8 @@ class Connection:
         self._reader = reader
         self._buffer = b""
         self._at = 0
-        self._left = 0
+        self._left = 0  # bytes of the request's body that are still to come
+        self._owed = 0  # bytes of the answer's body that are still to go out
         self._chunks: ChunkDecoder | None = None
         self._framing = _UNFRAMED
         self._version = "1.1"
@@ -202,6 +204,11 @@ class Connection:
     def idle(self) -> bool:
         """Whether the connection stands between two requests, without a byte of the next."""
         return self.phase is _HEAD and self._at >= len(self._buffer)
+
+    @property
+    def awaits_body(self) -> bool:
+        """Whether a part of the present request's body is still to come."""
+        return self.phase is _BODY or self.phase is _CHUNKS
 
     def receive(self, data: bytes) -> None:
         """Take what the client sent."""
@@ -331,11 +338,11 @@ class Connection:
             self._framing = _UNFRAMED
         elif heading.length is not None:
             self._framing = _BY_LENGTH
-            self._left = heading.length
+            self._owed = heading.length
         elif whole is not None:
             extra = b"Content-Length: %d\r\n" % whole
             self._framing = _BY_LENGTH
-            self._left = whole
+            self._owed = whole
         elif self._version == "1.1":
             extra = b"Transfer-Encoding: chunked\r\n"
             self._framing = _BY_CHUNKS
@@ -354,7 +361,7 @@ class Connection:
     def whole(self, status: str, fields: Sequence[tuple[str, str]], date: bytes, body: bytes) -> bytes:
         """Return a whole answer, as ``start``, ``data`` and ``finish`` would."""
         head = self.start(status, fields, date, len(body))
-        if self._left == len(body) and self._framing is _BY_LENGTH and not self._ends:
+        if self._owed == len(body) and self._framing is _BY_LENGTH and not self._ends:
             self.phase = _HEAD
             return head + body
         return head + self.data(body) + self.finish()
@@ -363,9 +370,9 @@ class Connection:
         """Return ``chunk`` as it goes on the wire; raises ``Misanswered`` if it passes the declared length."""
         framing = self._framing
         if framing is _BY_LENGTH:
-            self._left -= len(chunk)
-            if self._left < 0:
-                raise Misanswered(f"the body is longer than its Content-Length by {-self._left} bytes or more")
+            self._owed -= len(chunk)
+            if self._owed < 0:
+                raise Misanswered(f"the body is longer than its Content-Length by {-self._owed} bytes or more")
             return chunk
         if framing is _BY_CHUNKS:
             return b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunk else b""
@@ -374,27 +381,33 @@ class Connection:
     @property
     def complete(self) -> bool:
         """Whether the present answer lacks nothing but ``finish``: its body has the length that was declared."""
-        return self._left == 0 and self._framing is _BY_LENGTH
+        return self._owed == 0 and self._framing is _BY_LENGTH
 
     def room(self, size: int) -> int:
         """Return how many of ``size`` further bytes the declared length leaves room for."""
-        return min(size, self._left) if self._framing is _BY_LENGTH else size
+        return min(size, self._owed) if self._framing is _BY_LENGTH else size
 
     def opaque(self, size: int) -> bool:
         """Tell whether ``size`` bytes may go out as they are, without passing through ``data``; if so count them."""
-        if self._framing is _BY_LENGTH and size <= self._left:
-            self._left -= size
+        if self._framing is _BY_LENGTH and size <= self._owed:
+            self._owed -= size
             return True
         return self._framing is _BY_CLOSE
 
-    def finish(self) -> bytes:
+    def early_hint(self, links: Iterable[str]) -> bytes:
+        """Return the interim answer with the ``Link`` fields to come (RFC 8297); nothing for a client of HTTP/1.0."""
+        if self._version == "1.0":
+            return b""
+        return b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % _field_lines(("Link", link) for link in links)
+
+    def finish(self, trailers: Iterable[tuple[str, str]] = ()) -> bytes:
         """Return what ends the answer, and make ready for the next request.
 
-        Raises ``Misanswered`` if less came than was declared: the connection must be cut, so that the client knows.
+        ``trailers`` go out where the body is chunked, and nowhere else (RFC 9110 section 6.5). Raises ``Misanswered`` if less came than was declared: the connection must be cut, so that the client knows.
         """
-        if self._framing is _BY_LENGTH and self._left:
-            raise Misanswered(f"the body is shorter than its Content-Length by {self._left} bytes")
-        tail = b"0\r\n\r\n" if self._framing is _BY_CHUNKS else b""
+        if self._framing is _BY_LENGTH and self._owed:
+            raise Misanswered(f"the body is shorter than its Content-Length by {self._owed} bytes")
+        tail = b"0\r\n%b\r\n" % _field_lines(trailers) if self._framing is _BY_CHUNKS else b""
         if self._ends:
             self.close()
         else:
@@ -405,6 +418,19 @@ class Connection:
         """Return the whole answer to a request that is not served; the connection is closed behind it."""
         self.close()
         return closing_answer(refused, date)
+
+
+def _field_lines(fields: Iterable[tuple[str, str]]) -> bytes:
+    """Return fields that stand for themselves, outside of a head, as they go on the wire."""
+    lines = b""
+    for name, value in fields:
+        line = f"{name}: {value}"
+        if FIELD_NAME.fullmatch(name) is None or name.lower() in _RESPONSE_FIELDS:
+            raise Misanswered(f"this field cannot stand here: {name!r}")
+        if any(c in line for c in "\r\n\0") or max(line) > "\xff":
+            raise Misanswered(f"CR, LF, NUL or a character beyond latin-1 in a field: {line!r}")
+        lines += line.encode("latin-1") + b"\r\n"
+    return lines
 
 
 def closing_answer(refused: Refused, date: bytes, *, head_only: bool = False) -> bytes:

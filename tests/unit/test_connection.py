@@ -427,3 +427,50 @@ def test_what_the_library_alone_refuses_is_refused(parser: Maker) -> None:
 
     with pytest.raises(Refused, match="taste"):
         connection(Picky, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").next_event()
+
+
+# An answer that begins before its request is complete; what goes out beside the body.
+
+
+def test_a_body_may_come_while_its_answer_goes_out(parser: Maker) -> None:
+    made = connection(parser, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nabc")
+    read(made)
+    assert isinstance(made.next_event(), Body)
+    assert made.awaits_body
+    made.answer_close = True
+    made.start("200 OK", [("content-length", "4")], DATE)
+    assert made.data(b"12") == b"12"
+    made.receive(b"def")
+    assert body_of(made) == (b"def", [])
+    assert made.data(b"34") + made.finish() == b"34"
+    assert made.phase is Phase.CLOSED
+
+
+def test_trailers_stand_behind_the_last_chunk_and_nowhere_else(parser: Maker) -> None:
+    chunked = connection(parser, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    read(chunked)
+    chunked.start("200 OK", [], DATE)
+    assert chunked.finish([("x-sum", "1"), ("x-b", "\xe9")]) == b"0\r\nx-sum: 1\r\nx-b: \xe9\r\n\r\n"
+    plain = connection(parser, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    read(plain)
+    plain.start("200 OK", [("content-length", "0")], DATE)
+    assert plain.finish([("x-sum", "1")]) == b""
+
+
+@pytest.mark.parametrize("field", [("a b", "1"), ("x", "1\r\ny: 2"), ("x", "\u20ac"), ("content-length", "1")])
+def test_a_trailer_that_would_break_the_framing_is_misanswered(parser: Maker, field: tuple[str, str]) -> None:
+    made = connection(parser, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    read(made)
+    made.start("200 OK", [], DATE)
+    with pytest.raises(Misanswered):
+        made.finish([field])
+
+
+@pytest.mark.parametrize(
+    ("version", "hint"),
+    [(b"1.1", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nLink: </b>\r\n\r\n"), (b"1.0", b"")],
+)
+def test_early_hints_are_for_who_knows_interim_answers(parser: Maker, version: bytes, hint: bytes) -> None:
+    made = connection(parser, b"GET / HTTP/%b\r\nHost: x\r\n\r\n" % version)
+    read(made)
+    assert made.early_hint(["</a>", "</b>"]) == hint

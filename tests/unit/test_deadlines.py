@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hypothesis import given, strategies as st
 
-from prefork.wsgi.deadlines import Deadlines
+from prefork.deadlines import Deadlines
 
 NEVER = float("inf")
 

@@ -6,7 +6,7 @@ from email.utils import formatdate
 
 from hypothesis import given, strategies as st
 
-from prefork.wsgi.driver import http_date
+from prefork.reception import http_date
 
 
 @given(st.integers(0, 4102444800))

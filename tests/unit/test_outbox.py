@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.wsgi.outbox import MEMORY, Outbox
+from prefork.outbox import MEMORY, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,7 @@ def test_a_full_disk_is_told_of_once_and_leaves_the_rest_to_be_thrown_away(tmp_p
 def test_a_client_that_always_lags_costs_no_more_room_than_it_lags(
     tmp_path: Path, ends: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefork.wsgi.outbox.FILE", 1_000_000)
+    monkeypatch.setattr("prefork.outbox.FILE", 1_000_000)
     server, client = ends
     outbox = Outbox(str(tmp_path))
     for _ in range(3):

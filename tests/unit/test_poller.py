@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.wsgi.poller import READ, WRITE, EpollPoller, PollPoller, new_poller
+from prefork.poller import READ, WRITE, EpollPoller, PollPoller, new_poller
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from prefork.wsgi.poller import Poller
+    from prefork.poller import Poller
 
 KINDS = [EpollPoller, PollPoller] if hasattr(select, "epoll") else [PollPoller]
 

@@ -1,0 +1,89 @@
+"""What does a worker ask of whatever serves its requests?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prefork.config import Config
+    from prefork.exit_guard import ExitGuard
+    from prefork.handover import Exchange
+    from prefork.listeners import Listener
+    from prefork.reception import WorkerFacts
+    from prefork.records import Records
+    from prefork.scoreboard import Row
+
+
+class Driver(Protocol):
+    """What serves. Orders are given by the thread that ``run`` lets lead, and return before they are carried out."""
+
+    served: int
+    """Requests given to the application so far."""
+    monitor_fd: int
+    """Readable when ``tick`` should be called; ``hear`` empties it."""
+
+    def run(self, started: Callable[[], None], lead: Callable[[], None]) -> None:
+        """Begin to serve, call ``started`` once that is so, and serve until ``lead`` returns.
+
+        In the main thread, as ``started`` is; where that is needed for serving ``lead`` is called in another one.
+        Raises what kept the application from starting, or ended the server.
+        """
+
+    def announce_at(self, requests: int | None) -> None:
+        """Make ``monitor_fd`` readable when ``served`` reaches ``requests``; call it before ``run``."""
+
+    def retire_after(self, requests: int) -> None:
+        """Retire with the request that is the worker's ``requests``-th."""
+
+    def retire(self) -> None:
+        """Leave the listeners to the siblings, and hand over to them who stands between two requests."""
+
+    def close_after_answer(self) -> None:
+        """Serve on, and accept, but close each connection behind its next answer."""
+
+    def stop(self, *, quick: bool, patience: float) -> None:
+        """Stop with the whole pool; idle clients are waited for, for ``patience`` seconds, unless ``quick``."""
+
+    def tick(self) -> int | None:
+        """See to what is due; return for how many milliseconds to sleep. Raises what ended the server."""
+
+    def hear(self) -> None:
+        """Empty ``monitor_fd``."""
+
+    def close(self) -> None:
+        """Give everything back, when nothing is served any more."""
+
+    @property
+    def overdue(self) -> bool:
+        """Whether a request was given up, and is still there."""
+
+    @property
+    def stuck(self) -> int:
+        """How many of the requests that were given up are still there."""
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it retires or stops."""
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left to answer, and nothing new can come."""
+
+
+def new_driver(  # noqa: PLR0913, PLR0917 - what a worker has, each for itself
+    app: Callable[..., Any],
+    listeners: Iterable[Listener],
+    config: Config,
+    facts: WorkerFacts,
+    records: Records,
+    exit_guard: ExitGuard,
+    thread_exit: Callable[[], None] | None = None,
+    row: Row | None = None,
+    exchange: Exchange | None = None,
+) -> Driver:
+    """Return the driver for an application."""
+    from prefork.wsgi.driver import WsgiDriver
+
+    return WsgiDriver(app, listeners, config, facts, records, exit_guard, thread_exit, row, exchange)
