@@ -22,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Set as AbstractSet
+    from collections.abc import Container, Iterable, Iterator, Set as AbstractSet
 
 _STDERR = 2
 #: Where the system lists the descriptors of this process; a process that has changed its user may not read it.
@@ -42,17 +42,18 @@ class Finding:
     remedy: str
 
 
-def audit() -> list[Finding]:
+def audit(ours: Container[int] = ()) -> list[Finding]:
     """Return what should not be there before a fork; nothing for a clean application.
 
-    It looks only, and imports nothing: what is not imported has nothing running. Never raises.
+    It looks only, and imports nothing: what is not imported has nothing running. Descriptors of ``ours`` are as they
+    should be. Never raises.
     """
     executors = list(_executors())
     theirs = {thread for executor in executors for thread in executor._threads}
     return [
         *(_executor_finding(executor) for executor in executors),
         *_threads(theirs),
-        *_sockets(),
+        *_sockets(ours),
         *_event_loop(),
     ]
 
@@ -125,11 +126,12 @@ def _attributes(value: object) -> list[tuple[str, object]]:
 # Connections.
 
 
-def _sockets() -> Iterator[Finding]:
+def _sockets(ours: Container[int]) -> Iterator[Finding]:
     remedy = "close it in the hook before_fork: all workers would talk on it at once"
     for descriptor in _descriptors():
         with suppress(OSError):
-            if descriptor > _STDERR and stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            known = descriptor <= _STDERR or descriptor in ours
+            if not known and stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 ends = _ends(descriptor)
                 if ends is not None:
                     local, peer = ends

@@ -34,6 +34,7 @@ from prefork.reports import MESSAGE_LIMIT, BootFailed, Leaving, Ready, Report, R
 from prefork.scoreboard import Scoreboard
 from prefork.sd_notify import Notifier
 from prefork.signals import ORDERS, SignalInbox, StoppedEarly
+from prefork.succession import Door, Predecessor, address_of
 from prefork.supervisor import (
     Action,
     CloseAfterAnswer,
@@ -150,6 +151,9 @@ class Parent:
         notifier = Notifier.take(os.environ, os.getpid()) if self.keeper is None else self.keeper.notifier(os.environ)
         self.notifier = notifier if speaks else Notifier({}, os.getpid())
         self.app = charge.app
+        self.exchange = charge.exchange
+        self.older: Predecessor | None = None
+        self.door: Door | None = None
         self.began = monotonic()
         self.requests = 0  # of workers that have left
         self.look_at = 0.0  # when to look for changed files
@@ -162,6 +166,7 @@ class Parent:
         Raises ``PreforkError`` if the pool cannot be brought up, before any worker was forked.
         """
         with ExitStack() as stack:
+            stack.callback(self.part)
             stack.enter_context(self.signals)
             if self.charge.caller is not None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, self.charge.caller.mask)
@@ -184,6 +189,8 @@ class Parent:
         self.announce()
         set_process_name(self.config.proc_name, "parent")
         drop(self.config)
+        if (number := self.charge.listeners.starter_generation) is not None:
+            self.meet(number)
         self.signals.impatient = True
         try:
             self.hooks.load(self.config.app_dir, "before_fork")
@@ -197,6 +204,22 @@ class Parent:
                 self.probe(self.keeper)
         finally:
             self.signals.impatient = False
+
+    def meet(self, generation: int) -> None:
+        """Share the exchange of the generation of Server::Starter before this one, and let the next one share it."""
+        listeners = self.charge.listeners
+        if self.exchange is None:
+            return
+        if (older := Predecessor.find(listeners, generation)) is not None:
+            self.older, self.exchange = older, older.exchange
+        self.door = Door.open(address_of(listeners, generation), self.exchange, self.config.boot_timeout)
+
+    def part(self) -> None:
+        """Let go of the generations before and behind this one."""
+        if self.door is not None:
+            self.door.close()
+        if self.older is not None:
+            self.older.close()
 
     def probe(self, keeper: Keeper) -> None:
         """Have new code answer before it serves, by a worker whom nobody else can reach. ``BootError`` if it does not."""
@@ -271,7 +294,8 @@ class Parent:
 
     def sources(self) -> list[int]:
         """Return the descriptors to watch that are there all the time."""
-        return [self.signals.fileno(), self.reports.fileno(), *self.caller_ends()]
+        door = [] if self.door is None else [self.door.fileno()]
+        return [self.signals.fileno(), self.reports.fileno(), *self.caller_ends(), *door]
 
     def caller_ends(self) -> list[int]:
         """Return what tells of the caller's orders and death.
@@ -287,7 +311,10 @@ class Parent:
         self.notifier.beat(monotonic())
         # Deaths are looked for first and told last: what a worker has said before it died is in the socket by now.
         dead = [child for child in self.children.values() if has_died(child, awake)]
-        events: list[Event] = [*self.read_signals(), *self.read_caller(awake), *self.read_reports()]
+        events = [*self.read_signals(), *self.read_caller(awake)]
+        if self.door is not None:
+            events = self.hear_next_generation(self.door, events)
+        events += self.read_reports()
         events += [self.reap(child) for child in dead]
         if self.init:
             reap_orphans({child.pid for child in self.children.values()})
@@ -295,10 +322,22 @@ class Parent:
             events.append(FilesChanged(path))
         return events or [Tick()]
 
+    def hear_next_generation(self, door: Door, orders: list[Event]) -> list[Event]:
+        """Return what ``orders`` mean in view of the next generation of Server::Starter, and what that has to say."""
+        events, succession, now = door.hear(), door.succession, monotonic()
+        for order in orders:
+            meant = succession.told(order, now) if isinstance(order, SignalReceived) else [order]
+            if not meant and isinstance(order, SignalReceived):
+                self.record("pool.stop_delayed", signal=order.name, delay_s=self.config.boot_timeout)
+            events += meant
+        return events + succession.due(now)
+
     def patience(self) -> int | None:
         """Return how long to sleep at most, in milliseconds."""
         deadline = self.supervisor.next_deadline
         waits = [] if deadline is None else [max(0.0, deadline - monotonic())]
+        if self.door is not None and self.door.succession.next_deadline < math.inf:
+            waits.append(max(0.0, self.door.succession.next_deadline - monotonic()))
         if self.adapter.files_changed is not None and self.look_at < math.inf:
             waits.append(LOOK_AT_FILES)
         if self.notifier.beat_at < math.inf:
@@ -423,6 +462,8 @@ class Parent:
         self.charge.listeners.close()
         if self.keeper is not None:
             self.keeper.tell_leaving()
+        if self.door is not None:
+            self.door.shut()
 
     def spawn(self, order: Spawn) -> None:
         """Fork a worker, or say that the system refused."""
@@ -458,7 +499,7 @@ class Parent:
 
     def warn_of_leftovers(self) -> None:
         """Record, once, what would not survive a fork or be shared by it."""
-        findings = [finding for finding in audit() if finding not in self.charge.known]
+        findings = [finding for finding in audit(self.private_descriptors()) if finding not in self.charge.known]
         if findings := [*self.charge.known, *findings]:
             self.records.emit("pool.fork_unsafe", findings=[asdict(finding) for finding in findings], code="PF405")
 
@@ -481,7 +522,7 @@ class Parent:
             foreign=self.private_descriptors(),
             child_hygiene=self.adapter.child_hygiene,
             thread_exit=self.adapter.thread_exit,
-            exchange=self.charge.exchange if listeners is None else None,
+            exchange=self.exchange if listeners is None else None,
             keeper=None if self.keeper is None else self.keeper.pid,
         )
 
@@ -491,6 +532,8 @@ class Parent:
         private |= {vitals.last_words for vitals in self.vitals.values()}
         if self.charge.caller is not None:
             private |= {*self.charge.caller.descriptors, *self.caller_ends()}
+        private |= set() if self.door is None else self.door.descriptors
+        private |= set() if self.older is None else {self.older.fileno()}
         return private.union(*(child.descriptors for child in [*self.children.values(), *self.dead]))
 
     def tell(self, worker: int, order: bytes) -> None:
@@ -540,6 +583,8 @@ class Parent:
         if self.keeper is not None and order.record == "pool.ready":
             # Before the record: who has read that may send the keeper a signal, or kill this process.
             self.keeper.tell_serving(self.config, self.supervisor.workers_wanted)
+        if self.older is not None and order.record == "pool.ready":
+            self.older.tell_serving()
         self.records.emit(order.record, **fields)
         if order.record == "worker.exited":
             self.requests += fields["requests"]

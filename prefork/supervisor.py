@@ -117,9 +117,13 @@ class FilesChanged:
 
 @dataclass(frozen=True, slots=True)
 class Superseded:
-    """Another ``generation`` serves, in whose favour this one goes; ``None``: the older one, as this came to nothing."""
+    """Another ``generation`` serves, in whose favour this one goes; ``None``: the older one, as this came to nothing.
+
+    Under Server::Starter it has a ``starter_generation`` instead.
+    """
 
     generation: int | None
+    starter_generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -792,8 +796,9 @@ class Supervisor:
         if self._ending:
             return []
         self._superseded = True
-        newer = event.generation
-        actions: list[Action] = [] if newer is None else [Emit("pool.superseded", {"new_generation": newer})]
+        told = {"new_generation": event.generation, "new_starter_generation": event.starter_generation}
+        told = {name: number for name, number in told.items() if number is not None}
+        actions: list[Action] = [Emit("pool.superseded", told)] if told else []
         actions.append(LeaveListeners())
         for worker in self.workers.values():
             self._go(worker, Retire)

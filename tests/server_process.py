@@ -283,7 +283,7 @@ class Tally:
     """Clients that ask without a pause, in the background, and count what they got and what they lost.
 
     Each asks on one kept-alive connection after another, or with ``keep_alive=False`` on a new one each time. A request
-    counts as lost if it was not answered, for whatever reason.
+    counts as lost if it was not answered, for whatever reason; ``goodbyes`` are answers with ``Connection: close``.
     """
 
     def __init__(self, server: LiveServer, *, clients: int = 4, path: str = "/", keep_alive: bool = True) -> None:
@@ -291,6 +291,7 @@ class Tally:
         self.statuses: dict[int, int] = {}
         self.bodies: dict[bytes, int] = {}
         self.lost: list[str] = []
+        self.goodbyes = 0
         self._changed = threading.Condition()
         self._stop = False
         self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
@@ -329,6 +330,7 @@ class Tally:
             try:
                 connection.request("GET", self.path, headers=headers)
                 response = connection.getresponse()
+                self.goodbyes += response.will_close
                 self._count(response.status, response.read())
             except (OSError, HTTPException) as error:
                 self._lose(f"{type(error).__name__}: {error}")

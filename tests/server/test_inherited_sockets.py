@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,21 +17,28 @@ import pytest
 from server_process import POOL, ROOT, LiveServer, Tally, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 APP = """
-import json, os, socket
+import json, os, socket, time
 from pathlib import Path
 
-if Path(__file__).with_name("broken").exists():
+FOLDER = Path(__file__).parent
+if (FOLDER / "broken").exists():
     raise LookupError("this generation is broken")
+while (FOLDER / "slow").exists():
+    time.sleep(0.05)
 HERE = ("SERVER_STARTER_", "LISTEN_")
 
 def app(environ, start_response):
     seen = {name: value for name, value in os.environ.items() if name.startswith(HERE)}
     body = json.dumps({"pid": os.getpid(), "parent": os.getppid(), "environ": seen})
     start_response("200 OK", [("Content-Type", "application/json")])
+    if environ["PATH_INFO"] == "/hold":
+        (FOLDER / "holding").touch()
+        while (FOLDER / "held").exists():
+            time.sleep(0.05)
     return [body.encode()]
 
 try:
@@ -212,6 +220,69 @@ def test_a_deploy_loses_nothing_and_a_broken_one_changes_nothing(starter: Callab
         assert set(tally.statuses) == {200}
         served_by = {json.loads(body)["parent"] for body in tally.bodies}
         assert served_by == {record["pid"] for record in server.all("pool.ready")}
+    assert not kept.goodbyes
+
+
+@contextmanager
+def kept_connections(address: tuple[str, int], count: int) -> Iterator[list[HTTPConnection]]:
+    """Connections that were asked on once; each must outlive the block, or the next request on it fails."""
+    with ExitStack() as stack:
+        connections = [stack.enter_context(closing(HTTPConnection(*address, timeout=20))) for _ in range(count)]
+        for connection in connections:
+            connection.connect()
+            connection.auto_open = 0
+            served_by(connection)
+        yield connections
+
+
+def served_by(connection: HTTPConnection, path: str = "/") -> int:
+    """Ask once more, and return the process id of the pool's parent."""
+    connection.request("GET", path)
+    return int(json.loads(connection.getresponse().read())["parent"])
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_idle_connections_cross_to_the_next_generation(host: str, starter: Callable[..., Starter]) -> None:
+    with starter(f"--port={host}:0", "--interval=1") as server, kept_connections(server.address, 40) as connections:
+        for number in (2, 3):
+            server.deploy()
+            server.wait_for_generation(number)
+            assert {served_by(connection) for connection in connections} == {server.pid_of(number)}
+        told = [record["new_starter_generation"] for record in server.all("pool.superseded")]
+        assert told == [2, 3]
+        assert not server.all("pool.stopping")
+
+
+def test_a_generation_serves_on_until_the_next_one_has_loaded(starter: Callable[..., Starter], folder: Path) -> None:
+    with starter("--port=127.0.0.1:0", "--interval=1") as server, kept_connections(server.address, 4) as connections:
+        (folder / "slow").touch()
+        server.deploy()
+        server.wait_for("pool.stop_delayed", signal="TERM")
+        assert {served_by(connection) for connection in connections} == {server.pid_of(1)}
+        assert ask(server.address)["parent"] == server.pid_of(1)
+        (folder / "slow").unlink()
+        server.wait_for_generation(2)
+        assert {served_by(connection) for connection in connections} == {server.pid_of(2)}
+
+
+def test_a_generation_that_goes_for_another_finishes_politely_if_that_dies(
+    starter: Callable[..., Starter], folder: Path
+) -> None:
+    with starter("--port=127.0.0.1:0", "--interval=1") as server:
+        (folder / "held").touch()
+        connection = HTTPConnection(*server.address, timeout=20)
+        connection.request("GET", "/hold")
+        until((folder / "holding").exists)
+        server.deploy()
+        server.wait_for("pool.superseded", new_starter_generation=2)
+        server.send(signal.SIGKILL, to=server.pid_of(2))
+        server.wait_for("pool.stopping", pid=server.pid_of(1))
+        (folder / "held").unlink()
+        assert json.loads(connection.getresponse().read())["parent"] == server.pid_of(1)
+        server.wait_for("pool.stopped", pid=server.pid_of(1), exit_code=0)
+        connection.close()
+        server.wait_for("pool.ready", count=3)  # by its keeper
+        assert ask(server.address)["parent"] not in {server.pid_of(1), server.pid_of(2)}
 
 
 def test_term_again_is_the_same_drain(starter: Callable[..., Starter]) -> None:

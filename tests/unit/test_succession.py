@@ -1,0 +1,186 @@
+"""Does a generation of Server::Starter go in the right way, and give its exchange to the right one?"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import threading
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from prefork.handover import Exchange, Ticket
+from prefork.succession import Door, Predecessor, Succession, address_of
+from prefork.supervisor import SignalReceived, Superseded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TERM, QUIT, INT, HUP = (SignalReceived(name) for name in ("TERM", "QUIT", "INT", "HUP"))
+GONE_FOR = [Superseded(None, starter_generation=7)]
+
+
+@pytest.mark.parametrize("signal", [TERM, QUIT, INT, HUP])
+def test_without_a_next_generation_a_signal_means_what_it_says(signal: SignalReceived) -> None:
+    assert Succession(60).told(signal, 1.0) == [signal]
+
+
+@pytest.mark.parametrize("signal", [TERM, QUIT])
+def test_who_is_asked_to_go_leaves_its_clients_to_the_one_that_serves(signal: SignalReceived) -> None:
+    succession = Succession(60)
+    succession.came()
+    assert succession.serves(7) == []
+    assert succession.told(signal, 1.0) == GONE_FOR
+
+
+@pytest.mark.parametrize("signal", [INT, HUP])
+def test_other_signals_are_not_for_the_next_generation(signal: SignalReceived) -> None:
+    succession = Succession(60)
+    succession.came()
+    succession.serves(7)
+    assert succession.told(signal, 1.0) == [signal]
+
+
+def test_who_is_asked_to_go_too_early_waits_until_the_next_one_serves() -> None:
+    succession = Succession(60)
+    succession.came()
+    assert succession.told(TERM, 1.0) == []
+    assert succession.next_deadline == 61.0
+    assert succession.told(TERM, 5.0) == []
+    assert succession.due(60.9) == []
+    assert succession.serves(7) == GONE_FOR
+    assert succession.next_deadline == math.inf
+
+
+def test_it_does_not_wait_for_ever() -> None:
+    succession = Succession(60)
+    succession.came()
+    succession.told(QUIT, 1.0)
+    assert succession.due(61.0) == [QUIT]
+    assert succession.due(62.0) == []
+
+
+def test_it_stops_if_the_one_that_it_waits_for_dies() -> None:
+    succession = Succession(60)
+    succession.came()
+    succession.told(TERM, 1.0)
+    assert succession.lost() == [TERM]
+    assert succession.told(TERM, 2.0) == [TERM]
+
+
+def test_a_next_generation_that_fails_changes_nothing() -> None:
+    succession = Succession(60)
+    succession.came()
+    assert succession.lost() == []
+    succession.came()
+    succession.serves(7)
+    assert succession.told(TERM, 1.0) == GONE_FOR
+
+
+def test_one_that_comes_in_the_place_of_a_failed_one_has_to_serve_itself() -> None:
+    succession = Succession(60)
+    succession.came()
+    succession.serves(6)
+    succession.came()
+    assert succession.told(TERM, 1.0) == []
+    assert succession.serves(7) == GONE_FOR
+
+
+def test_clients_that_were_left_to_a_generation_that_dies_are_looked_after_again() -> None:
+    succession = Succession(60)
+    succession.came()
+    succession.serves(7)
+    succession.told(TERM, 1.0)
+    assert succession.told(TERM, 2.0) == [TERM]
+    assert succession.lost() == [TERM]
+
+
+# Two of them in one process, at a real address.
+
+
+@dataclass
+class Listening:
+    """As much of a listener as counts here."""
+
+    socket: socket.socket
+
+
+@pytest.fixture
+def listeners() -> Iterator[Any]:
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        yield [Listening(sock)]
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    opened = Exchange.open()
+    if opened is None:
+        pytest.skip("this system has no exchange")
+    with opened:
+        yield opened
+
+
+def door_of(listeners: Any, generation: int, exchange: Exchange) -> Door:
+    door = Door.open(address_of(listeners, generation), exchange, 60)
+    assert door is not None
+    return door
+
+
+def look_for(listeners: Any, generation: int, door: Door) -> Predecessor | None:
+    """Look for the generation before while somebody listens at the door."""
+    found: list[Predecessor | None] = []
+    thread = threading.Thread(target=lambda: found.append(Predecessor.find(listeners, generation)))
+    thread.start()
+    while thread.is_alive():
+        door.hear()
+        thread.join(0.001)
+    return found[0]
+
+
+def test_the_next_generation_gets_the_exchange_and_is_heard(listeners: Any, exchange: Exchange) -> None:
+    with closing(door_of(listeners, 4, exchange)) as door:
+        found = look_for(listeners, 7, door)  # 5 and 6 have failed
+        assert found is not None
+        with closing(found):
+            assert found.exchange.send(Ticket("http", "h", "80", None, 1.0, 0), listeners[0].socket.fileno())
+            taken = exchange.take()
+            assert taken is not None
+            os.close(taken[1] or -1)
+            found.tell_serving()
+            assert door.hear() == []
+            assert door.succession.told(TERM, 1.0) == GONE_FOR
+        assert door.hear() == [TERM]  # it is gone
+        assert door.hear() == []
+
+
+def test_another_user_gets_nothing(listeners: Any, exchange: Exchange, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(door_of(listeners, 1, exchange)) as door:
+        monkeypatch.setattr(os, "geteuid", lambda: 4242)
+        assert look_for(listeners, 2, door) is None
+        assert door.succession.told(TERM, 1.0) == [TERM]
+
+
+def test_nobody_comes_in_once_the_door_is_shut(listeners: Any, exchange: Exchange) -> None:
+    with closing(door_of(listeners, 1, exchange)) as door:
+        assert Door.open(address_of(listeners, 1), exchange, 60) is None
+        door.shut()
+        assert look_for(listeners, 2, door) is None
+        assert door.descriptors == {door.fileno()}
+
+
+def test_a_generation_that_comes_later_takes_the_place_of_an_earlier_one(listeners: Any, exchange: Exchange) -> None:
+    with closing(door_of(listeners, 1, exchange)) as door:
+        first, second = look_for(listeners, 2, door), look_for(listeners, 7, door)
+        assert first is not None
+        assert second is not None
+        with closing(second):
+            first.tell_serving()
+            first.close()
+            assert door.hear() == []
+            second.tell_serving()
+            door.hear()
+            assert len(door.descriptors) == 3
+            assert door.succession.told(TERM, 1.0) == GONE_FOR
