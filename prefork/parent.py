@@ -34,7 +34,7 @@ from prefork.reports import MESSAGE_LIMIT, BootFailed, Leaving, Ready, Report, R
 from prefork.scoreboard import Scoreboard
 from prefork.sd_notify import Notifier
 from prefork.signals import ORDERS, SignalInbox, StoppedEarly
-from prefork.succession import Door, Predecessor, address_of
+from prefork.succession import Door, Predecessor, Succession, address_of, has_younger_sibling
 from prefork.supervisor import (
     Action,
     CloseAfterAnswer,
@@ -212,7 +212,9 @@ class Parent:
             return
         if (older := Predecessor.find(listeners, generation)) is not None:
             self.older, self.exchange = older, older.exchange
-        self.door = Door.open(address_of(listeners, generation), self.exchange, self.config.boot_timeout)
+        started = os.getpid() if self.keeper is None else self.keeper.pid
+        succession = Succession(partial(has_younger_sibling, started))
+        self.door = Door.open(address_of(listeners, generation), self.exchange, succession)
 
     def part(self) -> None:
         """Let go of the generations before and behind this one."""
@@ -328,7 +330,9 @@ class Parent:
         for order in orders:
             meant = succession.told(order, now) if isinstance(order, SignalReceived) else [order]
             if not meant and isinstance(order, SignalReceived):
-                self.record("pool.stop_delayed", signal=order.name, delay_s=self.config.boot_timeout)
+                self.records.emit(
+                    "pool.stop_delayed", signal=order.name, reason="the next generation does not serve yet"
+                )
             events += meant
         return events + succession.due(now)
 

@@ -14,13 +14,14 @@ import select
 import socket
 import struct
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from prefork.handover import Exchange
 from prefork.supervisor import SignalReceived, Superseded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from prefork.listeners import Listener, Listeners
     from prefork.supervisor import Event
@@ -29,6 +30,10 @@ ANSWER_S = 1.0
 """How many seconds a generation waits for the answer of the one before, which may be about to die."""
 LOOK_BACK = 256
 """How many numbers are tried: those of starts that failed lie between two generations."""
+LOOK_S = 0.5
+"""How often a generation that is to go looks whether there is a next one, in seconds."""
+ABSENCE_S = 5.0
+"""How long it does without: one that fails is started again after a while."""
 _NUMBER = struct.Struct("!Q")
 _MESSAGE_LIMIT = 64
 _NAMED = 4  # of the sockets: an address has 108 bytes
@@ -39,27 +44,34 @@ _CREDENTIALS = struct.Struct("@3i")
 class Succession:
     """What a generation has to know of the next one, and what signals mean for it then.
 
-    Who is asked to go waits for ``patience`` seconds that the next one serves, and serves on meanwhile.
+    Who is asked to go serves on until the next one does, as long as there is one, or its start is ``expected``: this is
+    asked now and then. ``start_server`` tries again and again.
     """
 
-    def __init__(self, patience: float) -> None:
-        self._patience = patience
+    def __init__(self, expected: Callable[[], bool]) -> None:
+        self._expected = expected
         self._there = False
         self._serving: int | None = None
         self._left = False  # its clients are with the next one, or on their way
         self._asked: SignalReceived | None = None
+        self._hoped_at = 0.0  # when there was one the last time
         self.next_deadline = math.inf
         """When to ask what is ``due`` if nothing happens before."""
 
     def told(self, signal: SignalReceived, now: float) -> list[Event]:
         """Return what a signal means."""
-        if signal.name not in {"TERM", "QUIT"} or not self._there or self._left:
+        if signal.name not in {"TERM", "QUIT"} or self._left:
             return [signal]
         if self._serving is not None:
             return self._leave(self._serving)
         if self._asked is None:
-            self._asked, self.next_deadline = signal, now + self._patience
+            if not self._hopes():
+                return [signal]
+            self._asked, self._hoped_at, self.next_deadline = signal, now, now + LOOK_S
         return []
+
+    def _hopes(self) -> bool:
+        return self._there or self._expected()
 
     def came(self) -> None:
         """Take note that a next generation is there, and holds the exchange."""
@@ -73,26 +85,30 @@ class Succession:
     def lost(self) -> list[Event]:
         """Return what it means that the next one is gone: who left for its sake has to look after its clients again."""
         self._there, self._serving = False, None
-        return [SignalReceived("TERM")] if self._left else self._stop()
+        return [SignalReceived("TERM")] if self._left else []
 
     def due(self, now: float) -> list[Event]:
         """Return what it means that so much time went by."""
-        return self._stop() if now >= self.next_deadline else []
+        if now < self.next_deadline:
+            return []
+        if self._hopes():
+            self._hoped_at = now
+        elif now - self._hoped_at >= ABSENCE_S:
+            asked, self._asked, self.next_deadline = self._asked, None, math.inf
+            return [] if asked is None else [asked]
+        self.next_deadline = now + LOOK_S
+        return []
 
     def _leave(self, generation: int) -> list[Event]:
         self._left, self._asked, self.next_deadline = True, None, math.inf
         return [Superseded(None, starter_generation=generation)]
 
-    def _stop(self) -> list[Event]:
-        asked, self._asked, self.next_deadline = self._asked, None, math.inf
-        return [] if asked is None else [asked]
-
 
 class Door:
     """Where the next generation comes in. ``fileno()`` is readable when there is something to ``hear``."""
 
-    def __init__(self, waiting: socket.socket, exchange: Exchange, patience: float) -> None:
-        self.succession = Succession(patience)
+    def __init__(self, waiting: socket.socket, exchange: Exchange, succession: Succession) -> None:
+        self.succession = succession
         self._exchange = exchange
         self._waiting = waiting
         self._line: socket.socket | None = None
@@ -100,7 +116,7 @@ class Door:
         self._poller.register(waiting, select.EPOLLIN)
 
     @classmethod
-    def open(cls, address: str, exchange: Exchange, patience: float) -> Self | None:
+    def open(cls, address: str, exchange: Exchange, succession: Succession) -> Self | None:
         """Return a door at ``address``; ``None`` if somebody else stands there already."""
         waiting = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
@@ -109,7 +125,7 @@ class Door:
         except OSError:
             waiting.close()
             return None
-        return cls(waiting, exchange, patience)
+        return cls(waiting, exchange, succession)
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""
@@ -209,6 +225,22 @@ def address_of(listeners: Iterable[Listener], generation: int) -> str:
     """Return where a generation waits for the next one: both have the same sockets, and nobody else has."""
     sockets = sorted(os.fstat(listener.socket.fileno()).st_ino for listener in listeners)
     return f"\0prefork/{'-'.join(map(str, sockets[:_NAMED]))}/{generation}"
+
+
+def has_younger_sibling(pid: int, proc: Path = Path("/proc")) -> bool:
+    """Whether the parent of a process has a child that is younger: of ``start_server``, its next generation."""
+    with suppress(OSError, ValueError, IndexError):
+        parent, born = _parent_and_birth(proc, pid)
+        children = (proc / str(parent) / "task" / str(parent) / "children").read_text().split()
+        return any(_parent_and_birth(proc, int(child))[1] > born for child in children if int(child) != pid)
+    return False
+
+
+def _parent_and_birth(proc: Path, pid: int) -> tuple[int, int]:
+    """Return the parent of a process, and when it was started, in ticks of the clock. Source: proc(5)."""
+    # The name, in brackets, may hold anything.
+    fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    return int(fields[1]), int(fields[19])
 
 
 def _is_of_our_user(line: socket.socket) -> bool:

@@ -14,7 +14,7 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
-from server_process import POOL, ROOT, LiveServer, Tally, until
+from server_process import PATIENCE, POOL, ROOT, LiveServer, Tally, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -121,6 +121,12 @@ class Starter(LiveServer):
         self.status = folder / "status"
         super().__init__(program, *flags, f"--status-file={self.status}", "--", *command, cwd=folder, **more)
         self.env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+
+    def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = PATIENCE) -> int:
+        """Stop all, as soon as ``start_server`` can be told: until its first generation is up it would leave that behind."""
+        if self.process.poll() is None and self.all("pool.starting"):
+            until(lambda: self.status.exists() and self.status.read_text().strip() != "")
+        return super().stop(number, timeout)
 
     def deploy(self) -> None:
         """Ask for the next generation."""
@@ -275,6 +281,7 @@ def test_a_generation_that_goes_for_another_finishes_politely_if_that_dies(
         until((folder / "holding").exists)
         server.deploy()
         server.wait_for("pool.superseded", new_starter_generation=2)
+        server.wait_for("pool.ready", count=2)
         server.send(signal.SIGKILL, to=server.pid_of(2))
         server.wait_for("pool.stopping", pid=server.pid_of(1))
         (folder / "held").unlink()

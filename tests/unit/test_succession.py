@@ -13,24 +13,33 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefork.handover import Exchange, Ticket
-from prefork.succession import Door, Predecessor, Succession, address_of
+from prefork.succession import ABSENCE_S, LOOK_S, Door, Predecessor, Succession, address_of, has_younger_sibling
 from prefork.supervisor import SignalReceived, Superseded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 TERM, QUIT, INT, HUP = (SignalReceived(name) for name in ("TERM", "QUIT", "INT", "HUP"))
 GONE_FOR = [Superseded(None, starter_generation=7)]
 
 
+def succession_of(*expected: bool) -> Succession:
+    """One for which ``expected`` are the answers to whether a generation is to come, then ``False``."""
+    answers = iter(expected)
+    return Succession(lambda: next(answers, False))
+
+
 @pytest.mark.parametrize("signal", [TERM, QUIT, INT, HUP])
 def test_without_a_next_generation_a_signal_means_what_it_says(signal: SignalReceived) -> None:
-    assert Succession(60).told(signal, 1.0) == [signal]
+    succession = succession_of()
+    assert succession.told(signal, 1.0) == [signal]
+    assert succession.next_deadline == math.inf
 
 
 @pytest.mark.parametrize("signal", [TERM, QUIT])
 def test_who_is_asked_to_go_leaves_its_clients_to_the_one_that_serves(signal: SignalReceived) -> None:
-    succession = Succession(60)
+    succession = succession_of()
     succession.came()
     assert succession.serves(7) == []
     assert succession.told(signal, 1.0) == GONE_FOR
@@ -38,50 +47,70 @@ def test_who_is_asked_to_go_leaves_its_clients_to_the_one_that_serves(signal: Si
 
 @pytest.mark.parametrize("signal", [INT, HUP])
 def test_other_signals_are_not_for_the_next_generation(signal: SignalReceived) -> None:
-    succession = Succession(60)
+    succession = succession_of()
     succession.came()
     succession.serves(7)
     assert succession.told(signal, 1.0) == [signal]
 
 
 def test_who_is_asked_to_go_too_early_waits_until_the_next_one_serves() -> None:
-    succession = Succession(60)
+    succession = succession_of()
     succession.came()
     assert succession.told(TERM, 1.0) == []
-    assert succession.next_deadline == 61.0
-    assert succession.told(TERM, 5.0) == []
-    assert succession.due(60.9) == []
+    assert succession.next_deadline == 1.0 + LOOK_S
+    assert succession.told(TERM, 1.1) == []
+    for look in range(200):
+        assert succession.due(2.0 + look) == []
     assert succession.serves(7) == GONE_FOR
     assert succession.next_deadline == math.inf
 
 
-def test_it_does_not_wait_for_ever() -> None:
-    succession = Succession(60)
+def test_it_waits_for_one_that_has_only_been_started() -> None:
+    succession = succession_of(True, True)
+    assert succession.told(TERM, 1.0) == []
+    assert succession.due(1.0 + LOOK_S / 2) == []
+    assert succession.due(1.0 + LOOK_S) == []
     succession.came()
-    succession.told(QUIT, 1.0)
-    assert succession.due(61.0) == [QUIT]
-    assert succession.due(62.0) == []
+    assert succession.due(1.0 + 2 * LOOK_S) == []
+    assert succession.serves(7) == GONE_FOR
 
 
-def test_it_stops_if_the_one_that_it_waits_for_dies() -> None:
-    succession = Succession(60)
+def test_one_that_fails_is_waited_for_until_it_is_started_again() -> None:
+    succession = succession_of(False, False, True, True)
     succession.came()
-    succession.told(TERM, 1.0)
-    assert succession.lost() == [TERM]
-    assert succession.told(TERM, 2.0) == [TERM]
+    assert succession.told(TERM, 1.0) == []
+    assert succession.due(2.0) == []
+    assert succession.lost() == []
+    assert succession.due(4.0) == []
+    assert succession.due(6.9) == []
+    assert succession.due(7.5) == []  # here it is expected again
+    assert succession.due(12.4) == []
+    succession.came()
+    assert succession.serves(7) == GONE_FOR
+
+
+@pytest.mark.parametrize("signal", [TERM, QUIT])
+def test_it_stops_once_nobody_has_been_there_for_a_while(signal: SignalReceived) -> None:
+    succession = succession_of()
+    succession.came()
+    assert succession.told(signal, 1.0) == []
+    assert succession.due(2.0) == []
+    assert succession.lost() == []
+    assert succession.due(2.0 + ABSENCE_S - LOOK_S) == []
+    assert succession.due(2.0 + ABSENCE_S) == [signal]
+    assert succession.next_deadline == math.inf
+    assert succession.due(60.0) == []
 
 
 def test_a_next_generation_that_fails_changes_nothing() -> None:
-    succession = Succession(60)
+    succession = succession_of()
     succession.came()
     assert succession.lost() == []
-    succession.came()
-    succession.serves(7)
-    assert succession.told(TERM, 1.0) == GONE_FOR
+    assert succession.told(TERM, 1.0) == [TERM]
 
 
 def test_one_that_comes_in_the_place_of_a_failed_one_has_to_serve_itself() -> None:
-    succession = Succession(60)
+    succession = succession_of()
     succession.came()
     succession.serves(6)
     succession.came()
@@ -90,10 +119,10 @@ def test_one_that_comes_in_the_place_of_a_failed_one_has_to_serve_itself() -> No
 
 
 def test_clients_that_were_left_to_a_generation_that_dies_are_looked_after_again() -> None:
-    succession = Succession(60)
+    succession = succession_of()
     succession.came()
     succession.serves(7)
-    succession.told(TERM, 1.0)
+    assert succession.told(TERM, 1.0) == GONE_FOR
     assert succession.told(TERM, 2.0) == [TERM]
     assert succession.lost() == [TERM]
 
@@ -124,7 +153,7 @@ def exchange() -> Iterator[Exchange]:
 
 
 def door_of(listeners: Any, generation: int, exchange: Exchange) -> Door:
-    door = Door.open(address_of(listeners, generation), exchange, 60)
+    door = Door.open(address_of(listeners, generation), exchange, succession_of())
     assert door is not None
     return door
 
@@ -165,7 +194,7 @@ def test_another_user_gets_nothing(listeners: Any, exchange: Exchange, monkeypat
 
 def test_nobody_comes_in_once_the_door_is_shut(listeners: Any, exchange: Exchange) -> None:
     with closing(door_of(listeners, 1, exchange)) as door:
-        assert Door.open(address_of(listeners, 1), exchange, 60) is None
+        assert Door.open(address_of(listeners, 1), exchange, succession_of()) is None
         door.shut()
         assert look_for(listeners, 2, door) is None
         assert door.descriptors == {door.fileno()}
@@ -184,3 +213,28 @@ def test_a_generation_that_comes_later_takes_the_place_of_an_earlier_one(listene
             door.hear()
             assert len(door.descriptors) == 3
             assert door.succession.told(TERM, 1.0) == GONE_FOR
+
+
+@pytest.mark.parametrize(
+    ("births", "expected"),
+    [
+        pytest.param({20: 500}, False, id="alone"),
+        pytest.param({20: 500, 21: 400}, False, id="beside an older one, such as who writes the log"),
+        pytest.param({20: 500, 19: 600}, True, id="beside a younger one"),
+    ],
+)
+def test_who_was_started_later_by_the_same_process_is_the_next_generation(
+    births: dict[int, int], expected: bool, tmp_path: Path
+) -> None:
+    for pid, born in births.items():
+        (tmp_path / str(pid)).mkdir()
+        fields = ["S", "10", *("0" for _ in range(17)), str(born), "0"]
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a ) b) {' '.join(fields)}\n")
+    children = tmp_path / "10/task/10/children"
+    children.parent.mkdir(parents=True)
+    children.write_text(" ".join(map(str, births)))
+    assert has_younger_sibling(20, tmp_path) is expected
+
+
+def test_where_the_system_does_not_tell_there_is_no_next_generation(tmp_path: Path) -> None:
+    assert not has_younger_sibling(20, tmp_path)
