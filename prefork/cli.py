@@ -80,6 +80,12 @@ def _check(app: str, resolved: Resolved) -> int:
     for text in resolved.config.bind:
         parse_bind(text)
     load_app(app, resolved.config.app_dir)
+    if resolved.config.scheme == "https":
+        from prefork.certificates import make_context
+        from prefork.pool import directory
+
+        with directory(resolved.config.chdir):
+            make_context(resolved.config)
     Hooks.of(resolved.config).load(resolved.config.app_dir, "before_fork", "worker_started", "worker_exiting")
     click.echo(f"{app} can be served on {', '.join(resolved.config.bind)}")
     return 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import sys
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 QUICK_STOP_S = 3.0
 """How long running requests get after INT."""
+ADHOC = "adhoc"
+"""The certificate that is made up."""
 KIB, GIB = 1024, 1024**3
 _UNITS = {"G": GIB, "M": KIB**2, "K": KIB}
 _SIZE = re.compile(r"(?P<number>[0-9]{1,18})(?:(?P<unit>[KMG])(?:I?B)?)?")
@@ -37,14 +40,22 @@ _TYPING_ERROR = 0.8
 # What other servers call it, where spelling alone would not lead there.
 _ELSEWHERE = {
     "accesslog": "access_log",
+    "cert_reqs": "ssl_verify",
+    "certfile": "cert",
     "host": "bind",
     "keepalive": "keep_alive_timeout",
+    "keyfile": "key",
     "max_requests": "max_reqs_per_child",
     "max_requests_jitter": "min_reqs_per_child",
     "max_worker_lifetime": "max_worker_age",
     "pid": "pid_file",
     "port": "bind",
     "reload_on_rss": "max_memory",
+    "ssl_ca_certs": "ca_certs",
+    "ssl_cert_reqs": "ssl_verify",
+    "ssl_certfile": "cert",
+    "ssl_certificate": "cert",
+    "ssl_keyfile": "key",
     "timeout": "graceful_timeout",
     "workers_lifetime": "max_worker_age",
     "workers_max_rss": "max_memory",
@@ -264,6 +275,18 @@ def _read_hook(option: Option, value: Any) -> Callable[..., Any] | str:
     raise option.wrong(value, "give a callable, or its name as module:function")
 
 
+def _read_ssl_context(option: Option, value: Any) -> Any:
+    # Who has such a context has imported the module, and nobody else need have it in memory.
+    ssl = sys.modules.get("ssl")
+    if ssl is not None and isinstance(value, ssl.SSLContext):
+        return value
+    try:
+        return _read_hook(option, value)
+    except ConfigError:
+        hint = "give an ssl.SSLContext, a function that returns one, or the name of either as module:name"
+        raise option.wrong(value, hint) from None
+
+
 def _read_warm_up(option: Option, value: Any) -> Callable[..., Any] | str | tuple[str, ...]:
     if isinstance(value, (list, tuple)) or (isinstance(value, str) and value.startswith("/")):
         paths = _read_list(option, value)
@@ -291,6 +314,7 @@ _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "list": _read_list,
     "addresses": _read_addresses,
     "hook": _read_hook,
+    "ssl_context": _read_ssl_context,
     "warm_up": _read_warm_up,
 }
 _PLACEHOLDERS = {
@@ -304,6 +328,7 @@ _PLACEHOLDERS = {
     "log": "-|PATH",
     "addresses": "ADDRESS",
     "hook": "MODULE:FUNCTION",
+    "ssl_context": "MODULE:NAME",
     "warm_up": "MODULE:FUNCTION|/,…",
 }
 
@@ -358,6 +383,12 @@ class Config:
     max_body_size: int = option(GIB, "size", group="Requests", common=True, least=0, unit="bytes", help="The longest body of a request.")
     spool_dir: str | None = option(None, "path", group="Requests", optional=True, help="Where large bodies wait; the system's temporary directory unless given.")
     http: str = option("auto", "choice", group="Requests", choices=("auto", "h11", "httptools"), help="The HTTP parser; auto: httptools where it is installed.")
+    cert: str | None = option(None, "path", group="TLS", common=True, optional=True, help="Speak TLS with this certificate, and those that it is signed by behind it (PEM); adhoc: one that is made up for development.")
+    key: str | None = option(None, "path", group="TLS", common=True, optional=True, help="The certificate's private key (PEM), if it is not in the same file.")
+    key_password_file: str | None = option(None, "path", group="TLS", optional=True, help="A file whose first line is the password of the key.")
+    ca_certs: str | None = option(None, "path", group="TLS", optional=True, help="Who may sign the certificates of clients: a file (PEM), or a directory of them as OpenSSL hashes it.")
+    ssl_verify: str = option("auto", "choice", group="TLS", choices=("auto", "none", "optional", "required"), help="Whether clients must show a certificate; auto: required with ca_certs, else none.")
+    ssl_context: Any = option(None, "ssl_context", group="TLS", optional=True, help="An ssl.SSLContext to speak TLS with instead of cert, or what returns one: module:name.")
     user: str | None = option(None, "account", group="Process", optional=True, help="Run as this user, after binding and before the application is loaded.")
     group: str | None = option(None, "account", group="Process", optional=True, help="Run as this group.")
     umask: str | None = option(None, "octal", group="Process", optional=True, help="The umask, in octal.")
@@ -404,12 +435,27 @@ class Config:
             raise OPTIONS["max_memory"].wrong(self.max_memory, f"this system does not tell: there is no {memory.TOLD}")
         if self.deploy_probe is not None and not self.deploy_probe.startswith("/"):
             raise OPTIONS["deploy_probe"].wrong(self.deploy_probe, "a path begins with /")
+        self._check_tls()
         if self.spool_dir is not None and not Path(self.spool_dir).is_dir():
             raise OPTIONS["spool_dir"].wrong(self.spool_dir, "there is no such directory")
         if self.http == "httptools" and find_spec("httptools") is None:
             raise MissingExtra(
                 "PF419", "http is 'httptools', which is not installed", "install prefork[fast], or leave http alone"
             )
+
+    def _check_tls(self) -> None:
+        about = [name for name in ("key", "key_password_file", "ca_certs") if getattr(self, name) is not None]
+        about += ["ssl_verify"] if self.ssl_verify != "auto" else []
+        if self.ssl_context is not None and (self.cert is not None or about):
+            what = ", ".join(["cert", *about] if self.cert is not None else about)
+            raise ConfigError("PF103", f"ssl_context is given beside {what}", "a context has all of that in it")
+        if self.cert is None and about:
+            raise ConfigError("PF103", f"{', '.join(about)} is given without cert", "give the certificate too")
+        if self.cert == ADHOC and self.key is not None:
+            raise ConfigError("PF103", "key is given beside cert adhoc", "the certificate that is made up has its own")
+        if self.ssl_verify in {"optional", "required"} and self.ca_certs is None:
+            hint = "say with ca_certs who may sign the certificates of clients"
+            raise ConfigError("PF103", f"ssl_verify is {self.ssl_verify} without ca_certs", hint)
 
     @classmethod
     def of(cls, **options: Any) -> Config:
@@ -418,6 +464,11 @@ class Config:
             if name not in OPTIONS:
                 raise unknown(name)
         return cls(**options)
+
+    @property
+    def scheme(self) -> str:
+        """What is spoken: ``http``, or with TLS ``https``."""
+        return "http" if self.cert is None and self.ssl_context is None else "https"
 
     @property
     def limits(self) -> Limits:

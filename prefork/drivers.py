@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from ssl import SSLContext
 
     from prefork.config import Config
     from prefork.exit_guard import ExitGuard
@@ -82,8 +83,9 @@ def new_driver(  # noqa: PLR0913, PLR0917 - what a worker has, each for itself
     thread_exit: Callable[[], None] | None = None,
     row: Row | None = None,
     exchange: Exchange | None = None,
+    tls: SSLContext | None = None,
 ) -> Driver:
     """Return the driver for an application."""
     from prefork.wsgi.driver import WsgiDriver
 
-    return WsgiDriver(app, listeners, config, facts, records, exit_guard, thread_exit, row, exchange)
+    return WsgiDriver(app, listeners, config, facts, records, exit_guard, thread_exit, row, exchange, tls)

@@ -62,6 +62,14 @@ def load_hook(hook: Callable[..., object] | str, app_dir: str) -> Callable[..., 
     """Return the function that ``"module:function"`` names; a callable is returned as it is."""
     if not isinstance(hook, str):
         return hook
+    found = load_object(hook, app_dir)
+    if not callable(found):
+        raise ConfigError("PF413", f"the hook {hook!r} is a {type(found).__name__}", "name a function")
+    return found  # type: ignore[no-any-return]  # callable() narrows Any to Any
+
+
+def load_object(hook: str, app_dir: str) -> Any:
+    """Return what ``"module:name"`` names, looked for in ``app_dir`` first; ``ConfigError`` if there is no such thing."""
     module, _, path = hook.partition(":")
     if (folder := str(Path(app_dir).resolve())) not in sys.path:
         sys.path.insert(0, folder)
@@ -76,6 +84,4 @@ def load_hook(hook: Callable[..., object] | str, app_dir: str) -> Callable[..., 
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise AppFailed("PF413", f"the hook {hook!r} cannot be loaded ({why})", "see the traceback") from error
-    if not callable(found):
-        raise ConfigError("PF413", f"the hook {hook!r} is a {type(found).__name__}", "name a function")
-    return found  # type: ignore[no-any-return]  # callable() narrows Any to Any
+    return found

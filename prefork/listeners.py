@@ -35,6 +35,7 @@ _WHO = {"linux": "ss -ltnp 'sport = :{}'", "darwin": "lsof -nP -iTCP:{} -sTCP:LI
 # Drops what begins a connection (SYN without ACK, octet 13 of the TCP header) and lets all else in. Source: filter.h.
 _NO_NEWCOMERS = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 _SO_ATTACH_FILTER = 26
+_USUAL_PORTS = {"http": "80", "https": "443"}
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what stands for all interfaces, and for this machine
 
 
@@ -46,7 +47,7 @@ class Listener:
     """A listening socket, and its real ``address``.
 
     ``inherited`` says that somebody else made it, ``name`` how it was called if the environment passed it on. ``file``
-    is the device and inode of the UNIX socket that we made. ``bind`` is what the option said.
+    is the device and inode of the UNIX socket that we made. ``bind`` is what the option said, ``scheme`` what is spoken.
     """
 
     socket: socket.socket
@@ -55,6 +56,7 @@ class Listener:
     file: tuple[int, int] | None = None
     name: str = ""
     bind: str = ""
+    scheme: str = "http"
 
     @property
     def tcp(self) -> bool:
@@ -71,16 +73,16 @@ class Listener:
 
     @property
     def server_port(self) -> str:
-        """The ``SERVER_PORT`` of requests that come in here; ``80`` for a UNIX socket.
+        """The ``SERVER_PORT`` of requests that come in here; for a UNIX socket ``80``, or ``443`` with TLS.
 
-        It may not be empty (PEP 3333), and Django and Werkzeug leave this one out of the URLs that they build.
+        It may not be empty (PEP 3333), and Django and Werkzeug leave these out of the URLs that they build.
         """
-        return str(self.address.port) if self.tcp else "80"
+        return str(self.address.port) if self.tcp else _USUAL_PORTS[self.scheme]
 
     @property
     def url(self) -> str:
         """Where to reach it, with the real port: ``http://127.0.0.1:8000``, ``http://[::1]:8000``, ``unix:/x.sock``."""
-        return f"http://{self.address}" if self.tcp else str(self.address)
+        return f"{self.scheme}://{self.address}" if self.tcp else str(self.address)
 
 
 class Listeners:
@@ -104,6 +106,10 @@ class Listeners:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def speak(self, scheme: str) -> None:
+        """Take note of what is spoken on all of them: ``http``, or with TLS ``https``."""
+        self._listeners = tuple(replace(listener, scheme=scheme) for listener in self._listeners)
 
     def close(self) -> None:
         """Close the sockets, and unlink the files that are ours. Again: nothing."""
@@ -170,11 +176,12 @@ def reachable(url: str) -> tuple[str, ...]:
 
     Those are the loopback address and, where there is a network, the one that this machine has in it.
     """
+    scheme, _, rest = url.partition("://")
     for every, loopback in _ANY.items():
-        start = f"http://{bracketed(every)}:"
-        if url.startswith(start):
+        start = f"{bracketed(every)}:"
+        if rest.startswith(start):
             hosts = [loopback, *_outside(socket.AF_INET6 if ":" in every else socket.AF_INET)]
-            return tuple(f"http://{bracketed(host)}:{url.removeprefix(start)}" for host in hosts)
+            return tuple(f"{scheme}://{bracketed(host)}:{rest.removeprefix(start)}" for host in hosts)
     return (url,)
 
 

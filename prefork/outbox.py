@@ -24,7 +24,7 @@ FILE = 16 * 1024 * 1024
 _BLOCK = 1024 * 1024
 
 
-class _Part:
+class Part:
     """Bytes ``at`` to ``end`` of a file, open for itself alone; ``spool`` is the temporary file that they are of."""
 
     __slots__ = ("at", "end", "file", "spool")
@@ -43,7 +43,7 @@ class Outbox:
 
     def __init__(self, spool_dir: str | None) -> None:
         self._spool_dir = spool_dir
-        self._items: deque[memoryview | _Part] = deque()
+        self._items: deque[memoryview | Part] = deque()
         self._memory = 0
         self._spool: IO[bytes] | None = None
         self.size = 0
@@ -66,15 +66,21 @@ class Outbox:
         at = spool.tell()
         spool.write(data)
         spool.flush()
-        if isinstance(last, _Part) and last.spool is spool and last.end == at:
+        if isinstance(last, Part) and last.spool is spool and last.end == at:
             last.end += len(data)
         else:
-            self._items.append(_Part(spool.fileno(), at, at + len(data), spool))
+            self._items.append(Part(spool.fileno(), at, at + len(data), spool))
 
     def add_file(self, file: int, offset: int, size: int) -> None:
         """Keep a part of a file, which may be closed afterwards."""
         if size:
-            self._items.append(_Part(file, offset, offset + size, None))
+            self._items.append(Part(file, offset, offset + size, None))
+
+    def _add_first(self, data: bytes) -> None:
+        """Keep ``data`` in memory, before what is there."""
+        self.size += len(data)
+        self._memory += len(data)
+        self._items.appendleft(memoryview(data))
 
     def flush(self, sock: _socket.socket) -> int:
         """Send what the client takes now; return how much that was. Raises ``OSError`` once it is gone."""
@@ -87,7 +93,7 @@ class Outbox:
             pass
         return total
 
-    def _send(self, sock: _socket.socket, item: memoryview | _Part) -> int:
+    def _send(self, sock: _socket.socket, item: memoryview | Part) -> int:
         if isinstance(item, memoryview):
             sent = sock.send(item)
             self._memory -= sent
@@ -97,21 +103,28 @@ class Outbox:
             else:
                 self._items[0] = item[sent:]
             return sent
-        sent = os.sendfile(sock.fileno(), item.file, item.at, min(item.end - item.at, _BLOCK))
-        if not sent:
-            raise ConnectionAbortedError("the file became shorter while it was sent")
-        item.at += sent
-        if item.spool is not None:
+        return self._send_part(sock, item)
+
+    def _send_part(self, sock: _socket.socket, part: Part) -> int:
+        sent = os.sendfile(sock.fileno(), part.file, part.at, min(part.end - part.at, _BLOCK))
+        self._passed(part, sent)
+        if part.spool is not None:
             self.size -= sent
-        if item.at >= item.end:
-            self._items.popleft()
-            os.close(item.file)
         return sent
+
+    def _passed(self, part: Part, size: int) -> None:
+        """Take note that so much of the first item, a part of a file, was dealt with."""
+        if not size:
+            raise ConnectionAbortedError("the file became shorter while it was sent")
+        part.at += size
+        if part.at >= part.end:
+            self._items.popleft()
+            os.close(part.file)
 
     def close(self) -> None:
         """Throw away what is left."""
         for item in self._items:
-            if isinstance(item, _Part):
+            if isinstance(item, Part):
                 os.close(item.file)
         self._items.clear()
         self._close_spool()

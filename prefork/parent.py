@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from prefork import __version__, origin
 from prefork.children import Child, fork_child, inherits_orphans, open_pidfd, reap_orphans
 from prefork.config import QUICK_STOP_S
-from prefork.errors import BootError
+from prefork.errors import BootError, PreforkError
 from prefork.fork_audit import audit
 from prefork.loading import load_app
 from prefork.pid_file import pid_file
@@ -82,6 +82,7 @@ from prefork.worker import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+    from ssl import SSLContext
 
     from prefork.fork_audit import Finding
     from prefork.handover import Exchange
@@ -113,7 +114,8 @@ class Charge:
 
     ``known`` is what an earlier fork audit has found; ``caller`` is there when another process orders what is to be
     done: the program that has started the pool, or its ``keeper``.
-    ``exchange`` is what workers hand connections over by, ``None`` where the system has no such thing.
+    ``exchange`` is what workers hand connections over by, ``None`` where the system has no such thing. ``tls`` is the
+    context that is made from the option ``cert``.
     """
 
     pool: WorkerPool
@@ -124,6 +126,7 @@ class Charge:
     caller: Caller | None = None
     exchange: Exchange | None = None
     keeper: Keeper | None = None
+    tls: SSLContext | None = None
 
 
 class Parent:
@@ -151,6 +154,7 @@ class Parent:
         notifier = Notifier.take(os.environ, os.getpid()) if self.keeper is None else self.keeper.notifier(os.environ)
         self.notifier = notifier if speaks else Notifier({}, os.getpid())
         self.app = charge.app
+        self.tls = charge.tls
         self.exchange = charge.exchange
         self.older: Predecessor | None = None
         self.door: Door | None = None
@@ -193,13 +197,15 @@ class Parent:
             self.meet(number)
         self.signals.impatient = True
         try:
+            if self.config.ssl_context is not None:
+                self.tls = self.new_context()
             self.hooks.load(self.config.app_dir, "before_fork")
             if self.config.preload or callable(self.app):
                 self.app = load_app(self.app, self.config.app_dir)
             if callable(self.app):
                 warm_up(self.app, self.config.warm_up, self.config.app_dir)
                 self.hooks.load(self.config.app_dir, "worker_started", "worker_exiting")
-            rehearse(self.config, self.records)
+            rehearse(self.config, self.records, self.tls)
             if self.keeper is not None and self.keeper.deploying and self.config.deploy_probe is not None:
                 self.probe(self.keeper)
         finally:
@@ -222,6 +228,12 @@ class Parent:
             self.door.close()
         if self.older is not None:
             self.older.close()
+
+    def new_context(self) -> SSLContext:
+        """Return what the options make of certificates; raises what ``make_context`` raises."""
+        from prefork.certificates import make_context  # and the module ssl, for those alone who speak TLS
+
+        return make_context(self.config)
 
     def probe(self, keeper: Keeper) -> None:
         """Have new code answer before it serves, by a worker whom nobody else can reach. ``BootError`` if it does not."""
@@ -353,7 +365,22 @@ class Parent:
         mine = [number for number in self.signals.read() if number is not signal.SIGCHLD]
         if self.charge.caller is not None:
             mine = [number for number in mine if number is not signal.SIGINT]
-        return [SignalReceived(number.name.removeprefix("SIG")) for number in mine]
+        return [event for number in mine for event in self.signalled(number.name.removeprefix("SIG"))]
+
+    def signalled(self, name: str) -> list[Event]:
+        """Return what a signal means to the supervisor: HUP means nothing if the certificate cannot be renewed."""
+        return [SignalReceived(name)] if name != "HUP" or self.renew_certificate() else []
+
+    def renew_certificate(self) -> bool:
+        """Read certificates anew, for the workers to come; return ``False``, and record why, if they cannot be used."""
+        if self.tls is None:
+            return True
+        try:
+            self.tls = self.new_context()
+        except PreforkError as error:
+            self.record("tls.not_renewed", reason=str(error), code="PF323")
+            return False
+        return True
 
     def read_caller(self, awake: set[int]) -> list[Event]:
         """Return the caller's orders; his death is an order to stop."""
@@ -378,7 +405,7 @@ class Parent:
             case "deploy_failed":
                 self.record("pool.deploy_failed", code="PF421", **facts)
             case _:
-                return [SignalReceived(order)]
+                return self.signalled(order)
         return []
 
     def read_reports(self) -> list[Event]:
@@ -528,6 +555,7 @@ class Parent:
             thread_exit=self.adapter.thread_exit,
             exchange=self.exchange if listeners is None else None,
             keeper=None if self.keeper is None else self.keeper.pid,
+            tls=self.tls,
         )
 
     def private_descriptors(self) -> set[int]:
@@ -678,4 +706,4 @@ def listener_facts(listener: Listener) -> dict[str, Any]:
         url["inherited_as"] = listener.name
     if not listener.tcp:
         return url
-    return {**url, "scheme": "http", "address": listener.server_name, "port": int(listener.server_port)}
+    return {**url, "scheme": listener.scheme, "address": listener.server_name, "port": int(listener.server_port)}

@@ -28,6 +28,7 @@ from prefork.supervised import STOP, STOP_QUICKLY, Caller, Supervised, supervise
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
+    from ssl import SSLContext
     from types import TracebackType
 
 
@@ -40,7 +41,8 @@ class WorkerPool:
     The remaining arguments are for frameworks' adapters. ``hygiene`` is called in the parent before every fork,
     ``child_hygiene`` first of all in each worker, ``thread_exit`` in each request thread when its worker leaves,
     ``on_listening`` with the URLs before the app is imported, and ``files_changed`` twice a second: it returns the path
-    of a file whose change shall end the pool with exit status 3. ``listeners`` are opened already.
+    of a file whose change shall end the pool with exit status 3. ``listeners`` are opened, and ``tls`` is made from the
+    option ``cert``, already.
 
     A pool is used once. It pickles to ``None``: whoever receives a copy of an object that refers to it has no pool.
     Raises ``ConfigError`` for options that are unknown, wrong, or contradict each other.
@@ -57,6 +59,7 @@ class WorkerPool:
         files_changed: Callable[[], str | None] | None = None,
         on_listening: Callable[[Sequence[str]], None] | None = None,
         listeners: Listeners | None = None,
+        tls: SSLContext | None = None,
         logger: Any = None,
         **options: Any,
     ) -> None:
@@ -66,6 +69,7 @@ class WorkerPool:
         self.hooks = Hooks.of(self.config)
         self._app = app
         self._listeners = listeners
+        self._tls = tls
         self.records = Records(self.config, logger=logger)
         self._adapter = Adapter(hygiene, child_hygiene, thread_exit, files_changed, on_listening)
         self._urls: tuple[str, ...] = ()
@@ -196,6 +200,7 @@ class WorkerPool:
             else:
                 opened = self._listeners
         with opened as listeners:
+            listeners.speak(self.config.scheme)
             self._urls = tuple(listener.url for listener in listeners)
             yield listeners
 
@@ -204,7 +209,9 @@ class WorkerPool:
     ) -> int:
         """Be the parent of the workers."""
         with umask(self.config.umask), directory(self.config.chdir), _exchange(keeper) as exchange:
-            return Parent(Charge(self, self._app, listeners, self._adapter, known, caller, exchange, keeper)).run()
+            tls = self._tls or read_certificate(self.config)
+            charge = Charge(self, self._app, listeners, self._adapter, known, caller, exchange, keeper, tls)
+            return Parent(charge).run()
 
     def _be_supervised(self, listeners: Listeners, known: Sequence[Finding], caller: Caller) -> int:
         """Be the parent of the workers in a process of its own."""
@@ -219,6 +226,18 @@ def _exchange(keeper: Keeper | None) -> AbstractContextManager[Exchange | None]:
     if keeper is not None and keeper.exchange:
         return Exchange.inherited(keeper.exchange)
     return Exchange.open() or nullcontext()
+
+
+def read_certificate(config: Config) -> SSLContext | None:
+    """Return the context of the option ``cert``, if that is given. Its key may be readable to root alone.
+
+    Raises ``ConfigError``, or ``MissingExtra``.
+    """
+    if config.cert is None:
+        return None
+    from prefork.certificates import make_context  # and the module ssl, for those alone who speak TLS
+
+    return make_context(config)
 
 
 @contextmanager

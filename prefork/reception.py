@@ -29,12 +29,14 @@ from prefork.scoreboard import Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from ssl import SSLContext
 
     from prefork.config import Config
     from prefork.handover import Exchange
     from prefork.listeners import Listener
     from prefork.outbox import Outbox
     from prefork.records import Records
+    from prefork.tls import Session
 
 LINGER = 5.0
 """How many seconds a retiring worker waits for the next request of an idle client that it cannot hand over."""
@@ -48,8 +50,8 @@ PAUSE = 0.5
 """How many seconds nothing is accepted after the descriptors were used up."""
 RECEIVE = 65536
 """How many bytes are taken from the kernel at a time."""
-# Instead of a system call that would make each new socket non-blocking.
 AT_ONCE = socket.MSG_DONTWAIT
+"""Instead of a system call that would make each new socket non-blocking."""
 NEVER = math.inf
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
@@ -119,7 +121,7 @@ class Guest:
     ) -> None:
         self.sock = sock
         self.fd = sock.fileno()
-        self.receive = sock.recv
+        self.receive: Callable[[int, int], bytes] = sock.recv
         self.connection = connection
         self.base = base
         self.peer = peer
@@ -142,6 +144,19 @@ class Guest:
         """The client's address, for records."""
         return "" if self.peer is None else self.peer[0]
 
+    @property
+    def tied(self) -> bool:
+        """Whether it has to stay in this process."""
+        return False
+
+    def hang_up(self) -> None:
+        """Say that nothing more will come. Raises ``OSError`` if the client is gone."""
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self.sock.close()
+
 
 G = TypeVar("G", bound=Guest)
 
@@ -163,10 +178,12 @@ class Reception(Generic[G]):
         records: Records,
         row: Row | None,
         exchange: Exchange | None,
+        tls: SSLContext | None,
     ) -> None:
         self._reader = HeadReader(config.limits, new_parser(config.http))
         self.config = config
         self.records = records
+        self.tls = tls
         self.monitor_fd, self._monitor_end = os.pipe()
         self._wake_end, self._wake_fd = os.pipe()
         for end in (self.monitor_fd, self._monitor_end, self._wake_end, self._wake_fd):
@@ -178,9 +195,11 @@ class Reception(Generic[G]):
         self._threshold: float = NEVER
         self._poller = new_poller()
         self._poller.register(self._wake_end, READ)
-        self._bases: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
         self._gates = {
-            listener.socket.fileno(): _Gate(listener, self._base("http", listener.server_name, listener.server_port))
+            listener.socket.fileno(): _Gate(
+                listener, self._base(listener.scheme, listener.server_name, listener.server_port)
+            )
             for listener in listeners
         }
         self._exchange = exchange
@@ -215,6 +234,10 @@ class Reception(Generic[G]):
 
     def _origin(self, base: dict[str, Any]) -> tuple[str, str, str]:
         """Return the scheme, name and port that ``base`` was made of."""
+        raise NotImplementedError
+
+    def base_of_session(self, base: dict[str, Any], session: Session) -> dict[str, Any]:
+        """Return ``base`` with what an application may know of a TLS session."""
         raise NotImplementedError
 
     def _new_client(
@@ -330,7 +353,7 @@ class Reception(Generic[G]):
         if self._leaving:
             return
         self._leave_listeners()
-        if self._exchange is None:
+        if self._exchange is None or self.tls is not None:
             self._say_good_bye(LINGER)
         else:
             self._handing_over = True
@@ -414,8 +437,14 @@ class Reception(Generic[G]):
                 self._hand_over(client)
 
     def _may_go(self, client: G) -> bool:
-        """Whether a client stands between two requests, and is in no thread's hands."""
-        return bool(client.watched and client.step == self.receive and client.connection.idle and client.outbox is None)
+        """Whether a client stands between two requests, in no thread's hands, and is not tied to this process."""
+        return bool(
+            client.watched
+            and client.step == self.receive
+            and client.connection.idle
+            and client.outbox is None
+            and not client.tied
+        )
 
     def _hand_over(self, client: G) -> None:
         """Give a client that stands between two requests to a sibling, now or when the exchange has room.
@@ -489,8 +518,10 @@ class Reception(Generic[G]):
         try:
             ticket = read(message, descriptor, time.monotonic() + self.config.head_timeout)
         except OSError as error:
-            self.records.emit("worker.handover_failed", reason=str(error))
-            os.close(descriptor)
+            self._leave_taken(descriptor, str(error))
+            return None
+        if ticket.scheme == "https" and self.tls is None:
+            self._leave_taken(descriptor, "TLS is not spoken here any more")
             return None
         # Not socket(fileno=…), which asks the kernel for a family that receive and send need not know.
         sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
@@ -501,6 +532,11 @@ class Reception(Generic[G]):
         client.requests = ticket.requests
         client.in_head = not ticket.requests
         return client
+
+    def _leave_taken(self, descriptor: int, reason: str) -> None:
+        """Close a connection that was handed over and cannot be served."""
+        self.records.emit("worker.handover_failed", reason=reason)
+        os.close(descriptor)
 
     def _ease(self) -> None:
         """Leave half of those who wait here with a request to the pool.
@@ -601,7 +637,7 @@ class Reception(Generic[G]):
         """Let the client read its last answer: to close with bytes unread would tear it away (RFC 9112 section 9.6)."""
         client.step = self.read_out
         try:
-            client.sock.shutdown(socket.SHUT_WR)
+            client.hang_up()
         except OSError:
             self._close(client)
             return
@@ -637,11 +673,6 @@ class Reception(Generic[G]):
         self.send_held_back()
         client.gone = True
         self._let_go(client)
-        if client.outbox is not None:
-            client.outbox.close()
-            client.outbox = None
-        if client.connection.phase is not _CLOSED:
-            client.connection.close()
         if client.listed != NEVER:
             self._deadlines.drop(client)
         if client.watched:
@@ -649,7 +680,12 @@ class Reception(Generic[G]):
             self._poller.forget(client.fd)
         self._clients.pop(client.fd, None)  # who was given up is gone from there
         self._row.hold(len(self._clients))
-        client.sock.close()
+        client.close()
+        if client.outbox is not None:
+            client.outbox.close()
+            client.outbox = None
+        if client.connection.phase is not _CLOSED:
+            client.connection.close()
         if self._leaving and not self._clients:
             self._tell_monitor()
 

@@ -237,6 +237,7 @@ def run_outer(
     there is no child that could. Raises ``BindError`` or ``ConfigError``.
     """
     with open_listeners(config) as listeners:
+        listeners.speak(config.scheme)
         if on_listening is not None:
             on_listening([listener.url for listener in listeners])
         outer = _Outer(config, list(argv or [sys.executable, *sys.orig_argv[1:]]), listeners)

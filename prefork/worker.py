@@ -36,6 +36,7 @@ from prefork.vitals import record_last_words
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from ssl import SSLContext
 
     from prefork.config import Config
     from prefork.drivers import Driver
@@ -62,6 +63,7 @@ class Birth:
     a file for the stacks of its threads if it crashes. ``foreign`` are the parent's descriptors, not for a child to keep.
     ``child_hygiene`` is called first of all, ``thread_exit`` in each request thread when the worker leaves.
     Connections are handed over by the ``exchange``, where there is one. ``keeper`` is the process id of the pool's, if any.
+    ``tls`` is the context of OpenSSL that all workers share, for who speaks TLS.
     """
 
     worker: int
@@ -82,6 +84,7 @@ class Birth:
     thread_exit: Callable[[], None] | None
     exchange: Exchange | None
     keeper: int | None
+    tls: SSLContext | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +209,7 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
         birth.hooks.run_or_raise("worker_started", worker)
         facts = WorkerFacts(number=birth.number, generation=birth.generation, retire=resignation.give)
         driver = new_driver(
-            app, birth.listeners, config, facts, records, guard, birth.thread_exit, birth.row, birth.exchange
+            app, birth.listeners, config, facts, records, guard, birth.thread_exit, birth.row, birth.exchange, birth.tls
         )
         driver.announce_at(announcement(birth.budget))
         return Life(birth, worker, driver, lifeline, inbox, records, resignation, alone.pop_all())
@@ -258,10 +261,10 @@ def dying_with_parent(lifeline: int) -> Iterator[None]:
         signal.signal(signal.SIGIO, before)
 
 
-def rehearse(config: Config, records: Records) -> None:
+def rehearse(config: Config, records: Records, tls: SSLContext | None) -> None:
     """Do in the parent, once, what imports modules: in each worker that would cost as much as all the rest."""
     facts = WorkerFacts(number=0, generation=0, retire=lambda: None)
-    new_driver(lambda _environ, _start: (), (), config, facts, records, ExitGuard()).close()
+    new_driver(lambda _environ, _start: (), (), config, facts, records, ExitGuard(), tls=tls).close()
 
 
 def send(reports: socket.socket, report: Report) -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import psutil
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
@@ -283,11 +284,20 @@ class Tally:
     """Clients that ask without a pause, in the background, and count what they got and what they lost.
 
     Each asks on one kept-alive connection after another, or with ``keep_alive=False`` on a new one each time. A request
-    counts as lost if it was not answered, for whatever reason; ``goodbyes`` are answers with ``Connection: close``.
+    counts as lost if it was not answered, for whatever reason; ``goodbyes`` are answers with ``Connection: close``. With
+    ``tls`` they speak that.
     """
 
-    def __init__(self, server: LiveServer, *, clients: int = 4, path: str = "/", keep_alive: bool = True) -> None:
-        self.address, self.path, self.keep_alive = server.address, path, keep_alive
+    def __init__(
+        self,
+        server: LiveServer,
+        *,
+        clients: int = 4,
+        path: str = "/",
+        keep_alive: bool = True,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.address, self.path, self.keep_alive, self.tls = server.address, path, keep_alive, tls
         self.statuses: dict[int, int] = {}
         self.bodies: dict[bytes, int] = {}
         self.lost: list[str] = []
@@ -324,7 +334,11 @@ class Tally:
             )
 
     def _ask(self) -> None:
-        connection = HTTPConnection(*self.address, timeout=PATIENCE)
+        connection = (
+            HTTPConnection(*self.address, timeout=PATIENCE)
+            if self.tls is None
+            else HTTPSConnection(*self.address, timeout=PATIENCE, context=self.tls)
+        )
         headers = {} if self.keep_alive else {"Connection": "close"}
         while not self._stop:
             try:

@@ -62,8 +62,6 @@ def _parameters() -> list[click.Parameter]:
         flag("reload_extra_files", "--extra-files", callback=_split, metavar="PATH", help=f"Further files to watch, separated by {os.pathsep!r}."),
         flag("reload_exclude_patterns", "--exclude-patterns", callback=_split, metavar="PATTERN", help=f"Files not to watch, as patterns separated by {os.pathsep!r}."),
         flag("--no-access-log", is_flag=True, help="Do not record requests, in debug mode or on a terminal either."),
-        flag("--cert", expose_value=False, callback=_no_tls, metavar="PATH", help="Comes with a later release."),
-        flag("--key", expose_value=False, callback=_no_tls, metavar="FILE", help="Comes with a later release."),
         flag("--show-config", is_flag=True, help="Print each effective value and where it came from."),
         flag("--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_help_all, help="Show all options."),
         *ours,
@@ -78,13 +76,6 @@ def _set_debug(_: click.Context, __: click.Parameter, value: bool | None) -> Non
 
 def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
     return tuple(value.split(os.pathsep)) if value else ()
-
-
-def _no_tls(_: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    if value is not None:
-        raise click.UsageError(
-            f"--{parameter.name}: TLS comes with a later release; until then put a proxy in front [PF604]"
-        )
 
 
 def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -199,17 +190,20 @@ class _Run:
         return app, config
 
     def serve_as_somebody_else(self, config: Config) -> int:
-        """Listen and become the user before the application's code runs."""
+        """Listen, read the certificate and become the user before the application's code runs."""
         from prefork.contrib.flask.serving import serve
         from prefork.kept import keep
         from prefork.listeners import open_listeners
+        from prefork.pool import directory, read_certificate
         from prefork.privileges import drop
 
         keeper = keep(config)
+        with directory(config.chdir):
+            tls = read_certificate(config)
         with open_listeners(config, inherited=None if keeper is None else keeper.inherited) as listeners:
             drop(config)
             app = self.load_app()
-            return serve(app, self.resolve(app).config, name=self.name(app), listeners=listeners)
+            return serve(app, self.resolve(app).config, name=self.name(app), listeners=listeners, tls=tls)
 
     def name(self, app: Flask | None = None) -> str:
         """Return what the banner calls the application."""

@@ -1,7 +1,7 @@
 """Which source says how a Flask application is served?
 
 For each option the first that gives it: a flag or argument, ``FLASK_RUN_PREFORK_*``, ``PREFORK_*``, ``app.config``,
-``FLASK_RUN_HOST`` and ``FLASK_RUN_PORT`` (which a project may have for ``flask run``), ``WEB_CONCURRENCY`` and
+``FLASK_RUN_HOST``, ``_PORT``, ``_CERT`` and ``_KEY`` (which a project may have for ``flask run``), ``WEB_CONCURRENCY`` and
 ``PORT``, ``SERVER_NAME`` (from code only, as in ``app.run()``), the default.
 """
 
@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefork.config import resolve
+from prefork.config import ADHOC, resolve
 from prefork.contrib.serving import with_access_log_off
 from prefork.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from prefork.config import Resolved
 
@@ -45,6 +47,52 @@ class Given:
             for key, value in self.settings.items()
             if str(key).startswith("PREFORK_")
         }
+
+
+def _as_ours(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options in which TLS may be spelt as for ``flask run`` and ``app.run()``, in our spelling.
+
+    There ``cert`` may be the name of a context that is imported, and ``ssl_context`` "adhoc" or a pair of files.
+    """
+    ours = {key: value for key, value in options.items() if value is not None}
+    names = {str(key).lower(): key for key in ours}
+    if "cert" in names and (name := _context_name(ours[names["cert"]])) is not None:
+        del ours[names["cert"]]
+        ours["ssl_context"] = name
+    elif "ssl_context" in names:
+        match ours[names["ssl_context"]]:
+            case "adhoc":
+                del ours[names["ssl_context"]]
+                ours["cert"] = "adhoc"
+            case (cert, key):
+                del ours[names["ssl_context"]]
+                ours |= {"cert": cert, "key": key}
+    return ours
+
+
+def _of_flask_run(environ: Mapping[str, str], given: Iterable[str]) -> dict[str, Any]:
+    """Return what the environment says of TLS to ``flask run``, if nobody says anything of it to us."""
+    ours = {prefix + name for prefix in PREFIXES for name in ("CERT", "SSL_CONTEXT")}
+    if {"cert", "ssl_context"} & {name.lower() for name in given} or any(map(environ.get, ours)):
+        return {}
+    return _as_ours({name: environ.get(f"FLASK_RUN_{name.upper()}") or None for name in ("cert", "key")})
+
+
+def _context_name(cert: Any) -> str | None:
+    """Return ``module:name`` if this is the name of something to import, as ``module:name`` or ``module.name``."""
+    if not isinstance(cert, str) or cert == ADHOC or Path(cert).exists():
+        return None
+    module, colon, name = cert.partition(":") if ":" in cert else cert.rpartition(".")
+    if not (module and all(part.isidentifier() for part in [*module.split("."), *name.split(".")])):
+        return None
+    if colon == ".":  # or it is a file that is not there
+        try:
+            there = find_spec(module) is not None
+        except (ImportError, ValueError):
+            there = False
+        if not there:
+            return None
+    return f"{module}:{name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +123,8 @@ def resolve_options(
     origin = None
     if (address := _address(_sources(given, settings, environ, server_name))) is not None:
         flags["bind"], origin = (address[0],), address[1]
+    flags, settings = _as_ours(flags), _as_ours(settings)
+    others = _of_flask_run(environ, {*flags, *settings})
     settings = {key: value for key, value in settings.items() if key not in {"HOST", "PORT"}}
     people = debug or sys.stderr.isatty()
     resolved = resolve(
@@ -88,8 +138,11 @@ def resolve_options(
             "reload": debug,
             "access_log": "-" if people else None,
             "redeploy": redeploy,
+            **others,
         },
     )
+    origins = {name: "environment FLASK_RUN_*" for name in others if resolved.origins[name] == "default"}
+    resolved = replace(resolved, origins={**resolved.origins, **origins})
     if origin is not None:
         config = replace(resolved.config, bind_from="" if origin in _UNASKED else origin)
         resolved = replace(resolved, config=config, origins={**resolved.origins, "bind": origin})

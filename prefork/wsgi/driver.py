@@ -39,6 +39,7 @@ from prefork.wsgi.queueing import waited
 if TYPE_CHECKING:
     import _socket
     from collections.abc import Callable, Iterable
+    from ssl import SSLContext
 
     from prefork.config import Config
     from prefork.exit_guard import ExitGuard
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from prefork.listeners import Listener
     from prefork.records import Records
     from prefork.scoreboard import Row
+    from prefork.tls import Session
 
 TICK = 0.002
 """After how many seconds without a sign of life a leader is taken to be away."""
@@ -144,9 +146,13 @@ class Client(Guest):
     def _open_outbox(self) -> Outbox:
         self.sock.setblocking(False)  # sendfile() has no flags
         self.lock = threading.Lock()
-        self.outbox = Outbox(self.driver.config.spool_dir)
+        self.outbox = self.new_outbox()
         self.step = self.driver.flush
         return self.outbox
+
+    def new_outbox(self) -> Outbox:
+        """Return what holds what the client does not take at once."""
+        return Outbox(self.driver.config.spool_dir)
 
     def _push(self) -> None:
         self.flush()
@@ -164,6 +170,15 @@ class Client(Guest):
     def _held(self) -> threading.Lock:
         assert self.lock is not None
         return self.lock
+
+    def cut(self, last: bytes) -> None:
+        """End it while a thread may be at it: the descriptor stays open, so that nobody else gets its number."""
+        try:
+            if last:
+                self.sock.send(last, AT_ONCE)
+            self.sock.shutdown(socket.SHUT_WR if last else socket.SHUT_RDWR)
+        except OSError:
+            return
 
 
 class TimedClient(Client):
@@ -215,6 +230,7 @@ class WsgiDriver(Reception[Client]):
         thread_exit: Callable[[], None] | None = None,
         row: Row | None = None,
         exchange: Exchange | None = None,
+        tls: SSLContext | None = None,
     ) -> None:
         self._extra = {
             "prefork.worker": facts.number,
@@ -223,7 +239,7 @@ class WsgiDriver(Reception[Client]):
             "prefork.retire": facts.retire,
             "prefork.extend_deadline": _no_deadline,
         }
-        super().__init__(listeners, config, records, row, exchange)
+        super().__init__(listeners, config, records, row, exchange, tls)
         self._mine = threading.local()  # the request that a thread is at
         self.app = self._with_deadline(app) if config.request_timeout else app
         self.failure: BaseException | None = None
@@ -241,7 +257,7 @@ class WsgiDriver(Reception[Client]):
         self._cell = 0  # the leader's
         self.receive: Step = self._receive_measured if config.access_log else self._receive
         self._dispatch = self._call_in_time if config.request_timeout else self._call
-        self._kind_of_client = TimedClient if config.request_timeout else Client
+        self._kinds_of_clients = _kinds_of_clients(timed=bool(config.request_timeout), tls=tls is not None)
         self._running: dict[Running, Client] = {}  # what has a limit of time
         self._lost: set[threading.Thread] = set()  # threads that were given up
         self._lock = threading.Lock()  # guards the lead, taken only when it changes hands
@@ -491,10 +507,20 @@ class WsgiDriver(Reception[Client]):
     def _new_client(
         self, sock: _socket.socket, connection: Connection, base: dict[str, Any], peer: tuple[str, str] | None
     ) -> Client:
-        return self._kind_of_client(self, sock, connection, base, peer)
+        return self._kinds_of_clients[base["wsgi.url_scheme"]](self, sock, connection, base, peer)
 
     def _reply(self, client: Client, octets: bytes) -> None:
         client.send(octets)
+
+    def base_of_session(self, base: dict[str, Any], session: Session) -> dict[str, Any]:
+        """Return ``base`` with the facts of a TLS session, the same for all that have the same."""
+        facts = session.facts()
+        if "SSL_CLIENT_CERT" in facts:
+            return {**base, **facts}
+        key = (base["SERVER_NAME"], base["SERVER_PORT"], *facts.values())
+        if (found := self._bases.get(key)) is None:
+            found = self._bases[key] = {**base, **facts}
+        return found
 
     def _origin(self, base: dict[str, Any]) -> tuple[str, str, str]:
         return base["wsgi.url_scheme"], base["SERVER_NAME"], base["SERVER_PORT"]
@@ -790,7 +816,7 @@ class WsgiDriver(Reception[Client]):
             answered = not running.sending
             late = Refused(504, "the request took too long", "RFC 9110 section 15.6.5")
             octets = closing_answer(late, self.date(), head_only=running.method == "HEAD") if answered else b""
-            _cut(client.sock, octets)
+            client.cut(octets)
         self.records.emit(
             "request.timeout",
             method=running.method,
@@ -825,10 +851,20 @@ class WsgiDriver(Reception[Client]):
             request_bytes=max(0, request.head.length),
             response_bytes=answer.size,
             client=client.address,
-            scheme="http",
+            scheme=client.base["wsgi.url_scheme"],
             http_version=request.line.version,
             user_agent=agent.decode("latin-1"),
         )
+
+
+def _kinds_of_clients(*, timed: bool, tls: bool) -> dict[str, type[Client]]:
+    """Return the class of client for each scheme that is spoken."""
+    kinds: dict[str, type[Client]] = {"http": TimedClient if timed else Client}
+    if tls:
+        from prefork.wsgi.tls import TimedTlsClient, TlsClient
+
+        kinds["https"] = TimedTlsClient if timed else TlsClient
+    return kinds
 
 
 def _no_deadline(_seconds: float) -> None:
@@ -839,13 +875,3 @@ def _is_gone(sock: _socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, 0)
     return bool(poll.poll(0))
-
-
-def _cut(sock: _socket.socket, last: bytes) -> None:
-    """End a connection that a thread may still use: the descriptor stays open, so that nobody else gets its number."""
-    try:
-        if last:
-            sock.send(last, AT_ONCE)
-        sock.shutdown(socket.SHUT_WR if last else socket.SHUT_RDWR)
-    except OSError:
-        return

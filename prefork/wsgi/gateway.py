@@ -86,6 +86,7 @@ def server_environ(
         "REMOTE_ADDR": "",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": scheme,
+        **({"HTTPS": "on"} if scheme == "https" else {}),
         "wsgi.errors": errors,
         "wsgi.multithread": multithread,
         "wsgi.multiprocess": True,

@@ -7,7 +7,9 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
+import trustme
 from server_process import LiveServer
 
 if TYPE_CHECKING:
@@ -125,11 +127,32 @@ def test_an_app_that_raises_ends_it_with_1_and_its_own_traceback_alone(write: Ca
         assert server.log.count("Traceback (most recent call last)") == 1
 
 
-@pytest.mark.parametrize("flag", ["--cert", "--key"])
-def test_tls_is_refused_and_not_ignored(write: Callable[..., Path], flag: str) -> None:
-    with run_prefork(write(), flag, "adhoc", ready="") as server:
+@pytest.mark.parametrize(
+    ("flags", "env"),
+    [
+        (("--cert", "adhoc"), {}),
+        (("--cert", "certs.context"), {}),
+        (("--cert", "certs:context"), {}),
+        ((), {"FLASK_RUN_CERT": "adhoc"}),
+    ],
+)
+def test_tls_is_spelt_as_for_flask_run(
+    write: Callable[..., Path], tmp_path: Path, flags: tuple[str, ...], env: dict[str, str]
+) -> None:
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(tmp_path / "cert.pem")
+    (tmp_path / "certs.py").write_text(
+        "import os, ssl\ncontext = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)\n"
+        "context.load_cert_chain(os.path.join(os.path.dirname(__file__), 'cert.pem'))\n"
+    )
+    with run_prefork(write(), *flags, env=env) as server:
+        assert httpx.get(server.url, verify=False).text == "hello False"
+
+
+def test_a_key_without_its_certificate_ends_it_with_2_and_one_line(write: Callable[..., Path]) -> None:
+    with run_prefork(write(), "--key", "key.pem", ready="") as server:
         assert server.wait() == 2
-        assert f"{flag}: TLS comes with a later release; until then put a proxy in front [PF604]" in server.log
+        assert "key is given without cert" in server.log
+        assert "Traceback" not in server.log
 
 
 def test_a_wrong_option_ends_it_with_2_and_one_line(write: Callable[..., Path]) -> None:

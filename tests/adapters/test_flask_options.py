@@ -126,3 +126,32 @@ def test_host_and_port_make_an_address() -> None:
 def test_the_folder_of_an_app_that_is_named_by_its_file_is_watched() -> None:
     assert roots_of("src/shop.py:create_app('a:b')") == ["src"]
     assert roots_of("shop:app") == roots_of(None) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "said"),
+    [
+        ({"cert": "adhoc"}, {}, {"cert": "adhoc"}),
+        ({"ssl_context": "adhoc"}, {}, {"cert": "adhoc"}),
+        ({"ssl_context": ("a.pem", "b.pem")}, {}, {"cert": "a.pem", "key": "b.pem"}),
+        ({"ssl_context": "certs:context"}, {}, {"ssl_context": "certs:context"}),
+        ({"cert": "certs:context"}, {}, {"ssl_context": "certs:context"}),
+        ({"cert": "os.path"}, {}, {"ssl_context": "os:path"}),
+        ({"cert": "cert.pem"}, {}, {"cert": "cert.pem"}),
+        ({}, {"FLASK_RUN_CERT": "a.pem", "FLASK_RUN_KEY": "b.pem"}, {"cert": "a.pem", "key": "b.pem"}),
+        ({}, {"FLASK_RUN_CERT": "a.pem", "FLASK_RUN_PREFORK_CERT": "c.pem"}, {"cert": "c.pem"}),
+        ({"cert": "c.pem"}, {"FLASK_RUN_CERT": "a.pem", "FLASK_RUN_KEY": "b.pem"}, {"cert": "c.pem"}),
+        ({"ssl_context": "a:b"}, {"FLASK_RUN_CERT": "a.pem"}, {"ssl_context": "a:b"}),
+    ],
+)
+def test_tls_is_spelt_as_flask_and_werkzeug_do(
+    options: dict[str, Any], environ: dict[str, str], said: dict[str, Any]
+) -> None:
+    config = resolve_options(Given(options=options), debug=False, environ=environ).config
+    found = {name: getattr(config, name) for name in ("cert", "key", "ssl_context")}
+    assert {name: value for name, value in found.items() if value is not None} == said
+
+
+def test_what_is_said_to_flask_run_is_told_as_the_origin() -> None:
+    resolved = resolve_options(Given(), debug=False, environ={"FLASK_RUN_CERT": "adhoc"})
+    assert resolved.origins["cert"] == "environment FLASK_RUN_*"

@@ -16,6 +16,7 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from server_process import LiveServer, Record
 
 from prefork.records import CATALOGUE
@@ -223,6 +224,20 @@ def deploys(folder: Path) -> LiveServer:
     return server
 
 
+def secrets(folder: Path) -> LiveServer:
+    """A client that does not speak TLS well, and a certificate that cannot be renewed."""
+    trustme.CA().issue_cert("tea.example").private_key_and_cert_chain_pem.write_to_path(folder / "cert.pem")
+    with pool(folder, cert=str(folder / "cert.pem")) as server:
+        with socket.create_connection(server.address) as client:
+            client.sendall(b"\x16\x03\x01\x00\x05hello")
+            assert client.recv(1000).startswith(b"\x15")  # an alert
+        (folder / "cert.pem").unlink()
+        server.send(signal.SIGHUP)
+        server.wait_for("tls.not_renewed")
+        server.stop()
+    return server
+
+
 LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     busy_day,
     files_gone,
@@ -235,6 +250,7 @@ LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     crowd,
     edit,
     deploys,
+    secrets,
 )
 
 

@@ -1,0 +1,58 @@
+"""How does an answer of a WSGI application go out over TLS?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from prefork.tls import PIECE, TlsGuest, TlsOutbox
+from prefork.wsgi.driver import Client, TimedClient
+
+if TYPE_CHECKING:
+    import _socket
+
+    from prefork.http1.connection import Connection
+    from prefork.outbox import Outbox
+    from prefork.wsgi.driver import WsgiDriver
+
+
+class TlsClient(TlsGuest, Client):
+    """A connection that speaks TLS."""
+
+    def __init__(
+        self,
+        driver: WsgiDriver,
+        sock: _socket.socket,
+        connection: Connection,
+        base: dict[str, Any],
+        peer: tuple[str, str] | None,
+    ) -> None:
+        Client.__init__(self, driver, sock, connection, base, peer)
+        self.speak(driver)
+
+    def send_octets(self, octets: bytes) -> None:
+        """Send as it is, or keep what the client does not take now."""
+        Client.send_now(self, octets)
+
+    def send_now(self, data: bytes) -> None:
+        """Encrypt, and send before all that is held back."""
+        session = self.session
+        assert session is not None
+        if len(data) <= PIECE:
+            self.send_octets(session.send(data))
+            return
+        view = memoryview(data)
+        for at in range(0, len(data), PIECE):
+            self.send_octets(session.send(view[at : at + PIECE]))
+
+    def new_outbox(self) -> Outbox:
+        """Return what holds what is encrypted, and files that are not yet."""
+        return super().new_outbox() if self.session is None else TlsOutbox(self.driver.config.spool_dir, self.session)
+
+    def cut(self, last: bytes) -> None:
+        """End it while a thread may be at it: nobody but that one may use the session, if it has begun to answer."""
+        assert self.session is not None
+        super().cut(self.session.send(last) + self.session.end() if last else b"")
+
+
+class TimedTlsClient(TimedClient, TlsClient):
+    """The same for requests that have a limit of time."""

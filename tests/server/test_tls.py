@@ -1,0 +1,497 @@
+"""What do real clients see of a server that speaks TLS?"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import select
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+import trustme
+from server_process import PATIENCE, LiveServer, Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+APP = """
+import hashlib, json, os, ssl, time
+
+BIG = bytes(range(256)) * 40_000  # 10 MB
+
+def app(environ, start_response):
+    path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
+    if path == "/environ":
+        shown = {name: environ[name] for name in environ if name.startswith(("SSL_", "HTTPS", "wsgi.url_scheme"))}
+        body = [json.dumps(shown).encode()]
+    elif path == "/echo":
+        body = [hashlib.sha256(environ["wsgi.input"].read()).hexdigest().encode()]
+    elif path == "/big":
+        body = [BIG]
+    elif path == "/pieces":
+        body = (BIG[at : at + 100_000] for at in range(0, len(BIG), 100_000))
+    elif path == "/file":
+        body = environ["wsgi.file_wrapper"](open(os.path.join(os.path.dirname(__file__), "big"), "rb"))
+    elif path == "/torn":
+        def torn():
+            yield b"tea"
+            raise LookupError("no more tea")
+        body = torn()
+    elif path == "/slow":
+        print("slow", flush=True)
+        time.sleep(float(query))
+        body = [b"slow"]
+    else:
+        body = [b"%d" % os.getpid()]
+    start_response("200 OK", [])
+    return body
+
+def context():
+    contexts = {}
+    for name in ("good", "expired", "self-signed"):
+        contexts[name] = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        contexts[name].load_cert_chain(os.path.join(os.path.dirname(__file__), name + ".pem"))
+    def choose(connection, name, _):
+        connection.context = contexts.get((name or "").split(".")[0], contexts["good"])
+    contexts["good"].sni_callback = choose
+    return contexts["good"]
+"""
+BIG = bytes(range(256)) * 40_000
+NAMES = ("localhost", "127.0.0.1", "good.example")
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None or shutil.which("curl") is None, reason="needs openssl and curl"
+)
+
+
+class Place:
+    """A folder with the application, an authority and what it has signed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = trustme.CA()
+        self.authority.cert_pem.write_to_path(folder / "ca.pem")
+        self.issue("good")
+        past = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+        self.issue("expired", "expired.example", not_before=past, not_after=past)
+        self.write("self-signed", trustme.CA().issue_cert("self-signed.example"))
+        (folder / "tea.py").write_text(APP)
+        (folder / "big").write_bytes(BIG)
+
+    def issue(self, name: str, *names: str, **more: Any) -> trustme.LeafCert:
+        issued = self.authority.issue_cert(*(names or NAMES), **more)
+        self.write(name, issued)
+        return issued
+
+    def write(self, name: str, issued: trustme.LeafCert) -> None:
+        """Write a key and its certificate into one file, at once."""
+        new = self.folder / f"{name}.new"
+        new.write_bytes(issued.private_key_and_cert_chain_pem.bytes())
+        new.rename(self.folder / f"{name}.pem")
+
+    def trusting(self, **versions: ssl.TLSVersion) -> ssl.SSLContext:
+        """Return a context for a client that trusts the authority."""
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
+        for name, version in versions.items():
+            setattr(context, name, version)
+        return context
+
+    def serve(self, **options: Any) -> LiveServer:
+        """Return a server of the application."""
+        given = {"max_workers": 1, "max_reqs_per_child": 0, "app_dir": str(self.folder), **options}
+        if "ssl_context" not in given:
+            given.setdefault("cert", str(self.folder / "good.pem"))
+        return LiveServer.pool("tea:app", **given)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def server(place: Place) -> Iterator[LiveServer]:
+    """Give one worker with one thread."""
+    with place.serve(threads=1, graceful_timeout=5, ssl_context="tea:context") as server:
+        yield server
+
+
+@contextmanager
+def talk(server: LiveServer, context: ssl.SSLContext, **more: Any) -> Iterator[ssl.SSLSocket]:
+    """Connect and shake hands."""
+    with (
+        socket.create_connection(server.address, timeout=PATIENCE) as plain,
+        context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False, **more) as client,
+    ):
+        yield client
+
+
+def get(client: ssl.SSLSocket, path: str = "/", more: str = "") -> tuple[bytes, bytes]:
+    """Ask on a connection; return head and body of an answer that has a Content-Length."""
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n".encode())
+    return answer(client)
+
+
+def answer(client: ssl.SSLSocket, buffered: bytearray | None = None) -> tuple[bytes, bytes]:
+    data = bytearray() if buffered is None else buffered
+    while b"\r\n\r\n" not in data:
+        data += more_of(client)
+    at = data.index(b"\r\n\r\n") + 4
+    head = bytes(data[:at])
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    while len(data) < at + length:
+        data += more_of(client)
+    body = bytes(data[at : at + length])
+    del data[: at + length]
+    return head, body
+
+
+def more_of(client: ssl.SSLSocket) -> bytes:
+    piece = client.recv(65536)
+    assert piece, "the connection ended"
+    return piece
+
+
+def all_of(client: ssl.SSLSocket) -> bytes:
+    """Return what comes until the end is announced."""
+    return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def run(*command: str, said: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, input=said, capture_output=True, text=True, timeout=PATIENCE, check=False)
+
+
+def curl(place: Place, server: LiveServer, name: str, path: str = "/", *more: str) -> subprocess.CompletedProcess[str]:
+    """Ask for a host of this name, which is the server."""
+    port = str(server.address[1])
+    where = ("--connect-to", f"{name}:443:127.0.0.1:{port}", "--cacert", str(place.folder / "ca.pem"))
+    return run("curl", "--silent", "--show-error", *where, *more, f"https://{name}{path}")
+
+
+def s_client(server: LiveServer, *more: str, said: str = "GET / HTTP/1.0\r\n\r\n") -> str:
+    """Return what ``openssl s_client`` prints."""
+    done = run("openssl", "s_client", "-connect", f"127.0.0.1:{server.address[1]}", *more, said=said)
+    return done.stdout + done.stderr
+
+
+# Who is let in, and with what.
+
+
+@pytest.mark.parametrize("version", ["1.2", "1.3"])
+def test_curl_is_served(place: Place, server: LiveServer, version: str) -> None:
+    asked = curl(place, server, "good.example", "/environ", f"--tlsv{version}", "--tls-max", version)
+    told = json.loads(asked.stdout)
+    assert told.pop("SSL_CIPHER")
+    expected = {"HTTPS": "on", "SSL_PROTOCOL": f"TLSv{version}", "SSL_CLIENT_VERIFY": "NONE"}
+    assert told == {**expected, "wsgi.url_scheme": "https"}
+
+
+def test_httpx_is_served_on_a_kept_connection(place: Place, server: LiveServer) -> None:
+    with httpx.Client(verify=place.trusting(), base_url=server.url) as client:
+        assert [client.get("/").status_code for _ in range(3)] == [200] * 3
+
+
+def test_openssl_is_served_and_learns_the_protocol(place: Place, server: LiveServer) -> None:
+    said = s_client(
+        server, "-alpn", "h2,http/1.1", "-ign_eof", said="GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    )
+    assert "HTTP/1.1 200 OK" in said
+    assert "closed" in said
+
+
+def test_the_protocol_is_agreed_on(place: Place) -> None:
+    with place.serve() as server:
+        assert "ALPN protocol: http/1.1" in s_client(server, "-alpn", "h2,http/1.1")
+        for settled in ("-tls1_2", "-tls1_3"):
+            assert "Compression: NONE" in s_client(server, settled, "-comp")
+        # R asks for a renegotiation; TLS 1.3 has none.
+        assert "no renegotiation" in s_client(server, "-tls1_2", said="R\n")
+        assert "alert protocol version" in s_client(server, "-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0")
+        refused = server.wait_for("tls.handshake_failed", reason="UNSUPPORTED_PROTOCOL")
+        assert refused["client"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("expired.example", "certificate has expired"),
+        ("self-signed.example", "unable to get local issuer certificate"),
+        ("other.example", "no alternative certificate subject name matches"),
+    ],
+)
+def test_a_wrong_certificate_is_the_clients_to_refuse(
+    place: Place, server: LiveServer, name: str, complaint: str
+) -> None:
+    """The application's own context chooses by name, which is how SNI is done."""
+    asked = curl(place, server, name)
+    assert (asked.returncode, asked.stdout) == (60, "")
+    assert complaint in asked.stderr
+
+
+def test_plain_http_gets_an_answer_that_can_be_read(server: LiveServer) -> None:
+    status, body = server.get()
+    assert status == 400
+    assert b"this port speaks TLS: ask with https://" in body
+    server.wait_for("request.rejected", status=400)
+
+
+@pytest.mark.parametrize("octets", [b"\x80\x2e\x01\x03\x01", b"\x16\x03\x01\x00\x05hello", b"\x16\x00\x00\x00\x00"])
+def test_octets_that_are_no_handshake_end_the_connection(server: LiveServer, octets: bytes) -> None:
+    with socket.create_connection(server.address, timeout=PATIENCE) as client:
+        client.sendall(octets)
+        client.shutdown(socket.SHUT_WR)
+        while client.recv(65536):
+            pass
+
+
+# Certificates of clients.
+
+
+@pytest.mark.parametrize("verify", ["required", "optional"])
+def test_a_clients_certificate_is_asked_for_and_told(place: Place, verify: str) -> None:
+    issued = place.authority.issue_cert("ann@tea.example", common_name="Ann, of Tea")
+    place.write("client", issued)
+    place.write("stranger", trustme.CA().issue_cert("eve@tea.example"))
+    past = dt.datetime.now(dt.UTC) - dt.timedelta(days=1)
+    place.issue("late", "late@tea.example", not_before=past, not_after=past)
+    with place.serve(ca_certs=str(place.folder / "ca.pem"), ssl_verify=verify) as server:
+
+        def ask(*more: str) -> subprocess.CompletedProcess[str]:
+            return curl(place, server, "good.example", "/environ", *more)
+
+        told = json.loads(ask("--cert", str(place.folder / "client.pem")).stdout)
+        assert told["SSL_CLIENT_VERIFY"] == "SUCCESS"
+        assert told["SSL_CLIENT_S_DN"].startswith("CN=Ann\\, of Tea,OU=")
+        assert "O=trustme" in told["SSL_CLIENT_I_DN"]
+        assert told["SSL_CLIENT_M_SERIAL"]
+        assert told["SSL_CLIENT_CERT"] == issued.cert_chain_pems[0].bytes().decode()
+        for name in ("stranger", "late"):
+            assert ask("--cert", str(place.folder / f"{name}.pem")).returncode == 56
+        assert server.wait_for("tls.handshake_failed", count=2)["reason"] == "CERTIFICATE_VERIFY_FAILED"
+        without = ask()
+        if verify == "required":
+            assert "certificate required" in without.stderr
+            server.wait_for("tls.handshake_failed", reason="PEER_DID_NOT_RETURN_A_CERTIFICATE")
+        else:
+            assert json.loads(without.stdout)["SSL_CLIENT_VERIFY"] == "NONE"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_is_resumed_by_another_worker(place: Place, version: ssl.TLSVersion) -> None:
+    context = place.trusting(maximum_version=version)
+    with place.serve(max_workers=3) as server:
+        with talk(server, context) as client:
+            first = get(client)[1]
+            session = client.session
+        other = first
+        while other == first:
+            with talk(server, context, session=session) as client:
+                other = get(client)[1]
+                assert client.session_reused
+
+
+# Slow ones.
+
+
+def test_a_handshake_that_dawdles_keeps_no_thread_and_is_cut(place: Place) -> None:
+    with place.serve(threads=1, head_timeout=1) as server:
+        hello = ssl.MemoryBIO()
+        with pytest.raises(ssl.SSLWantReadError):
+            place.trusting().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
+        octets = hello.read()
+        began = time.monotonic()
+        with (
+            socket.create_connection(server.address, timeout=PATIENCE) as silent,
+            socket.create_connection(server.address, timeout=PATIENCE) as stalled,
+            socket.create_connection(server.address, timeout=PATIENCE) as slow,
+            httpx.Client(verify=place.trusting(), base_url=server.url) as good,
+        ):
+            stalled.sendall(octets[:50])
+            cut = {silent: False, stalled: False, slow: False}
+            for at in range(len(octets)):
+                if not cut[slow]:
+                    slow.sendall(octets[at : at + 1])
+                asked = time.monotonic()
+                assert good.get("/").status_code == 200
+                assert time.monotonic() - asked < 0.5
+                for client in select.select([client for client in cut if not cut[client]], [], [], 0.1)[0]:
+                    cut[client] = not client.recv(1000)
+                    assert cut[client], "nothing was to be said"
+                if all(cut.values()):
+                    break
+            assert all(cut.values())
+            assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("path", ["/big", "/pieces", "/file"])
+def test_a_slow_reader_keeps_no_thread_and_gets_it_all(place: Place, server: LiveServer, path: str) -> None:
+    with talk(server, place.trusting()) as slow:
+        slow.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        with talk(server, place.trusting()) as other:
+            assert get(other)[1]  # the only thread is free
+        data = all_of(slow)
+    assert data.partition(b"\r\n\r\n")[2] == BIG
+
+
+def test_a_large_body_comes_in_whole(place: Place, server: LiveServer) -> None:
+    with httpx.Client(verify=place.trusting(), base_url=server.url) as client:
+        assert client.post("/echo", content=BIG).text == hashlib.sha256(BIG).hexdigest()
+        pieces = (BIG[at : at + 77_777] for at in range(0, len(BIG), 77_777))
+        assert client.post("/echo", content=pieces).text == hashlib.sha256(BIG).hexdigest()
+
+
+def test_requests_in_one_record_and_in_many_are_answered_in_order(place: Place, server: LiveServer) -> None:
+    request = b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\n"
+    bodies = [b"%03d" % number for number in range(20)]
+    octets = b"".join(request + body for body in bodies)
+    for size in (len(octets), 7):
+        with talk(server, place.trusting()) as client:
+            for at in range(0, len(octets), size):
+                client.sendall(octets[at : at + size])
+            buffered = bytearray()
+            answers = [answer(client, buffered)[1].decode() for _ in bodies]
+        assert answers == [hashlib.sha256(body).hexdigest() for body in bodies]
+
+
+# Ends.
+
+
+def test_an_answer_that_ends_is_announced_and_one_that_breaks_is_not(place: Place, server: LiveServer) -> None:
+    with talk(server, place.trusting()) as client:
+        get(client, more="Connection: close\r\n")
+        assert client.recv(1) == b""
+    with talk(server, place.trusting()) as client:
+        client.sendall(b"GET /torn HTTP/1.0\r\n\r\n")
+        with pytest.raises(ssl.SSLEOFError):
+            all_of(client)
+
+
+def test_a_request_that_takes_too_long_is_answered_for(place: Place) -> None:
+    with place.serve(request_timeout=0.2) as server, talk(server, place.trusting()) as client:
+        assert get(client, "/slow?1")[0].startswith(b"HTTP/1.1 504 ")
+        assert client.recv(1) == b""
+
+
+def test_recycling_under_load_fails_no_request(place: Place) -> None:
+    with place.serve(max_workers=2, max_reqs_per_child=20) as server:
+        with (
+            Tally(server, clients=6, tls=place.trusting()) as kept,
+            Tally(server, clients=2, tls=place.trusting(), keep_alive=False) as new,
+        ):
+            server.wait_for("worker.exited", count=15)
+        assert kept.lost == new.lost == []
+        assert set(kept.statuses) == set(new.statuses) == {200}
+
+
+def test_a_kept_client_of_a_retiring_worker_is_answered_and_told_to_close(place: Place) -> None:
+    with place.serve() as server, talk(server, place.trusting()) as client, talk(server, place.trusting()) as idle:
+        old = get(client)[1]
+        assert get(idle)[1] == old
+        server.send(signal.SIGUSR2)
+        head = b""
+        while b"\r\nConnection: close\r\n" not in head:
+            head, body = get(client)
+            assert body == old
+        assert client.recv(1) == b""
+        with talk(server, place.trusting()) as new:
+            assert get(new)[1] != old
+        idle.settimeout(PATIENCE)
+        assert idle.recv(1) == b"", "who says nothing is let go, with a word"
+
+
+def test_a_stop_answers_what_is_there(place: Place) -> None:
+    with place.serve(graceful_timeout=5) as server:
+        with talk(server, place.trusting()) as busy, talk(server, place.trusting()) as idle:
+            get(idle)
+            busy.sendall(b"GET /slow?0.5 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            server.wait_for_output("slow")
+            server.send(signal.SIGTERM)
+            server.wait_for("pool.stopping")
+            assert b"\r\nConnection: close\r\n" in get(idle)[0]
+            head, body = answer(busy)
+            assert (head[:15], body) == (b"HTTP/1.1 200 OK", b"slow")
+            assert busy.recv(1) == b""
+        assert server.wait() == 0
+
+
+# New certificates.
+
+
+def shown(server: LiveServer, context: ssl.SSLContext) -> str:
+    with talk(server, context) as client:
+        certificate = client.getpeercert()
+        assert certificate is not None
+        return str(certificate["serialNumber"])
+
+
+def test_hup_shows_a_new_certificate_and_loses_nobody(place: Place) -> None:
+    place.issue("mine")
+    where = ("--cert", str(place.folder / "mine.pem"), "--max-workers", "1", "--app-dir", str(place.folder))
+    with LiveServer.of("tea:app", *where) as server, Tally(server, tls=place.trusting(), clients=2) as tally:
+        old = shown(server, place.trusting())
+        (place.folder / "mine.pem").write_text("-----BEGIN CERTIFICATE-----")
+        server.send(signal.SIGHUP, to=server.pid)
+        failed = server.wait_for("pool.deploy_failed")
+        assert "[PF321]" in failed["reason"]
+        assert shown(server, place.trusting()) == old
+        place.issue("mine")
+        server.send(signal.SIGHUP, to=server.pid)
+        server.wait_for("pool.stopped", generation=1)
+        assert shown(server, place.trusting()) != old
+        tally.wait_for(20)
+        tally.stop()
+        assert tally.lost == []
+
+
+def test_a_program_renews_its_certificate_with_its_workers(place: Place) -> None:
+    place.issue("own")
+    with place.serve(cert=str(place.folder / "own.pem")) as server:
+        old = shown(server, place.trusting())
+        (place.folder / "own.pem").unlink()
+        server.send(signal.SIGHUP)
+        told = server.wait_for("tls.not_renewed")
+        assert (told["code"], told["level"]) == ("PF323", "error")
+        assert "own.pem', which cannot be read: No such file or directory" in told["reason"]
+        assert shown(server, place.trusting()) == old
+        assert not server.all("pool.recycling")
+        place.issue("own")
+        server.send(signal.SIGHUP)
+        server.wait_for("worker.exited")
+        assert shown(server, place.trusting()) != old
+
+
+def test_a_certificate_that_cannot_be_used_ends_the_start_with_2_and_one_line(place: Place) -> None:
+    (place.folder / "bad.pem").write_text("tea")
+    with LiveServer.of("tea:app", "--cert", "bad.pem", cwd=place.folder, ready="") as server:
+        assert server.wait() == 2
+        line = (
+            "prefork: error: cert is 'bad.pem', which holds no certificate: a PEM file has -----BEGIN CERTIFICATE-----"
+        )
+        assert server.output == [f"{line} [PF321]"]
+        assert server.records == []
+
+
+def test_the_configuration_is_checked_with_its_certificate(place: Place) -> None:
+    where = {"cwd": place.folder, "ready": ""}
+    with LiveServer.of("tea:app", "--check-config", "--cert", "nothing.pem", **where) as server:
+        assert server.wait() == 2
+    with LiveServer.of("tea:app", "--check-config", "--cert", "good.pem", **where) as server:
+        assert server.wait() == 0
+
+
+def test_a_unix_socket_speaks_tls_as_well(place: Place, tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with place.serve(bind=f"unix:{path}"):
+        where = ("--unix-socket", str(path), "--cacert", str(place.folder / "ca.pem"))
+        told = json.loads(run("curl", "--silent", *where, "https://good.example/environ").stdout)
+        assert told["wsgi.url_scheme"] == "https"
