@@ -120,20 +120,25 @@ def _last_words(kind: type[BaseException], error: BaseException, trace: Any) -> 
         sys.__excepthook__(kind, error, trace)
 
 
-def _prepare_last_words() -> None:
+def _prepare_last_words(given: dict[str, Any]) -> None:
     import faulthandler
 
     sys.excepthook = _last_words
     # A crash shows its stack, and so does a process that is ended because it takes too long.
-    if mark is not None and not faulthandler.is_enabled():
-        faulthandler.enable(mark["words"])
+    given["shows_crashes"] = not faulthandler.is_enabled()
+    if given["shows_crashes"]:
+        faulthandler.enable(given["words"])
 
 
 def forget_last_words() -> None:
-    """Show crashes on stderr from now on: to be called before workers are forked, who do not speak for the pool."""
+    """Show no crash to the keeper any more: to be called before workers are forked, who do not speak for the pool."""
     if mark is not None:
+        import faulthandler
+
         os.dup2(2, mark["words"], inheritable=False)
+        if mark["shows_crashes"]:
+            faulthandler.disable()
 
 
 if mark is not None:
-    _prepare_last_words()
+    _prepare_last_words(mark)

@@ -65,7 +65,7 @@ from prefork.supervisor import (
     WorkerReady,
     WorkerRetiring,
 )
-from prefork.vitals import OomKills, Vitals, is_stopped
+from prefork.vitals import OomKills, Vitals, arrange_last_words, give_up_last_words, is_stopped
 from prefork.warm_up import warm_up
 from prefork.worker import (
     CLOSE_AFTER_ANSWER,
@@ -178,7 +178,7 @@ class Parent:
             stack.enter_context(pid_file(self.config.pid_file, None if self.keeper is None else self.keeper.pid))
             if self.keeper is not None:
                 self.keeper.tell_listening(self.config, self.charge.listeners, self.charge.exchange)
-            stack.callback(self.thaw)
+            stack.callback(self.restore)
             self.init = inherits_orphans()
             with suppress(StoppedEarly):
                 self.boot()
@@ -299,10 +299,11 @@ class Parent:
         uptime_s, status = round(monotonic() - self.began, 3), self.supervisor.exit_code
         self.records.emit("pool.stopped", uptime_s=uptime_s, requests=self.requests, exit_code=status)
 
-    def thaw(self) -> None:
-        """Leave the garbage collector as it was."""
+    def restore(self) -> None:
+        """Leave the garbage collector and ``faulthandler`` as they were."""
         if self.forked and self.thawed:
             gc.unfreeze()
+        give_up_last_words()
 
     # What can happen.
 
@@ -524,6 +525,7 @@ class Parent:
             self.forked = True
             origin.forget_last_words()
             self.warn_of_leftovers()
+            arrange_last_words()
             # What is there now is there for good: the collector of a child need not touch, and so copy, its pages.
             gc.collect()
             gc.freeze()

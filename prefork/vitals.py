@@ -28,10 +28,44 @@ _DUMP_S = 0.3
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _SIGNAL_STACK = 512 * 1024  # of which the system gives only the pages that are used
 _signal_stack: mmap.mmap | None = None
+_STDERR = 2
+_place: int | None = None
+"""The descriptor to which this process and its children write, if that was arranged before they were forked."""
 
 
 def record_last_words(descriptor: int) -> None:
     """Let this process write its stacks to ``descriptor`` when it crashes, or is told to by ``DUMP``."""
+    if _place is None:
+        _write_stacks_to(descriptor)
+    else:
+        os.dup2(descriptor, _place, inheritable=False)
+
+
+def arrange_last_words() -> None:
+    """Arrange in a parent what ``record_last_words`` would do in each child: there it is a tenth of the start.
+
+    The stacks of the parent itself go to stderr meanwhile. Nothing is done where ``faulthandler`` is enabled already: in
+    this process it is somebody else's.
+    """
+    global _place  # noqa: PLW0603 - the children find it there
+    if _place is None and not faulthandler.is_enabled():
+        with suppress(OSError):  # there may be no stderr
+            _place = os.dup(_STDERR)
+            _write_stacks_to(_place)
+
+
+def give_up_last_words() -> None:
+    """Undo what ``arrange_last_words`` did, if it did anything."""
+    global _place  # noqa: PLW0603
+    if _place is not None:
+        if DUMP is not None:
+            faulthandler.unregister(DUMP)
+        faulthandler.disable()
+        os.close(_place)
+        _place = None
+
+
+def _write_stacks_to(descriptor: int) -> None:
     faulthandler.enable(descriptor)
     if sys.platform == "linux":
         widen_signal_stack()
@@ -52,6 +86,8 @@ def widen_signal_stack() -> None:
     wide registers each signal takes 3 KiB and more: a few that come at once would end the process.
     """
     global _signal_stack  # noqa: PLW0603 - the kernel refers to it for as long as the process lives
+    if _signal_stack is not None:
+        return
     _signal_stack = mmap.mmap(-1, _SIGNAL_STACK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     start = ctypes.addressof(ctypes.c_char.from_buffer(_signal_stack))
     ctypes.CDLL(None).sigaltstack(ctypes.byref(_SignalStack(start, 0, _SIGNAL_STACK)), None)

@@ -144,10 +144,9 @@ def be_worker(birth: Birth, lifeline: int, parents_end: int, mask: set[int]) -> 
 
 def settle(birth: Birth, parents_end: int, mask: set[int]) -> SignalInbox:
     """Make the copy of the parent a process of its own."""
-    for descriptor in (parents_end, *birth.foreign):
-        with suppress(OSError):
-            os.close(descriptor)
     record_last_words(birth.last_words)
+    for descriptor in (parents_end, *birth.foreign):
+        os.closerange(descriptor, descriptor + 1)  # does not mind if it is closed
     inbox = SignalInbox(*ORDERS)
     inbox.open()  # and never closed: a stray thread that ends a hold at the very end must find the pipe
     _signal.signal(signal.SIGCHLD, _signal.SIG_DFL)

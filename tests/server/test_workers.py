@@ -444,7 +444,7 @@ def test_a_fork_that_is_refused_is_tried_again(first: int, write_app: Callable[.
         assert server.get()[0] == 200
         assert server.stop() == 0
         exits_balance(server)
-        failed = [int(count) for count in server.output]
+        _, *failed = [int(count) for count in server.output]  # at the first fork one is opened for all
         assert max(failed) - min(failed) <= 5  # a worker costs five descriptors, a refused one none
 
 

@@ -88,3 +88,31 @@ def test_where_there_is_no_control_group_nothing_is_counted(tmp_path: Path) -> N
     assert OomKills(tmp_path / "none", tmp_path).new() == 0
     (tmp_path / "cgroup").write_text("0::/gone\n")
     assert OomKills(tmp_path / "cgroup", tmp_path / "fs").new() == 0
+
+
+ARRANGED = """
+import faulthandler, os, signal, sys, tempfile
+from prefork.vitals import arrange_last_words, give_up_last_words, record_last_words
+
+before = tempfile.TemporaryFile()
+if "enabled" in sys.argv:
+    faulthandler.enable(before)
+arrange_last_words()
+for _ in range(2):
+    words = tempfile.TemporaryFile()
+    if os.fork() == 0:
+        record_last_words(words.fileno())
+        os.kill(os.getpid(), signal.SIGSEGV)
+    assert os.WTERMSIG(os.wait()[1]) == signal.SIGSEGV
+    words.seek(0)
+    assert words.read().count(b"Segmentation fault") == 1
+give_up_last_words()
+assert before.read() == b""
+print("enabled" if faulthandler.is_enabled() else "disabled")
+"""
+
+
+@pytest.mark.parametrize("state", ["enabled", "disabled"])
+def test_each_child_has_its_own_last_words_and_the_parent_is_left_as_it_was(state: str) -> None:
+    command = [sys.executable, "-c", ARRANGED, state]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{state}\n"
