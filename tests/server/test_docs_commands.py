@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
+import trustme
 from server_process import ROOT, LiveServer
 
 if TYPE_CHECKING:
@@ -76,6 +78,9 @@ def write_shop(folder: Path) -> None:
     (folder / "shop" / "__init__.py").write_text(SHOP)
     (folder / "shop" / "wsgi.py").write_text("from shop import app as application\n")
     (folder / "shop.toml").touch()
+    certificate = trustme.CA().issue_cert("localhost")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
 
 
 def test_the_commands_of_a_deploy_deploy(tmp_path: Path) -> None:
@@ -104,4 +109,4 @@ def test_a_command_serves(command: str, tmp_path: Path) -> None:
     if program != "start_server":
         environment["PREFORK_BIND"] = "127.0.0.1:0"
     with LiveServer(found, *args, cwd=folder, env=environment) as server:
-        assert server.get("/")[0] == 200
+        assert httpx.get(f"{server.url}/", verify=False).status_code == 200
