@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from prefork import memory
 from prefork.addresses import parse_bind
 from prefork.errors import ConfigError, MissingExtra
+from prefork.trust import NOBODY, UNIX, parse_proxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -42,6 +43,7 @@ _ELSEWHERE = {
     "accesslog": "access_log",
     "cert_reqs": "ssl_verify",
     "certfile": "cert",
+    "forwarded_allow_ips": "trusted_proxies",
     "host": "bind",
     "keepalive": "keep_alive_timeout",
     "keyfile": "key",
@@ -50,13 +52,19 @@ _ELSEWHERE = {
     "max_worker_lifetime": "max_worker_age",
     "pid": "pid_file",
     "port": "bind",
+    "proxy_headers": "forwarded_headers",
+    "proxy_allow_ips": "trusted_proxies",
     "reload_on_rss": "max_memory",
     "ssl_ca_certs": "ca_certs",
     "ssl_cert_reqs": "ssl_verify",
     "ssl_certfile": "cert",
     "ssl_certificate": "cert",
     "ssl_keyfile": "key",
+    "script_name": "root_path",
     "timeout": "graceful_timeout",
+    "trusted_proxy": "trusted_proxies",
+    "trusted_proxy_headers": "forwarded_headers",
+    "url_prefix": "root_path",
     "workers_lifetime": "max_worker_age",
     "workers_max_rss": "max_memory",
 }
@@ -107,7 +115,7 @@ class Option:
     @property
     def multiple(self) -> bool:
         """Whether the flag may be given several times."""
-        return self.kind in {"list", "addresses"}
+        return self.kind in {"list", "addresses", "choices", "proxies"}
 
     @property
     def placeholder(self) -> str:
@@ -269,6 +277,37 @@ def _read_addresses(option: Option, value: Any) -> tuple[str, ...]:
     return addresses
 
 
+def _read_choices(option: Option, value: Any) -> tuple[str, ...]:
+    chosen = tuple(dict.fromkeys(item.lower() for item in _read_joined(option, value)))
+    if not set(chosen) <= set(option.choices):
+        raise option.wrong(value, f"choose among {', '.join(option.choices)}")
+    return chosen
+
+
+def _read_proxies(option: Option, value: Any) -> tuple[str, ...]:
+    proxies = _read_joined(option, value)
+    for proxy in proxies:
+        try:
+            parse_proxy(proxy)
+        except ValueError as error:
+            raise option.wrong(value, str(error)) from None
+    if NOBODY in proxies and len(proxies) > 1:
+        raise option.wrong(value, f"{NOBODY} stands alone")
+    return proxies
+
+
+def _read_joined(option: Option, value: Any) -> tuple[str, ...]:
+    """Return a list whose members may be lists: ``--flag a,b --flag c``."""
+    return tuple(item for part in _read_list(option, value) for item in _read_list(option, part))
+
+
+def _read_root_path(option: Option, value: Any) -> str:
+    path = "" if value == "" else _read_str(option, value).rstrip("/")
+    if path and (not path.startswith("/") or "//" in path or set(path) & set("?#\\ \t\r\n")):
+        raise option.wrong(value, "give a path such as /shop")
+    return path
+
+
 def _read_hook(option: Option, value: Any) -> Callable[..., Any] | str:
     if callable(value) or (isinstance(value, str) and all(value.partition(":"))):
         return value  # type: ignore[no-any-return]  # one of the two, as just seen
@@ -313,6 +352,9 @@ _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "log": _read_log,
     "list": _read_list,
     "addresses": _read_addresses,
+    "choices": _read_choices,
+    "proxies": _read_proxies,
+    "root_path": _read_root_path,
     "hook": _read_hook,
     "ssl_context": _read_ssl_context,
     "warm_up": _read_warm_up,
@@ -327,6 +369,8 @@ _PLACEHOLDERS = {
     "octal": "OCTAL",
     "log": "-|PATH",
     "addresses": "ADDRESS",
+    "proxies": "ADDRESS|NETWORK|unix|*",
+    "root_path": "PATH",
     "hook": "MODULE:FUNCTION",
     "ssl_context": "MODULE:NAME",
     "warm_up": "MODULE:FUNCTION|/,…",
@@ -389,6 +433,10 @@ class Config:
     ca_certs: str | None = option(None, "path", group="TLS", optional=True, help="Who may sign the certificates of clients: a file (PEM), or a directory of them as OpenSSL hashes it.")
     ssl_verify: str = option("auto", "choice", group="TLS", choices=("auto", "none", "optional", "required"), help="Whether clients must show a certificate; auto: required with ca_certs, else none.")
     ssl_context: Any = option(None, "ssl_context", group="TLS", optional=True, help="An ssl.SSLContext to speak TLS with instead of cert, or what returns one: module:name.")
+    trusted_proxies: tuple[str, ...] = option(("127.0.0.0/8", "::1", UNIX), "proxies", group="Proxies", common=True, help="Whose word on the client is believed: addresses, networks, unix for UNIX sockets, none, or * for whoever connects. Repeatable.")
+    forwarded_headers: tuple[str, ...] = option(("forwarded", "x-forwarded-for", "x-forwarded-proto"), "choices", group="Proxies", choices=("forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix"), help="Which fields of a trusted proxy are believed: those that it sets itself, since others come from the client. Repeatable.")
+    proxy_protocol: bool = option(False, "bool", group="Proxies", help="Each connection of a trusted proxy begins with a PROXY header, of version 1 or 2.")
+    root_path: str = option("", "root_path", group="Proxies", help="The path where the application is mounted, its SCRIPT_NAME; it may be in the path of a request or left out.")
     user: str | None = option(None, "account", group="Process", optional=True, help="Run as this user, after binding and before the application is loaded.")
     group: str | None = option(None, "account", group="Process", optional=True, help="Run as this group.")
     umask: str | None = option(None, "octal", group="Process", optional=True, help="The umask, in octal.")
@@ -535,8 +583,9 @@ def resolve(
     """Merge all sources; for each option the first that gives it wins.
 
     The order is ``flags``, ``environ`` under each of ``prefixes``, ``settings`` (of a framework, keys in any case) and
-    ``file`` (TOML), then WEB_CONCURRENCY and PORT, then ``defaults`` and the declared defaults. A flag that is ``None``
-    or an empty list was not given, nor was a variable that is empty. Raises ``ConfigError``.
+    ``file`` (TOML), then WEB_CONCURRENCY, PORT, FORWARDED_ALLOW_IPS and SCRIPT_NAME, then ``defaults`` and the declared
+    defaults. A flag that is ``None`` or an empty list was not given, nor was a variable that is empty. Raises
+    ``ConfigError``.
     """
     environ = os.environ if environ is None else environ
     found: dict[str, tuple[Any, str]] = {}
@@ -586,6 +635,10 @@ def _of_platform(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
         yield "max_workers", environ["WEB_CONCURRENCY"], "environment WEB_CONCURRENCY"
     if environ.get("PORT"):
         yield "bind", (f"0.0.0.0:{environ['PORT']}",), "environment PORT"
+    if environ.get("FORWARDED_ALLOW_IPS"):
+        yield "trusted_proxies", environ["FORWARDED_ALLOW_IPS"], "environment FORWARDED_ALLOW_IPS"
+    if environ.get("SCRIPT_NAME"):
+        yield "root_path", environ["SCRIPT_NAME"], "environment SCRIPT_NAME"
 
 
 def _known(key: str, source: str) -> str:
@@ -701,7 +754,8 @@ def render_options_markdown() -> str:
         "Made from the code by `make docs`. In code `max_workers=4`, on the command line `--max-workers 4`, in the",
         'environment `PREFORK_MAX_WORKERS=4`, in Django\'s settings `PREFORK = {"MAX_WORKERS": 4}`, in a file',
         "`max_workers = 4`. The first that gives an option wins: code or flag, `FLASK_RUN_PREFORK_*` (Flask only),",
-        "`PREFORK_*`, the framework's settings or `--config` file, `WEB_CONCURRENCY` and `PORT`, the default.",
+        "`PREFORK_*`, the framework's settings or `--config` file, the variables that other servers read too (`PORT`,",
+        "`WEB_CONCURRENCY`, `FORWARDED_ALLOW_IPS`, `SCRIPT_NAME`), the default.",
         "`prefork --show-config` prints each value in effect, and where it came from.",
         "",
         "Times are in seconds. Sizes are in bytes, or `64K`, `10M`, `1G`. Lists are separated by commas in the environment,",
@@ -717,5 +771,6 @@ def _row(declared: Option) -> str:
     flags = ", ".join(f"`{flag}`" for flag in declared.flags)
     if declared.kind == "bool":
         flags = f"`{declared.flag}`, `--no-{declared.flag[2:]}`"
-    choices = f" One of {', '.join(f'`{choice}`' for choice in declared.choices)}." if declared.choices else ""
+    quantity = "Some" if declared.multiple else "One"
+    choices = f" {quantity} of {', '.join(f'`{choice}`' for choice in declared.choices)}." if declared.choices else ""
     return f"| `{declared.name}` | {flags} | {declared.shown_default} | {declared.help}{choices} |"

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-VERSION = 1
+VERSION = 2
 MESSAGE_LIMIT = 4096
 """How many bytes of a message are read: more than any has."""
 
 # In each version to come a message begins so: its version, and when it was sent.
 _START = struct.Struct("!Bd")
-_NUMBERS = struct.Struct("!dQ")
-_TEXTS = (3, 5)
+_NUMBERS = struct.Struct("!dQB")
+_TEXTS = (4, 6)
+_DIRECT, _RELAYED, _AWAITS_HEADER = range(3)
 _DESCRIPTOR = struct.Struct("@i")
 
 
@@ -39,7 +40,9 @@ class Ticket:
 
     ``scheme``, ``name`` and ``port`` are those of the listener it came through, ``peer`` the client's address and port,
     ``None`` where it has none. ``deadline`` is when its idle time ends, on the monotonic clock, which all processes of
-    a machine share. ``requests`` were answered on it so far; 0: its client has said nothing yet.
+    a machine share. ``requests`` were answered on it so far; 0: its client has said nothing yet. ``proxy`` is the address
+    of the proxy whose PROXY header told the peer, empty if that came by a UNIX socket, ``None`` where there was no header;
+    ``awaits_header`` says that it is still to come.
     """
 
     scheme: str
@@ -48,12 +51,15 @@ class Ticket:
     peer: tuple[str, str] | None
     deadline: float
     requests: int
+    proxy: str | None = None
+    awaits_header: bool = False
 
 
 def encode(ticket: Ticket, now: float) -> bytes:
     """Return the message that travels with a connection."""
-    texts = (ticket.scheme, ticket.name, ticket.port, *(ticket.peer or ()))
-    numbers = _NUMBERS.pack(ticket.deadline, ticket.requests)
+    texts = (ticket.scheme, ticket.name, ticket.port, ticket.proxy or "", *(ticket.peer or ()))
+    way = _AWAITS_HEADER if ticket.awaits_header else _DIRECT if ticket.proxy is None else _RELAYED
+    numbers = _NUMBERS.pack(ticket.deadline, ticket.requests, way)
     return _START.pack(VERSION, now) + numbers + "\0".join(texts).encode("utf-8", "surrogateescape")
 
 
@@ -61,16 +67,25 @@ def decode(message: bytes) -> Ticket:
     """Return the ticket of a message; raises ``ValueError`` if it is none, or of a version that is not known."""
     try:
         version, _ = _START.unpack_from(message)
-        deadline, requests = _NUMBERS.unpack_from(message, _START.size)
+        deadline, requests, way = _NUMBERS.unpack_from(message, _START.size)
     except struct.error:
         raise ValueError("not a ticket: too short") from None
     texts = message[_START.size + _NUMBERS.size :].decode("utf-8", "surrogateescape").split("\0")
     if version != VERSION:
         raise ValueError(f"a ticket of version {version}, not {VERSION}")
-    if len(texts) not in _TEXTS or not math.isfinite(deadline):
+    if len(texts) not in _TEXTS or not math.isfinite(deadline) or way > _AWAITS_HEADER:
         raise ValueError("not a ticket: malformed")
-    scheme, name, port, *peer = texts
-    return Ticket(scheme, name, port, (peer[0], peer[1]) if peer else None, deadline, requests)
+    scheme, name, port, proxy, *peer = texts
+    return Ticket(
+        scheme,
+        name,
+        port,
+        (peer[0], peer[1]) if peer else None,
+        deadline,
+        requests,
+        proxy if way == _RELAYED else None,
+        way == _AWAITS_HEADER,
+    )
 
 
 def read(message: bytes, descriptor: int, deadline: float) -> Ticket:

@@ -15,20 +15,23 @@ import os
 import socket
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from prefork.deadlines import Deadlines
 from prefork.handover import Ticket, read, sent_at
 from prefork.http1.connection import Connection, Phase
+from prefork.http1.forwarded import Belief
 from prefork.http1.heads import HeadReader, Parser
 from prefork.http1.messages import Refused
+from prefork.http1.proxy_protocol import LONGEST, Header, Malformed, Opening
 from prefork.poller import READ, WRITE, new_poller
 from prefork.scoreboard import Row
+from prefork.trust import TrustedProxies, is_private
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Hashable, Iterable, Sequence
     from ssl import SSLContext
 
     from prefork.config import Config
@@ -52,6 +55,8 @@ RECEIVE = 65536
 """How many bytes are taken from the kernel at a time."""
 AT_ONCE = socket.MSG_DONTWAIT
 """Instead of a system call that would make each new socket non-blocking."""
+_LOOK = socket.MSG_PEEK | AT_ONCE
+_KNOWN_ORIGINS = 256
 NEVER = math.inf
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
@@ -72,25 +77,42 @@ class WorkerFacts:
     retire: Callable[[], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """How somebody came to us; who came alike share a base.
+
+    ``scheme``, ``name`` and ``port`` are those of the listener. ``trusted`` says whether he may speak for others, in
+    fields that are believed. ``proxy`` is the address of the one who spoke for him by the PROXY protocol, empty if that
+    came by a UNIX socket, ``None`` if nobody did.
+    """
+
+    scheme: str
+    name: str
+    port: str
+    trusted: bool
+    proxy: str | None = None
+
+
 class _Gate:
-    """A listener, and what is the same for all who come through it."""
+    """A listener, and what is the same for all who come through it, from a trusted proxy or not."""
 
-    __slots__ = ("accept", "base", "family", "socket", "tcp", "type")
+    __slots__ = ("accept", "family", "of_others", "of_proxies", "socket", "tcp", "type")
 
-    def __init__(self, listener: Listener, base: dict[str, Any]) -> None:
+    def __init__(self, listener: Listener, of_proxies: Any, of_others: Any) -> None:
         self.socket = listener.socket
         self.accept: Callable[[], tuple[int, Any]] = listener.socket._accept  # type: ignore[attr-defined]  # noqa: SLF001
         self.family = int(listener.socket.family)
         self.type = int(listener.socket.type)
         self.tcp = listener.tcp
-        self.base = base
+        self.of_proxies = of_proxies
+        self.of_others = of_others
 
 
 class Guest:
     """One connection, as far as all drivers know it.
 
-    ``base`` is what all who came through its listener share, ``peer`` the client's address and port, ``None`` where it
-    has none. ``step`` is what to do when the poller tells of it.
+    ``base`` is what all who came to us alike share, ``peer`` the client's address and port, ``None`` where it has none.
+    ``step`` is what to do when the poller tells of it.
     """
 
     __slots__ = (
@@ -102,6 +124,7 @@ class Guest:
         "gone",
         "in_head",
         "listed",
+        "opening",
         "outbox",
         "peer",
         "receive",
@@ -115,7 +138,7 @@ class Guest:
         self,
         sock: _socket.socket,
         connection: Connection,
-        base: dict[str, Any],
+        base: Any,
         peer: tuple[str, str] | None,
         step: Step,
     ) -> None:
@@ -126,6 +149,8 @@ class Guest:
         self.base = base
         self.peer = peer
         self.step = step
+        self.opening: Opening | None = None
+        """The PROXY header that it has to begin with, until that is read."""
         self.requests = 0
         """How many were given to the application, in whatever worker."""
         self.outbox: Outbox | None = None
@@ -146,8 +171,8 @@ class Guest:
 
     @property
     def tied(self) -> bool:
-        """Whether it has to stay in this process."""
-        return False
+        """Whether it has to stay in this process: a part of its PROXY header was taken in."""
+        return self.opening is not None and bool(self.opening.octets)
 
     def hang_up(self) -> None:
         """Say that nothing more will come. Raises ``OSError`` if the client is gone."""
@@ -195,13 +220,16 @@ class Reception(Generic[G]):
         self._threshold: float = NEVER
         self._poller = new_poller()
         self._poller.register(self._wake_end, READ)
-        self._bases: dict[tuple[str, ...], dict[str, Any]] = {}
-        self._gates = {
-            listener.socket.fileno(): _Gate(
-                listener, self._base(listener.scheme, listener.server_name, listener.server_port)
-            )
-            for listener in listeners
-        }
+        self._proxies = TrustedProxies(config.trusted_proxies)
+        self._belief = Belief(self._proxies, frozenset(name.encode() for name in config.forwarded_headers))
+        self._bases: dict[Hashable, Any] = {}
+        self._gates: dict[int, _Gate] = {}
+        for listener in listeners:
+            origins = [
+                Origin(listener.scheme, listener.server_name, listener.server_port, trusted)
+                for trusted in (True, False)
+            ]
+            self._gates[listener.socket.fileno()] = _Gate(listener, *map(self._base, origins))
         self._exchange = exchange
         self._out, self._into = (-1, -1) if exchange is None else exchange.descriptors
         self._taking = False  # whether what siblings hand over is looked for
@@ -228,21 +256,19 @@ class Reception(Generic[G]):
 
     # What a driver adds.
 
-    def _base(self, scheme: str, name: str, port: str) -> dict[str, Any]:
-        """Return what all who came through one listener share, whichever process accepted them."""
+    def _new_base(self, origin: Origin) -> Any:
+        """Return what all who came to us alike share, whichever process accepted them."""
         raise NotImplementedError
 
-    def _origin(self, base: dict[str, Any]) -> tuple[str, str, str]:
-        """Return the scheme, name and port that ``base`` was made of."""
+    def _origin(self, base: Any) -> Origin:
+        """Return the origin that ``base`` was made of."""
         raise NotImplementedError
 
-    def base_of_session(self, base: dict[str, Any], session: Session) -> dict[str, Any]:
+    def base_of_session(self, base: Any, session: Session) -> Any:
         """Return ``base`` with what an application may know of a TLS session."""
         raise NotImplementedError
 
-    def _new_client(
-        self, sock: _socket.socket, connection: Connection, base: dict[str, Any], peer: tuple[str, str] | None
-    ) -> G:
+    def _new_client(self, sock: _socket.socket, connection: Connection, base: Any, peer: tuple[str, str] | None) -> G:
         raise NotImplementedError
 
     def _reply(self, client: G, octets: bytes) -> None:
@@ -440,7 +466,7 @@ class Reception(Generic[G]):
         """Whether a client stands between two requests, in no thread's hands, and is not tied to this process."""
         return bool(
             client.watched
-            and client.step == self.receive
+            and (client.step == self.receive or client.opening is not None)
             and client.connection.idle
             and client.outbox is None
             and not client.tied
@@ -452,6 +478,9 @@ class Reception(Generic[G]):
         What it sends meanwhile stays in the kernel, and travels with it.
         """
         self.send_held_back()
+        if client.tied:
+            self._watch(client, READ)
+            return
         if client.broken:
             self._close(client)
             return
@@ -477,8 +506,10 @@ class Reception(Generic[G]):
     def _send_over(self, client: G) -> bool:
         """Send a client through the exchange; return ``False`` if that is full. Raises ``OSError``."""
         assert self._exchange is not None
-        scheme, name, port = self._origin(client.base)
-        ticket = Ticket(scheme, name, port, client.peer, client.deadline, client.requests)
+        origin = self._origin(client.base)
+        listener = (origin.scheme, origin.name, origin.port)
+        awaits_header = client.opening is not None
+        ticket = Ticket(*listener, client.peer, client.deadline, client.requests, origin.proxy, awaits_header)
         if not self._exchange.send(ticket, client.fd):
             return False
         self._parted_at = max(self._parted_at, time.monotonic())
@@ -528,7 +559,11 @@ class Reception(Generic[G]):
         deadline = ticket.deadline
         if self._leaving:
             deadline = min(deadline, time.monotonic() + self._keep_alive)
-        client = self._admit(sock, self._base(ticket.scheme, ticket.name, ticket.port), ticket.peer, deadline)
+        trusted = self._trusts(ticket.peer, ticket.proxy)
+        base = self._base(Origin(ticket.scheme, ticket.name, ticket.port, trusted, ticket.proxy))
+        client = self._admit(sock, base, ticket.peer, deadline)
+        if ticket.awaits_header:
+            self._open(client)
         client.requests = ticket.requests
         client.in_head = not ticket.requests
         return client
@@ -589,9 +624,14 @@ class Reception(Generic[G]):
             os.close(descriptor)
             return None
         peer = (address[0], str(address[1])) if gate.tcp else None
-        return self._admit(sock, gate.base, peer, time.monotonic() + self.config.head_timeout)
+        trusted = self._trusts(peer)
+        base = gate.of_proxies if trusted else gate.of_others
+        client = self._admit(sock, base, peer, time.monotonic() + self.config.head_timeout)
+        if trusted and self.config.proxy_protocol:
+            self._open(client)
+        return client
 
-    def _admit(self, sock: _socket.socket, base: dict[str, Any], peer: tuple[str, str] | None, deadline: float) -> G:
+    def _admit(self, sock: _socket.socket, base: Any, peer: tuple[str, str] | None, deadline: float) -> G:
         if sock.gettimeout() is not None:
             sock.setblocking(False)  # socket.setdefaulttimeout() of an application is for others
         client = self._new_client(sock, Connection(self._reader), base, peer)
@@ -599,6 +639,76 @@ class Reception(Generic[G]):
         self._row.hold(len(self._clients))
         client.deadline = deadline
         return client
+
+    # Whom a connection stands for.
+
+    def _base(self, origin: Origin) -> Any:
+        """Return what all of one origin share."""
+        if (base := self._bases.get(origin)) is None:
+            if len(self._bases) >= _KNOWN_ORIGINS:
+                self._bases.clear()
+            base = self._bases[origin] = self._new_base(origin)
+        return base
+
+    def _trusts(self, peer: tuple[str, str] | None, proxy: str | None = None) -> bool:
+        """Whether a client may speak for others; who is behind a proxy and has no address is none of our own sockets."""
+        if peer is None:
+            return proxy is None and self._proxies.unix
+        return self._proxies.trusts_peer(peer[0])
+
+    def _open(self, client: G) -> None:
+        """Have a client begin with a PROXY header."""
+        client.opening = Opening()
+        client.step = self._receive_opening
+
+    def _receive_opening(self, client: G) -> bool:
+        """Take in the PROXY header, and no byte behind it."""
+        opening = client.opening
+        assert opening is not None
+        try:
+            seen = client.sock.recv(LONGEST, _LOOK)
+        except BlockingIOError:
+            return False
+        if not seen:
+            client.broken = True
+            return False
+        try:
+            client.sock.recv(opening.take(seen), AT_ONCE)
+        except Malformed as malformed:
+            self._refuse_opening(client, str(malformed))
+            return False
+        if opening.header is None:
+            return False
+        self._introduce(client, opening.header)
+        return client.step(client)
+
+    def _refuse_opening(self, client: G, reason: str) -> None:
+        """Close a connection, and say why if a proxy that speaks HTTP can read it."""
+        refused = Refused(400, reason, "PROXY protocol, section 2")
+        if self._origin(client.base).scheme == "http":
+            self._refuse(client, refused)
+        else:
+            self.records.emit("request.rejected", reason=reason, status=refused.status, client=client.address)
+            client.broken = True
+
+    def _introduce(self, client: G, header: Header) -> None:
+        """Take a connection for that of the client whom its proxy names."""
+        client.opening = None
+        client.step = self.receive
+        if header.relayed:
+            proxy = client.address
+            client.peer = header.source
+            trusted = self._trusts(client.peer, proxy)
+            client.base = self._base(replace(self._origin(client.base), trusted=trusted, proxy=proxy))
+
+    def _tell_of_ignored(self, names: Sequence[bytes], address: str) -> None:
+        """Tell of a proxy that may have been forgotten; who is out in the internet claims what he likes."""
+        if not address or is_private(address):
+            for name in names:
+                field = name.decode("latin-1")
+                self.records.emit("request.forwarding_ignored", field=field, client=address, code="PF503")
+
+    # What a connection waits for.
 
     def _watch(self, client: G, events: int) -> None:
         if client.deadline < client.listed:
@@ -649,7 +759,7 @@ class Reception(Generic[G]):
         connection = client.connection
         if not client.watched:
             return  # in the hands of a thread, which will give it a new deadline
-        if client.step != self.receive:
+        if client.step != self.receive and client.opening is None:
             self._close(client)
         elif connection.idle:
             self._behind.append((client, self._look_again))
@@ -658,7 +768,7 @@ class Reception(Generic[G]):
 
     def _look_again(self, client: G) -> bool:
         """Answer what the client sent before it could know that its time was up."""
-        answered = self.receive(client)
+        answered = client.step(client)
         if not answered and client.connection.idle:
             client.broken = True
         return answered

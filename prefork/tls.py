@@ -165,7 +165,7 @@ class TlsGuest(Guest):
     @property
     def tied(self) -> bool:
         """Whether it has to stay in this process."""
-        return self.session is not None
+        return self.session is not None or super().tied
 
     # What comes in.
 

@@ -48,6 +48,7 @@ FIELDS: Mapping[str, str] = {
     "exit_code": "status of the process; none if a signal ended it",
     "expected": "whether it was asked to go, and went by itself",
     "failures": "how many workers died quickly in a row",
+    "field": "name of a header field",
     "findings": "a list: `kind` (thread, socket, executor, event_loop), `what`, `where`, `remedy`",
     "framework": "name of the web framework",
     "framework_version": "its version",
@@ -176,6 +177,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "request.failed": _spec("error", "worker", "The application raised.", "method path", "client query exception request_id", logger="prefork.error"),
     "request.timeout": _spec("error", "worker", "A request took longer than `request_timeout`: it was answered with 504, or cut if an answer had begun. Its worker is replaced.", "method path client status age_s stack", code="PF502"),
     "request.rejected": _spec("warning", "worker", "A request was refused before the application saw it.", "reason status client", "method path"),
+    "request.forwarding_ignored": _spec("warning", "worker", "A peer that is no trusted proxy, but in a network that is not public, spoke for a client; the field was kept from the application. Once a worker for each field.", "field client code", code="PF503"),
 }
 # fmt: on
 """Every record that there is."""

@@ -30,10 +30,10 @@ from prefork.http1.messages import Body, End, Misanswered, Refused, Request
 from prefork.outbox import SPOOL, Outbox
 from prefork.overtime import GivenUp, Running, take
 from prefork.poller import READ, WRITE
-from prefork.reception import AT_ONCE, NEVER, RECEIVE, Guest, Reception, Step, WorkerFacts, drain
+from prefork.reception import AT_ONCE, NEVER, RECEIVE, Guest, Origin, Reception, Step, WorkerFacts, drain
 from prefork.scoreboard import BUSY, mark
 from prefork.wsgi.body import RequestBody
-from prefork.wsgi.gateway import Answer, request_environ, server_environ
+from prefork.wsgi.gateway import Answer, Base, client_address, request_environ, server_environ
 from prefork.wsgi.queueing import waited
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Client(Guest):
         driver: WsgiDriver,
         sock: _socket.socket,
         connection: Connection,
-        base: dict[str, Any],
+        base: Base,
         peer: tuple[str, str] | None,
     ) -> None:
         super().__init__(sock, connection, base, peer, driver.receive)
@@ -191,7 +191,7 @@ class TimedClient(Client):
         driver: WsgiDriver,
         sock: _socket.socket,
         connection: Connection,
-        base: dict[str, Any],
+        base: Base,
         peer: tuple[str, str] | None,
     ) -> None:
         super().__init__(driver, sock, connection, base, peer)
@@ -490,7 +490,7 @@ class WsgiDriver(Reception[Client]):
             self._guests += 1
             if self._guests < GUESTS:
                 self._batch.insert(1, (fd, READ))
-            self._serve(client, self.receive)
+            self._serve(client, client.step)
 
     def _welcome_from_sibling(self) -> None:
         """Take in one whom a sibling has handed over.
@@ -502,40 +502,40 @@ class WsgiDriver(Reception[Client]):
         if client is not None:
             if self._batch and self._waited > TICK:
                 self._batch.insert(1, (self._into, 0))
-            self._serve(client, self.receive)
+            self._serve(client, client.step)
 
     def _new_client(
-        self, sock: _socket.socket, connection: Connection, base: dict[str, Any], peer: tuple[str, str] | None
+        self, sock: _socket.socket, connection: Connection, base: Base, peer: tuple[str, str] | None
     ) -> Client:
         return self._kinds_of_clients[base["wsgi.url_scheme"]](self, sock, connection, base, peer)
 
     def _reply(self, client: Client, octets: bytes) -> None:
         client.send(octets)
 
-    def base_of_session(self, base: dict[str, Any], session: Session) -> dict[str, Any]:
+    def base_of_session(self, base: Base, session: Session) -> Base:
         """Return ``base`` with the facts of a TLS session, the same for all that have the same."""
         facts = session.facts()
         if "SSL_CLIENT_CERT" in facts:
-            return {**base, **facts}
-        key = (base["SERVER_NAME"], base["SERVER_PORT"], *facts.values())
+            return base.extended(facts)
+        key = (base.origin, *facts.values())
         if (found := self._bases.get(key)) is None:
-            found = self._bases[key] = {**base, **facts}
+            found = self._bases[key] = base.extended(facts)
         return found
 
-    def _origin(self, base: dict[str, Any]) -> tuple[str, str, str]:
-        return base["wsgi.url_scheme"], base["SERVER_NAME"], base["SERVER_PORT"]
+    def _origin(self, base: Base) -> Origin:
+        return base.origin
 
-    def _base(self, scheme: str, name: str, port: str) -> dict[str, Any]:
-        if (base := self._bases.get((scheme, name, port))) is None:
-            base = self._bases[scheme, name, port] = server_environ(
-                name=name,
-                port=port,
-                scheme=scheme,
-                errors=sys.stderr,
-                multithread=self.config.threads > 1,
-                extra=self._extra,
-            )
-        return base
+    def _new_base(self, origin: Origin) -> Base:
+        environ = server_environ(
+            name=origin.name,
+            port=origin.port,
+            scheme=origin.scheme,
+            errors=sys.stderr,
+            multithread=self.config.threads > 1,
+            root_path=self.config.root_path,
+            extra=self._extra if origin.proxy is None else {**self._extra, "prefork.peer": origin.proxy},
+        )
+        return Base(environ, origin, self._belief if origin.trusted else None, self._tell_of_ignored)
 
     def _serve(self, client: Client, step: Step) -> None:
         """Take one step for a client; afterwards it is closed, or back at the poller."""
@@ -719,12 +719,15 @@ class WsgiDriver(Reception[Client]):
             self._promote()
         started = time.perf_counter() if ahead or self.records.access_on else 0.0
         answer = Answer(client.connection, client)
-        if body is None:
-            environ = request_environ(client.base, client.peer, request, None, 0)
-        else:
-            environ = request_environ(client.base, client.peer, request, body.open(), body.size)
         try:
+            if body is None:
+                environ = request_environ(client.base, client.peer, request, None, 0)
+            else:
+                environ = request_environ(client.base, client.peer, request, body.open(), body.size)
             answer.run(self.app, environ)
+        except Refused as refused:
+            self._refuse(client, refused)
+            answer.status = str(refused.status)
         except OSError as error:
             # The client's fault or the application's? A socket that is broken shows it.
             if client.broken or isinstance(error, GivenUp) or _is_gone(client.sock):
@@ -830,7 +833,10 @@ class WsgiDriver(Reception[Client]):
 
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
         self.records.failure(
-            error, method=request.line.method, path=request.line.path.decode("latin-1"), client=client.address
+            error,
+            method=request.line.method,
+            path=request.line.path.decode("latin-1"),
+            client=client_address(client.peer, request),
         )
         if answer.sent:
             # The answer must not look whole: neither a last chunk nor a kept connection.
@@ -850,7 +856,7 @@ class WsgiDriver(Reception[Client]):
             duration_s=round(duration, 6),
             request_bytes=max(0, request.head.length),
             response_bytes=answer.size,
-            client=client.address,
+            client=client_address(client.peer, request),
             scheme=client.base["wsgi.url_scheme"],
             http_version=request.line.version,
             user_agent=agent.decode("latin-1"),

@@ -10,6 +10,7 @@ from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
+from prefork.http1.forwarded import is_forwarding, read_forwarding
 from prefork.http1.messages import CHUNKED
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from prefork.http1.connection import Connection
+    from prefork.http1.forwarded import Belief, Said
     from prefork.http1.messages import Head, Request, RequestLine
+    from prefork.reception import Origin
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
@@ -57,7 +60,77 @@ class _EnvironKeys(dict[bytes, str]):
         return key
 
 
+class _GuardedKeys(_EnvironKeys):
+    """The same for peers that are no trusted proxies: whom they claim to speak for does not get into the environ.
+
+    An application, or what it is wrapped in, may believe such a field.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.news: list[bytes] = []
+        """Names of such fields that nobody was told of yet."""
+
+    def __missing__(self, name: bytes) -> str:
+        if is_forwarding(name.lower()):
+            if len(self) < _KNOWN_NAMES:
+                self[name] = ""
+                self.news.append(name)
+            return ""
+        return super().__missing__(name)
+
+
 _keys = _EnvironKeys()
+_guarded_keys = _GuardedKeys()
+
+
+class Base(dict[str, Any]):
+    """The part of the environ that all requests share whose peers came through one listener and are trusted alike."""
+
+    __slots__ = ("belief", "believed", "on_ignored", "origin")
+
+    def __init__(
+        self,
+        environ: dict[str, Any],
+        origin: Origin,
+        belief: Belief | None,
+        on_ignored: Callable[[Sequence[bytes], str], None],
+    ) -> None:
+        super().__init__(environ)
+        self.belief = belief
+        """Which fields of these peers are believed; ``None``: they are no proxies of ours."""
+        self.believed = () if belief is None else {_keys[name] for name in belief.fields}
+        self.origin = origin
+        self.on_ignored = on_ignored
+        """What to call with the names of fields that are ignored, once for each, and the address of the peer."""
+
+    def extended(self, facts: dict[str, str]) -> Base:
+        """Return the same with further facts in the environ."""
+        return Base({**self, **facts}, self.origin, self.belief, self.on_ignored)
+
+
+class _Forwarded:
+    """What becomes of a head in which a proxy says whose request it is."""
+
+    __slots__ = ("base", "environ", "said")
+
+    def __init__(self, base: Base, said: Said, found: dict[str, str]) -> None:
+        self.base = base
+        self.said = said
+        environ = self.environ = {**base, **found}
+        if said.scheme or said.host or said.port:
+            host, name, environ["SERVER_PORT"] = said.authority(environ.get("HTTP_HOST", ""), base["wsgi.url_scheme"])
+            if name:
+                environ["HTTP_HOST"] = host
+            if said.host is not None:
+                environ["SERVER_NAME"] = name
+        if said.scheme is not None:
+            environ["wsgi.url_scheme"] = said.scheme
+            environ.pop("HTTPS", None)
+            if said.scheme == "https":
+                environ["HTTPS"] = "on"
+        if said.root_path is not None:
+            environ["SCRIPT_NAME"] = said.root_path
 
 
 class FileWrapper:
@@ -75,11 +148,14 @@ class FileWrapper:
 
 
 def server_environ(
-    *, name: str, port: str, scheme: str, errors: IO[str], multithread: bool, extra: dict[str, Any]
+    *, name: str, port: str, scheme: str, errors: IO[str], multithread: bool, root_path: str, extra: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the part of the environ that all requests of one listener share."""
+    """Return the part of the environ that all requests of one listener share.
+
+    ``root_path`` is where the application is mounted, without a slash at its end.
+    """
     return {
-        "SCRIPT_NAME": "",
+        "SCRIPT_NAME": root_path.encode().decode("latin-1"),
         "SERVER_NAME": name,
         "SERVER_PORT": port,
         "SERVER_SOFTWARE": "prefork",
@@ -98,40 +174,105 @@ def server_environ(
 
 
 def request_environ(
-    base: dict[str, Any], peer: tuple[str, str] | None, request: Request, body: IO[bytes] | None, size: int
+    base: Base, peer: tuple[str, str] | None, request: Request, body: IO[bytes] | None, size: int
 ) -> dict[str, Any]:
     """Return the environ of one request: ``base`` of its listener, and what the request says.
 
-    ``peer`` is the client's address and port, ``None`` where it has none.
+    ``peer`` is the client's address and port, ``None`` where it has none. If it is a trusted proxy, and the request says
+    whose it is, that is the client, and ``prefork.peer`` the address of the peer.
     ``body`` is the whole body, ``size`` its length in bytes: a chunked body is given its CONTENT_LENGTH.
+    Raises ``Refused`` if what a trusted proxy says cannot be read.
     """
     head = request.head
     memo = head.memo
+    # A head in which a proxy speaks for a client never has its base there, so that all others pay nothing for it.
     if memo is None or memo[0] is not base:
-        memo = head.memo = (base, {**base, **_field_environ(head)})
+        memo = _judge_fields(base, peer, head)
+        if type(memo) is _Forwarded:
+            return _forwarded_environ(memo, peer, request, body, size)
     environ: dict[str, Any] = memo[1].copy()
     line = request.line
     said = line.memo
     if said is None:
-        said = line.memo = _line_environ(line)
+        said = line.memo = _line_environ(line, base["SCRIPT_NAME"])
     environ.update(said)
     if peer is not None:
         environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer
     if body is None:
         environ["wsgi.input"] = BytesIO()
     else:
-        environ["wsgi.input"] = body
-        environ["CONTENT_LENGTH"] = str(size)
-        if head.length == CHUNKED:
-            del environ["HTTP_TRANSFER_ENCODING"]
+        _add_body(environ, head, body, size)
     return environ
 
 
-def _line_environ(line: RequestLine) -> dict[str, str]:
+def _add_body(environ: dict[str, Any], head: Head, body: IO[bytes], size: int) -> None:
+    environ["wsgi.input"] = body
+    environ["CONTENT_LENGTH"] = str(size)
+    if head.length == CHUNKED:
+        del environ["HTTP_TRANSFER_ENCODING"]
+
+
+def _judge_fields(base: Base, peer: tuple[str, str] | None, head: Head) -> tuple[Any, ...] | _Forwarded:
+    """Return what is remembered of a head, or is from now on; raises ``Refused``."""
+    memo = head.memo
+    if memo is not None and memo[0] is _Forwarded and memo[1].base is base:
+        return memo[1]  # type: ignore[no-any-return]  # put there below
+    if base.belief is None:
+        found = _field_environ(head, _guarded_keys)
+        if _guarded_keys.news:
+            names, _guarded_keys.news = _guarded_keys.news, []
+            base.on_ignored(names, "" if peer is None else peer[0])
+    else:
+        found = _field_environ(head, _keys)
+        if not found.keys().isdisjoint(base.believed):
+            said = read_forwarding(head.fields, base.belief)
+            if said is not None:
+                forwarded = _Forwarded(base, said, found)
+                head.memo = (_Forwarded, forwarded)
+                return forwarded
+    memo = head.memo = (base, {**base, **found})
+    return memo
+
+
+def _forwarded_environ(
+    memo: _Forwarded, peer: tuple[str, str] | None, request: Request, body: IO[bytes] | None, size: int
+) -> dict[str, Any]:
+    environ, said, line = memo.environ.copy(), memo.said, request.line
+    if said.root_path is not None:
+        environ.update(_line_environ(line, said.root_path))
+    else:
+        if line.memo is None:
+            line.memo = _line_environ(line, memo.base["SCRIPT_NAME"])
+        environ.update(line.memo)
+    if said.client is not None:
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = said.client
+        environ.setdefault("prefork.peer", "" if peer is None else peer[0])
+    elif peer is not None:
+        environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = peer
+    if body is None:
+        environ["wsgi.input"] = BytesIO()
+    else:
+        _add_body(environ, request.head, body, size)
+    return environ
+
+
+def client_address(peer: tuple[str, str] | None, request: Request) -> str:
+    """Return the address of whose request it is, once its environ was made; empty where that is not known."""
+    memo = request.head.memo
+    client = memo[1].said.client if memo is not None and memo[0] is _Forwarded else None
+    if client is None:
+        client = peer
+    return "" if client is None else client[0]
+
+
+def _line_environ(line: RequestLine, root_path: str) -> dict[str, str]:
     path, target = line.path, line.target.decode("latin-1")
+    shown = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
+    if root_path and (shown + "/").startswith(root_path + "/"):
+        shown = shown[len(root_path) :]
     return {
         "REQUEST_METHOD": line.method,
-        "PATH_INFO": (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1"),
+        "PATH_INFO": shown,
         "QUERY_STRING": line.query.decode("latin-1"),
         "REQUEST_URI": target,
         "RAW_URI": target,
@@ -139,10 +280,10 @@ def _line_environ(line: RequestLine) -> dict[str, str]:
     }
 
 
-def _field_environ(head: Head) -> dict[str, str]:
+def _field_environ(head: Head, keys: _EnvironKeys) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in head.fields:
-        key = _keys[name]
+        key = keys[name]
         if key in found:
             # RFC 9110 section 5.3: a list in several lines is one list. RFC 6265 section 5.4: but cookies end with ";".
             separator = "; " if key == "HTTP_COOKIE" else ","

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prefork.tls import PIECE, TlsGuest, TlsOutbox
 from prefork.wsgi.driver import Client, TimedClient
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prefork.http1.connection import Connection
     from prefork.outbox import Outbox
     from prefork.wsgi.driver import WsgiDriver
+    from prefork.wsgi.gateway import Base
 
 
 class TlsClient(TlsGuest, Client):
@@ -23,7 +24,7 @@ class TlsClient(TlsGuest, Client):
         driver: WsgiDriver,
         sock: _socket.socket,
         connection: Connection,
-        base: dict[str, Any],
+        base: Base,
         peer: tuple[str, str] | None,
     ) -> None:
         Client.__init__(self, driver, sock, connection, base, peer)

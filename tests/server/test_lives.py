@@ -88,8 +88,10 @@ def script(folder: Path, text: str) -> LiveServer:
 
 def busy_day(folder: Path) -> LiveServer:
     """Requests of all kinds, an unsafe parent, more and fewer workers, a crash after a crash, and a hard end."""
-    with pool(folder, access_log="-", warm_up="tea:leave_thread", graceful_timeout=0.2) as server:
-        assert [server.get(path)[0] for path in ("/", "/raise")] == [200, 500]
+    options = {"access_log": "-", "warm_up": "tea:leave_thread", "graceful_timeout": 0.2, "trusted_proxies": "none"}
+    with pool(folder, **options) as server:
+        forged = {"X-Forwarded-For": "192.0.2.1"}
+        assert [server.get(path, headers=forged)[0] for path in ("/", "/raise")] == [200, 500]
         with socket.create_connection(server.address) as client:
             client.sendall(b"GET / HTTP/1.1\r\n\r\n")  # no Host
             assert client.recv(1000).startswith(b"HTTP/1.1 400 ")

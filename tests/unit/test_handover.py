@@ -26,6 +26,9 @@ TICKETS = [
     Ticket("http", "127.0.0.1", "8000", ("127.0.0.1", "54321"), 12.5, 0),
     Ticket("http", "[::1]", "8000", ("fe80::1%eth0", "1"), 1e9, 2**40),
     Ticket("http", "localhost", "80", None, 0.0, 7),
+    Ticket("http", "127.0.0.1", "8000", ("192.0.2.1", "4711"), 1.0, 3, proxy="10.0.0.1"),
+    Ticket("http", "localhost", "80", None, 1.0, 3, proxy=""),
+    Ticket("http", "127.0.0.1", "8000", ("10.0.0.1", "4711"), 1.0, 0, awaits_header=True),
 ]
 
 
@@ -46,7 +49,7 @@ def test_what_is_sent_is_understood(ticket: Ticket) -> None:
 
 def test_when_it_was_sent_is_read_in_every_version() -> None:
     message = bytes([VERSION + 1]) + encode(TICKETS[0], 3.25)[1:]
-    with pytest.raises(ValueError, match="version 2, not 1"):
+    with pytest.raises(ValueError, match=f"version {VERSION + 1}, not {VERSION}"):
         decode(message)
     assert sent_at(message) == 3.25
     assert sent_at(b"") == 0.0
@@ -61,10 +64,19 @@ def test_what_is_no_ticket_is_told_apart(message: bytes) -> None:
     assert message[0] == VERSION
 
 
-@pytest.mark.parametrize("texts", [b"http", b"http\0a\080\0peer", b"http\0a\080\0b\0001\0more"])
-def test_a_ticket_has_all_its_fields_and_no_more(texts: bytes) -> None:
+@pytest.mark.parametrize(
+    ("way", "texts"),
+    [
+        (0, b"http"),
+        (0, b"http\0a\080"),
+        (0, b"http\0a\080\0\0peer"),
+        (0, b"http\0a\080\0\0b\0001\0more"),
+        (3, b"http\0a\080\0"),
+    ],
+)
+def test_a_ticket_has_all_its_fields_and_no_more(way: int, texts: bytes) -> None:
     with pytest.raises(ValueError, match="malformed"):
-        decode(struct.pack("!BddQ", VERSION, 1.0, 1.0, 0) + texts)
+        decode(struct.pack("!BddQB", VERSION, 1.0, 1.0, 0, way) + texts)
 
 
 @pytest.mark.parametrize("deadline", [float("inf"), float("nan")])

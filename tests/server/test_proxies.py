@@ -1,0 +1,360 @@
+"""What do applications see, and proxies meet, when a proxy stands before us? The configurations are those of docs/proxy.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from contextlib import ExitStack
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING, Any, Self
+
+import pytest
+from server_process import PATIENCE, ROOT, LiveServer, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from types import TracebackType
+
+APP = """
+import json
+
+SHOWN = ("REMOTE_ADDR", "REMOTE_PORT", "wsgi.url_scheme", "HTTP_HOST", "SERVER_PORT", "prefork.peer", "PATH_INFO")
+
+def told(environ, start_response):
+    told = {name: value for name, value in environ.items() if name in SHOWN or "FORWARDED" in name or "REAL" in name}
+    body = json.dumps({"pid": os.getpid(), **told}).encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+"""
+CLIENT, PROXY = "127.0.0.9", "127.0.0.1"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+REQUEST = b"GET / HTTP/1.1\r\nHost: shop.example\r\n\r\n"
+
+
+def free_port() -> int:
+    with socket.create_server((PROXY, 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def documented(kind: str, number: int = 0) -> str:
+    """Return a configuration of the documentation."""
+    blocks: list[tuple[str, str]] = BLOCK.findall((ROOT / "docs" / "proxy.md").read_text())
+    return [text for name, text in blocks if name == kind][number]
+
+
+class Proxy:
+    """A proxy in front of the server at ``port``, as documented, but with retries off; on leaving, it had no error."""
+
+    def __init__(self, name: str, port: int, folder: Path, *, number: int = 0, protocol: str = "send-proxy-v2") -> None:
+        if shutil.which(name) is None:
+            if "CI" in os.environ:
+                pytest.fail(f"{name} is not installed")
+            pytest.skip(f"{name} is not installed")
+        self.port = free_port()
+        self.folder = folder
+        self.name = name
+        text = documented(name, number).replace("127.0.0.1:8000", f"{PROXY}:{port}").replace("send-proxy-v2", protocol)
+        if name == "nginx":
+            text = text.replace("listen 80", f"listen {PROXY}:{self.port}")
+            paths = "".join(f"{part}_temp_path {folder};" for part in ("proxy", "fastcgi", "uwsgi", "scgi"))
+            user = "user root;" if os.geteuid() == 0 else ""
+            text = (
+                f"{user} daemon off; pid {folder}/nginx.pid; error_log {folder}/nginx.log error; events {{}}\n"
+                f"http {{ access_log off; proxy_next_upstream off; client_body_temp_path {folder}; {paths}\n{text}}}\n"
+            )
+        else:
+            text = text.replace("bind :80", f"bind {PROXY}:{self.port}")
+            text = (
+                f"global\n    stats socket {folder}/stats\ndefaults\n    retries 0\n    timeout connect 10s\n"
+                f"    timeout client 30s\n    timeout server 30s\n{text}"
+            )
+        (folder / f"{name}.conf").write_text(text)
+
+    def __enter__(self) -> Self:
+        conf = str(self.folder / f"{self.name}.conf")
+        command = (
+            ["nginx", "-p", str(self.folder), "-c", conf] if self.name == "nginx" else ["haproxy", "-db", "-f", conf]
+        )
+        self.said = (self.folder / f"{self.name}.out").open("wb")
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.said, stderr=self.said)
+        until(self._listens)
+        return self
+
+    def _listens(self) -> bool:
+        assert self.process.poll() is None, (self.folder / f"{self.name}.out").read_text()
+        with socket.socket() as probe:
+            return probe.connect_ex((PROXY, self.port)) == 0
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        errors = self.errors()
+        self.process.terminate()
+        self.process.wait(PATIENCE)
+        self.said.close()
+        if kind is None:
+            assert errors == []
+
+    def errors(self) -> list[str]:
+        """Return what went wrong between the proxy and the server."""
+        if self.name == "nginx":
+            return (self.folder / "nginx.log").read_text().splitlines()
+        with socket.socket(socket.AF_UNIX) as stats:
+            stats.connect(str(self.folder / "stats"))
+            stats.sendall(b"show stat\n")
+            lines = b"".join(iter(lambda: stats.recv(65536), b"")).decode().lstrip("# ").splitlines()
+        names = lines[0].split(",")
+        app = next(
+            row for line in lines[1:] if (row := dict(zip(names, line.split(","), strict=False)))["svname"] == "app"
+        )
+        counters = ("econ", "eresp", "wretr", "wredis", "srv_abrt", "hrsp_4xx", "hrsp_5xx")
+        return [f"{name}: {app[name]}" for name in counters if app[name] not in {"", "0"}]
+
+
+def ask(port: int, fields: dict[str, str] | None = None, path: str = "/") -> dict[str, Any]:
+    """Ask from an address that is no trusted proxy's; return what the application was told."""
+    connection = HTTPConnection(PROXY, port, timeout=PATIENCE, source_address=(CLIENT, 0))
+    try:
+        connection.request("GET", path, headers={"Host": "shop.example", **(fields or {})})
+        response = connection.getresponse()
+        assert response.status == 200
+        told: dict[str, Any] = json.loads(response.read())
+        return told
+    finally:
+        connection.close()
+
+
+def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "sample.py").write_text("import os\n" + APP)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = str(module(tmp_path_factory))
+    with LiveServer.pool("sample:told", app_dir=folder, max_workers=1, trusted_proxies=PROXY, access_log="-") as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def relayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """Return a server that speaks the PROXY protocol with 127.0.0.1."""
+    flags = ("--proxy-protocol", "--trusted-proxies", PROXY, "--max-workers", "1", "--max-reqs-per-child", "0")
+    with LiveServer.of("sample:told", *flags, cwd=module(tmp_path_factory)) as live:
+        yield live
+
+
+# Fields.
+
+
+@pytest.mark.parametrize("name", ["nginx", "haproxy"])
+def test_behind_a_proxy_the_client_is_the_client(name: str, server: LiveServer, tmp_path: Path) -> None:
+    with Proxy(name, server.address[1], tmp_path) as proxy:
+        forged = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "https", "Forwarded": "for=6.6.6.6;proto=https"}
+        told = ask(proxy.port, forged)
+    assert told["REMOTE_ADDR"] == CLIENT
+    assert told["prefork.peer"] == PROXY
+    assert told["wsgi.url_scheme"] == "http"
+    assert told["HTTP_HOST"] == "shop.example"
+    assert told["SERVER_PORT"] == "80"
+    assert "HTTP_FORWARDED" not in told
+    server.wait_for("request.finished", client=CLIENT)
+
+
+def test_an_untrusted_peer_is_not_believed_and_it_is_told_once(server: LiveServer) -> None:
+    for _ in range(2):
+        forged = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Proto": "https", "X-Real-IP": "6.6.6.6"}
+        told = ask(server.address[1], forged)
+        assert (told["REMOTE_ADDR"], told["wsgi.url_scheme"]) == (CLIENT, "http")
+        assert not [name for name in told if name.startswith("HTTP_X")]
+    record = server.wait_for("request.forwarding_ignored", field="X-Forwarded-For")
+    assert (record["client"], record["code"]) == (CLIENT, "PF503")
+    assert len(server.all("request.forwarding_ignored", field="X-Forwarded-For")) == 1
+
+
+def test_a_trusted_peer_that_cannot_be_understood_is_refused(server: LiveServer) -> None:
+    status, body = server.get(headers={"X-Forwarded-For": "nobody"})
+    assert (status, body) == (400, b"400 Bad Request: malformed X-Forwarded-For\n")
+    server.wait_for("request.rejected", reason="malformed X-Forwarded-For", status=400)
+    status, _ = server.get(method="POST", body=b"x" * 100_000, headers={"Forwarded": 'for="'})
+    assert status == 400
+    assert server.get()[0] == 200
+
+
+# The PROXY protocol.
+
+
+def line(address: str = "192.0.2.1") -> bytes:
+    return b"PROXY TCP4 %b 198.51.100.2 4711 443\r\n" % address.encode()
+
+
+def connect(server: LiveServer, source: str = PROXY) -> socket.socket:
+    return socket.create_connection(server.address, timeout=PATIENCE, source_address=(source, 0))
+
+
+def told_on(client: socket.socket, request: bytes = REQUEST) -> dict[str, Any]:
+    """Send a request, or the rest of one, on an open connection."""
+    client.sendall(request)
+    answer = b""
+    while not (match := re.search(rb"Content-Length: (\d+)\r\n.*?\r\n\r\n", answer, re.DOTALL)) or (
+        len(answer) < match.end() + int(match[1])
+    ):
+        piece = client.recv(65536)
+        assert piece, answer
+        answer += piece
+    assert answer.startswith(b"HTTP/1.1 200 "), answer
+    told: dict[str, Any] = json.loads(answer[match.end() :])
+    return told
+
+
+@pytest.mark.parametrize("protocol", ["send-proxy", "send-proxy-v2", "send-proxy-v2 proxy-v2-options crc32c,unique-id"])
+def test_haproxy_names_the_client_in_front_of_the_connection(
+    protocol: str, relayed: LiveServer, tmp_path: Path
+) -> None:
+    with Proxy("haproxy", relayed.address[1], tmp_path, number=1, protocol=protocol) as proxy:
+        told = ask(proxy.port, {"X-Forwarded-For": "6.6.6.6"})
+    assert told["REMOTE_ADDR"] == CLIENT
+    assert told["REMOTE_PORT"].isdigit()
+    assert told["prefork.peer"] == PROXY
+    assert "HTTP_X_FORWARDED_FOR" not in told
+
+
+def test_a_header_may_come_in_pieces_and_with_the_request(relayed: LiveServer) -> None:
+    with connect(relayed) as client:
+        for octet in line():
+            client.sendall(bytes([octet]))
+        assert told_on(client)["REMOTE_ADDR"] == "192.0.2.1"
+        assert told_on(client, REQUEST)["REMOTE_PORT"] == "4711"
+    with connect(relayed) as client:
+        assert told_on(client, line() + REQUEST)["REMOTE_ADDR"] == "192.0.2.1"
+
+
+@pytest.mark.parametrize("header", [SIGNATURE + bytes([0x20, 0, 0, 0]), b"PROXY UNKNOWN\r\n"])
+def test_who_asks_for_himself_is_the_client(header: bytes, relayed: LiveServer) -> None:
+    with connect(relayed) as client:
+        told = told_on(client, header + REQUEST)
+    assert told["REMOTE_ADDR"] == PROXY
+    assert "prefork.peer" not in told
+
+
+def test_a_client_behind_the_proxy_may_be_a_proxy_itself(relayed: LiveServer) -> None:
+    request = REQUEST.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n")
+    with connect(relayed) as client:
+        told = told_on(client, line(PROXY) + request)
+    assert (told["REMOTE_ADDR"], told["prefork.peer"]) == ("192.0.2.7", PROXY)
+
+
+def test_a_client_without_an_address_is_nobody_of_ours(relayed: LiveServer) -> None:
+    request = REQUEST.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n")
+    header = SIGNATURE + bytes([0x21, 0x31]) + struct.pack("!H", 216) + bytes(216)
+    with connect(relayed) as client:
+        told = told_on(client, header + request)
+    assert (told["REMOTE_ADDR"], told["prefork.peer"]) == ("", PROXY)
+    assert "HTTP_X_FORWARDED_FOR" not in told
+
+
+@pytest.mark.parametrize(
+    ("source", "octets", "reason"),
+    [
+        pytest.param(PROXY, REQUEST, b"no PROXY header", id="none from a proxy"),
+        pytest.param(PROXY, b"PROXY TCP5 a b 1 2\r\n", b"a malformed PROXY line", id="a malformed one from a proxy"),
+        pytest.param(CLIENT, line() + REQUEST, b"malformed request line", id="one from somebody else"),
+        pytest.param(CLIENT, SIGNATURE + bytes([0x20, 0, 0, 0]), b"line ended by CR or LF alone", id="a binary one"),
+    ],
+)
+def test_a_header_is_required_of_proxies_and_refused_from_others(
+    source: str, octets: bytes, reason: bytes, relayed: LiveServer
+) -> None:
+    with connect(relayed, source) as client:
+        client.sendall(octets)
+        answer = client.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.endswith(b"400 Bad Request: " + reason + b"\n")
+
+
+def test_somebody_else_is_served_without_a_header(relayed: LiveServer) -> None:
+    assert ask(relayed.address[1])["REMOTE_ADDR"] == CLIENT
+
+
+def test_a_connection_keeps_its_addresses_in_the_next_generation(relayed: LiveServer) -> None:
+    with ExitStack() as stack:
+        kept, silent, torn, gone = (stack.enter_context(connect(relayed)) for _ in range(4))
+        before = told_on(kept, line() + REQUEST)
+        torn.sendall(line()[:9])
+        relayed.send(signal.SIGHUP, to=relayed.pid)
+        relayed.wait_for("pool.deployed")
+        until(lambda: bool(told_on(kept)["pid"] != before["pid"]))
+        after = told_on(kept)
+        assert {**after, "pid": 0} == {**before, "pid": 0}
+        assert told_on(silent, line() + REQUEST) == after
+        assert told_on(torn, line()[9:] + REQUEST)["REMOTE_ADDR"] == "192.0.2.1"
+        gone.shutdown(socket.SHUT_WR)
+        assert gone.recv(1) == b""
+
+
+# Kept connections.
+
+
+def loads(stack: ExitStack, port: int, folder: Path, seconds: float) -> list[tuple[Proxy, subprocess.Popen[str]]]:
+    """Put both proxies in front of a server, and clients in front of them."""
+    if shutil.which("wrk") is None:
+        if "CI" in os.environ:
+            pytest.fail("wrk is not installed")
+        pytest.skip("wrk is not installed")
+    found = []
+    for name in ("nginx", "haproxy"):
+        (folder / name).mkdir()
+        proxy = stack.enter_context(Proxy(name, port, folder / name))
+        command = ["wrk", "-t1", "-c8", f"-d{seconds:g}s", "--timeout", "10s", f"http://{PROXY}:{proxy.port}/"]
+        found.append((proxy, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
+    return found
+
+
+def assert_all_answered(clients: list[tuple[Proxy, subprocess.Popen[str]]]) -> None:
+    for proxy, client in clients:
+        said, _ = client.communicate(timeout=PATIENCE)
+        assert int(re.findall(r"(\d+) requests in", said)[0]) > 100
+        assert "Non-2xx" not in said
+        assert "Socket errors" not in said
+        assert proxy.errors() == []
+
+
+def test_recycles_and_deploys_are_no_error_for_a_proxy_that_keeps_connections(tmp_path: Path) -> None:
+    (tmp_path / "sample.py").write_text("import os\n" + APP)
+    flags = ("--max-workers", "2", "--max-reqs-per-child", "20")
+    with LiveServer.of("sample:told", *flags, cwd=tmp_path) as server, ExitStack() as stack:
+        clients = loads(stack, server.address[1], tmp_path, 3)
+        server.wait_for("worker.exited", count=4)
+        server.send(signal.SIGUSR2, to=server.pid)
+        server.wait_for("pool.recycled")
+        server.send(signal.SIGHUP, to=server.pid)
+        server.wait_for("pool.deployed")
+        assert_all_answered(clients)
+
+
+def test_a_new_generation_under_start_server_is_no_error_either(tmp_path: Path) -> None:
+    program = shutil.which("start_server")
+    if program is None:
+        if "CI" in os.environ:
+            pytest.fail("start_server is not installed")
+        pytest.skip("start_server is not installed")
+    (tmp_path / "sample.py").write_text("import os\n" + APP)
+    port = free_port()
+    command = [program, f"--port={PROXY}:{port}", "--interval=1", "--", sys.executable, "-m", "prefork", "sample:told"]
+    flags = ["--max-workers", "2", "--max-reqs-per-child", "20"]
+    with LiveServer(*command, *flags, cwd=tmp_path) as server, ExitStack() as stack:
+        clients = loads(stack, port, tmp_path, 4)
+        server.send(signal.SIGHUP, to=server.pid)
+        server.wait_for("pool.ready", count=2)
+        server.wait_for("pool.stopped")
+        assert_all_answered(clients)
