@@ -17,13 +17,14 @@ class ChunkDecoder:
     ``limit`` bounds the body and ``trailer_limit`` the trailer section, in bytes.
     """
 
-    __slots__ = ("_left", "_limit", "_phase", "_total", "_trailer_limit")
+    __slots__ = ("_left", "_limit", "_phase", "_seen", "_total", "_trailer_limit")
 
     def __init__(self, limit: int, trailer_limit: int) -> None:
         self._limit = limit
         self._trailer_limit = trailer_limit
         self._phase = self._size
         self._left = 0
+        self._seen = 0  # how much of an unfinished line or trailer section was searched
         self._total = 0
 
     def next(self, buffer: bytes, at: int) -> tuple[Body | End | None, int]:
@@ -38,13 +39,16 @@ class ChunkDecoder:
             at = advanced
 
     def _size(self, buffer: bytes, at: int) -> tuple[Body | End | None, int, bool]:
-        end = buffer.find(b"\r\n", at, at + LINE_LIMIT + 2)
+        unseen = at + max(0, self._seen - 1)
+        end = buffer.find(b"\r\n", unseen, at + LINE_LIMIT + 2)
         if end < 0:
             if len(buffer) - at > LINE_LIMIT:
                 raise Refused(400, "chunk line too long", "RFC 9112 section 7.1.1")
-            if STRAY_LINE_END.search(buffer, at):
+            if STRAY_LINE_END.search(buffer, unseen):
                 raise Refused(400, "malformed chunk line", "RFC 9112 section 7.1")
+            self._seen = len(buffer) - at
             return None, at, False
+        self._seen = 0
         match = CHUNK_LINE.fullmatch(buffer, at, end)
         if match is None:
             raise Refused(400, "malformed chunk line", "RFC 9112 section 7.1")
@@ -78,12 +82,13 @@ class ChunkDecoder:
     def _trailers(self, buffer: bytes, at: int) -> tuple[Body | End | None, int, bool]:
         if buffer.startswith(b"\r\n", at):
             return End([]), at + 2, True
-        end = buffer.find(b"\r\n\r\n", at, at + self._trailer_limit + 4)
+        end = buffer.find(b"\r\n\r\n", at + max(0, self._seen - 3), at + self._trailer_limit + 4)
         if end < 0:
             if len(buffer) - at > self._trailer_limit:
                 raise Refused(431, "trailer section too long", "RFC 6585 section 5")
-            if STRAY_LINE_END.search(buffer, at):
+            if STRAY_LINE_END.search(buffer, at + max(0, self._seen - 1)):
                 raise Refused(400, "malformed trailer", "RFC 9112 section 7.1.2")
+            self._seen = len(buffer) - at
             return None, at, False
         block = buffer[at : end + 2]
         if FIELD_LINES.fullmatch(block) is None:

@@ -28,6 +28,7 @@ REMEMBERED = 256
 REMEMBERED_SIZE = 4096
 """How long what is remembered may be, in bytes."""
 _KNOWN_SPELLINGS = 4096
+_KNOWN_SPELLING_SIZE = 64  # or somebody could fill the memory with long ones
 _LENGTH_DIGITS = 18
 
 _HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT = range(1, 6)
@@ -52,7 +53,7 @@ class _Kinds(dict[bytes, int]):
 
     def __missing__(self, name: bytes) -> int:
         kind = _REQUEST_FIELDS.get(name.lower(), 0)
-        if len(self) < _KNOWN_SPELLINGS:
+        if len(self) < _KNOWN_SPELLINGS and len(name) <= _KNOWN_SPELLING_SIZE:
             self[name] = kind
         return kind
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import suppress
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from typing import IO
 
 MEMORY = 256 * 1024
@@ -17,11 +17,11 @@ class RequestBody:
     ``add`` raises ``OSError`` if the disk is full.
     """
 
-    __slots__ = ("_pieces", "_spool_dir", "file", "size")
+    __slots__ = ("_memory", "_spool_dir", "file", "size")
 
     def __init__(self, spool_dir: str | None) -> None:
         self._spool_dir = spool_dir
-        self._pieces: list[bytes] = []
+        self._memory: BytesIO | None = None
         self.file: IO[bytes] | None = None
         self.size = 0
 
@@ -29,22 +29,27 @@ class RequestBody:
         """Keep the next piece."""
         self.size += len(data)
         if self.file is None and self.size <= MEMORY:
-            self._pieces.append(data)
+            # One buffer, and no list of pieces: those of a byte each would take up many times their size.
+            if self._memory is None:
+                self._memory = BytesIO(data)
+                self._memory.seek(0, SEEK_END)
+            else:
+                self._memory.write(data)
             return
         if self.file is None:
             self.file = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - lives as long as the request
-            self.file.writelines(self._pieces)
-            self._pieces.clear()
+            if self._memory is not None:
+                self.file.write(self._memory.getvalue())
+                self._memory = None
         self.file.write(data)
         # Not later: what is still in Python's buffer when the disk is full would fail where nobody expects it.
         self.file.flush()
 
     def open(self) -> IO[bytes]:
         """Return the whole body, to be read from its start."""
-        if self.file is None:
-            return BytesIO(b"".join(self._pieces))
-        self.file.seek(0)
-        return self.file
+        whole = self.file or self._memory or BytesIO()
+        whole.seek(0)
+        return whole
 
     def close(self) -> None:
         """Give the file back."""

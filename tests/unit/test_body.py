@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import tracemalloc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -57,3 +58,15 @@ def test_a_full_disk_is_told_of_by_the_piece_that_it_refuses_and_not_again(tmp_p
     assert file is not None
     body.close()
     assert file.closed
+
+
+def test_a_body_of_tiny_pieces_takes_up_little_more_than_its_size(tmp_path: Path) -> None:
+    body = RequestBody(str(tmp_path / "missing"))
+    tracemalloc.start()
+    try:
+        for _ in range(MEMORY // 2):
+            body.add(bytes(bytearray(b"ab")))
+        assert tracemalloc.get_traced_memory()[1] < 2 * MEMORY
+    finally:
+        tracemalloc.stop()
+    assert body.open().read() == b"ab" * (MEMORY // 2)
