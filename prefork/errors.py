@@ -69,6 +69,7 @@ CODES: dict[str, str] = {
     "PF501": "no connection can be accepted",
     "PF502": "a request took too long",
     "PF503": "a field that speaks for a client was ignored",
+    "PF504": "clients were turned away",
     "PF601": "the program is started anew after the next edit",
     "PF602": "there are no sockets of a reloader",
     "PF603": "a call that would start a server inside of a flask command was ignored",

@@ -6,10 +6,14 @@ not read at all: the kernel sends it.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections import deque
 from contextlib import suppress
+from fcntl import ioctl
+from struct import Struct
+from termios import TIOCOUTQ
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ SPOOL = 256 * 1024 * 1024
 FILE = 16 * 1024 * 1024
 """How long one temporary file becomes; then another one is begun, and the room of the first is free once it is sent."""
 _BLOCK = 1024 * 1024
+_INT = Struct("@i")
 
 
 class Part:
@@ -39,12 +44,13 @@ class Part:
 class Outbox:
     """What was answered and not yet taken by the client, in order."""
 
-    __slots__ = ("_items", "_memory", "_spool", "_spool_dir", "size")
+    __slots__ = ("_items", "_memory", "_sent", "_spool", "_spool_dir", "size")
 
     def __init__(self, spool_dir: str | None) -> None:
         self._spool_dir = spool_dir
         self._items: deque[memoryview | Part] = deque()
         self._memory = 0
+        self._sent = 0
         self._spool: IO[bytes] | None = None
         self.size = 0
         """Unsent bytes, those of files that the kernel sends not counted."""
@@ -82,16 +88,30 @@ class Outbox:
         self._memory += len(data)
         self._items.appendleft(memoryview(data))
 
-    def flush(self, sock: _socket.socket) -> int:
-        """Send what the client takes now; return how much that was. Raises ``OSError`` once it is gone."""
+    def flush(self, sock: _socket.socket, most: float = math.inf) -> int:
+        """Send what the client takes now, and no more if that was ``most``; return how much.
+
+        Raises ``OSError`` once it is gone.
+        """
         total = 0
         try:
-            while self._items:
-                sent = self._send(sock, self._items[0])
-                total += sent
+            while self._items and total < most:
+                total += self._send(sock, self._items[0])
         except BlockingIOError:
             pass
+        self._sent += total
         return total
+
+    def taken(self, sock: _socket.socket) -> int:
+        """Return how many bytes the client has taken, give or take what was on its way when the outbox was made.
+
+        What still lies in the kernel is not taken: of that a client may leave some MB for as long as it likes.
+        """
+        try:
+            waiting = _INT.unpack(ioctl(sock, TIOCOUTQ, bytes(_INT.size)))[0]
+        except OSError:  # not every system tells
+            waiting = 0
+        return self._sent - int(waiting)
 
     def _send(self, sock: _socket.socket, item: memoryview | Part) -> int:
         if isinstance(item, memoryview):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import _socket
 import math
 import os
+import resource
 import socket
 import time
 from collections import deque
@@ -21,12 +22,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from prefork.deadlines import Deadlines
 from prefork.handover import Ticket, read, sent_at
-from prefork.http1.connection import Connection, Phase
+from prefork.http1.connection import Connection, Phase, closing_answer
 from prefork.http1.forwarded import Belief
 from prefork.http1.heads import HeadReader, Parser
 from prefork.http1.messages import Refused
 from prefork.http1.proxy_protocol import LONGEST, Header, Malformed, Opening
+from prefork.overload import CROWDED, TurnedAway
 from prefork.poller import READ, WRITE, new_poller
+from prefork.queueing import has_left
 from prefork.scoreboard import Row
 from prefork.trust import TrustedProxies, is_private
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from prefork.handover import Exchange
     from prefork.listeners import Listener
     from prefork.outbox import Outbox
+    from prefork.pace import Pace
     from prefork.records import Records
     from prefork.tls import Session
 
@@ -51,6 +55,14 @@ READ_ANSWER = 2.0
 """How many seconds a refused client has to read why, while what it still sends is thrown away."""
 PAUSE = 0.5
 """How many seconds nothing is accepted after the descriptors were used up."""
+SPARE = 256
+"""How many descriptors are left to the application at most; it is one in eight where there are few."""
+SIBLINGS_FIRST = 0.05
+"""For how many seconds a worker that holds as many clients as it may leaves newcomers in the exchange."""
+TELL_AGAIN = 1000
+"""For how many milliseconds the main thread sleeps at most while there is something to record."""
+OVERLOADED = Refused(503, "too much to do", "RFC 9110 section 15.6.4")
+"""What is said to those for whom there is no time, or no room."""
 RECEIVE = 65536
 """How many bytes are taken from the kernel at a time."""
 AT_ONCE = socket.MSG_DONTWAIT
@@ -58,6 +70,7 @@ AT_ONCE = socket.MSG_DONTWAIT
 _LOOK = socket.MSG_PEEK | AT_ONCE
 _KNOWN_ORIGINS = 256
 NEVER = math.inf
+_SPARED = "few descriptors are left, and those are for the application"
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
 # Members of an Enum are looked up dearly in Python 3.11.
@@ -121,12 +134,15 @@ class Guest:
         "connection",
         "deadline",
         "fd",
+        "free_at",
         "gone",
         "in_head",
         "listed",
         "opening",
         "outbox",
+        "pace",
         "peer",
+        "queue_s",
         "receive",
         "requests",
         "sock",
@@ -155,6 +171,12 @@ class Guest:
         """How many were given to the application, in whatever worker."""
         self.outbox: Outbox | None = None
         """What the client did not take yet."""
+        self.pace: Pace | None = None
+        """How it goes on with a body that is being collected, or with what is in the outbox."""
+        self.queue_s: float | None = None
+        """For how many seconds the present request waited until it was taken in; ``None`` where nobody asks or knows."""
+        self.free_at = 0.0
+        """When its last answer was complete, where ``queue_s`` is asked for."""
         self.broken = False
         self.gone = False
         self.in_head = True
@@ -168,6 +190,22 @@ class Guest:
     def address(self) -> str:
         """The client's address, for records."""
         return "" if self.peer is None else self.peer[0]
+
+    def has_left(self) -> bool:
+        """Whether the client does not wait for its answer any more, as far as can be known."""
+        return has_left(self.sock)
+
+    def takes(self) -> bool:
+        """Whether the client takes what is in the outbox fast enough so far."""
+        return self.outbox is None or self.goes_on(self.outbox.taken(self.sock))
+
+    def goes_on(self, moved: int) -> bool:
+        """Whether it goes on fast enough if so much was moved so far; if so the next look is at its deadline."""
+        assert self.pace is not None
+        again = self.pace.look(time.monotonic(), moved)
+        if again is not None:
+            self.deadline = again
+        return again is not None
 
     @property
     def tied(self) -> bool:
@@ -239,6 +277,12 @@ class Reception(Generic[G]):
         self._waited = 0.0  # for how many seconds the last one that was taken lay in the exchange
         self._accepting = False
         self._resume_at = NEVER
+        self._eases = exchange is not None and config.max_workers > 1
+        self._most = config.limit_concurrency or NEVER
+        self._refused: set[G] = set()  # who was told that there is no room
+        self._turned_away = TurnedAway()
+        self._last_descriptor = last_descriptor()
+        self._hurry_again = 0.0
         self._clients: dict[int, G] = {}
         self._deadlines: Deadlines[G] = Deadlines()
         self._keep_alive = config.keep_alive_timeout
@@ -319,6 +363,14 @@ class Reception(Generic[G]):
         if self._parted_at != NEVER:
             self._parted_at = 0.0  # for good, whatever others send
         return True
+
+    def _tell_turned_away(self, patience: int | None) -> int | None:
+        """Record who was turned away; return for how many milliseconds the main thread may sleep."""
+        for reason, turned_away in self._turned_away.tell(time.monotonic()).items():
+            self.records.emit("worker.overloaded", reason=reason, turned_away=turned_away, code="PF504")
+        if not self._turned_away.pending:
+            return patience
+        return TELL_AGAIN if patience is None else min(patience, TELL_AGAIN)
 
     def _until_taken(self) -> int | None:
         """Return when to ask again whether a worker that has nobody left may go; nobody tells of it."""
@@ -433,7 +485,7 @@ class Reception(Generic[G]):
 
     def _resume_accepting(self) -> None:
         self._resume_at = NEVER
-        if not self._leaving:
+        if not (self._leaving or self._accepting):
             self._accepting = True
             for fd in self._gates:
                 self._poller.register(fd, READ, shared=True)
@@ -445,11 +497,37 @@ class Reception(Generic[G]):
             self._taking = True
             self._poller.register(self._into, READ, shared=True)
 
-    def _pause(self, error: OSError) -> None:
-        """Take nobody in for a while: no descriptor is left."""
+    def _pause(self, reason: str) -> None:
+        """Take nobody in for a while: the descriptors are used up. Who comes waits in the queue, where siblings look too."""
+        if self._accepting:
+            self.records.emit("pool.accept_paused", reason=reason, pause_s=PAUSE, code="PF501")
         self._pause_accepting()
         self._resume_at = time.monotonic() + PAUSE
-        self.records.emit("pool.accept_paused", reason=str(error), pause_s=PAUSE, code="PF501")
+        self._hurry()
+
+    def _try_to_resume(self) -> None:
+        """Accept again, if there is a descriptor for it."""
+        try:
+            descriptor = os.dup(self._wake_end)
+        except OSError as error:
+            self._pause(str(error))
+            return
+        os.close(descriptor)
+        if descriptor < self._last_descriptor:
+            self._resume_accepting()
+        else:
+            self._pause(_SPARED)
+
+    def _hurry(self) -> None:
+        """Let who is idle leave sooner, for others wait outside: who has said nothing yet at once, others soon."""
+        now = time.monotonic()
+        if now < self._hurry_again:
+            return
+        self._hurry_again = now + PAUSE
+        for client in list(self._clients.values()):
+            if self._is_idle(client):
+                client.deadline = min(client.deadline, now + (LINGER if client.requests else PAUSE))
+                self._watch(client, READ)
 
     # From one worker to another.
 
@@ -462,15 +540,18 @@ class Reception(Generic[G]):
             if self._may_go(client):
                 self._hand_over(client)
 
-    def _may_go(self, client: G) -> bool:
-        """Whether a client stands between two requests, in no thread's hands, and is not tied to this process."""
+    def _is_idle(self, client: G) -> bool:
+        """Whether a client stands between two requests, in no thread's hands."""
         return bool(
             client.watched
             and (client.step == self.receive or client.opening is not None)
             and client.connection.idle
             and client.outbox is None
-            and not client.tied
         )
+
+    def _may_go(self, client: G) -> bool:
+        """Whether an idle client is not tied to this process."""
+        return self._is_idle(client) and not client.tied
 
     def _hand_over(self, client: G) -> None:
         """Give a client that stands between two requests to a sibling, now or when the exchange has room.
@@ -485,8 +566,7 @@ class Reception(Generic[G]):
             self._close(client)
             return
         if client.outbox is not None:
-            client.deadline = time.monotonic() + self.config.write_timeout
-            self._watch(client, WRITE)
+            self._watch_outbox(client)
             return
         self._unwatch(client)
         if self._parting or not self._try_to_send(client):
@@ -537,7 +617,7 @@ class Reception(Generic[G]):
         try:
             taken = self._exchange.take()
         except OSError as error:
-            self._pause(error)
+            self._pause(str(error))
             return None
         if taken is None:
             return None
@@ -603,7 +683,7 @@ class Reception(Generic[G]):
     def _look_at_deadlines(self) -> None:
         now = time.monotonic()
         if now >= self._resume_at:
-            self._resume_accepting()
+            self._try_to_resume()
         for client in self._deadlines.expired(now):
             self._expire(client)
 
@@ -616,7 +696,7 @@ class Reception(Generic[G]):
         except (BlockingIOError, ConnectionAbortedError):
             return None
         except OSError as error:
-            self._pause(error)
+            self._pause(str(error))
             return None
         try:
             sock = _socket.socket(gate.family, gate.type, 0, descriptor)
@@ -638,7 +718,49 @@ class Reception(Generic[G]):
         self._clients[client.fd] = client
         self._row.hold(len(self._clients))
         client.deadline = deadline
+        if client.fd >= self._last_descriptor:
+            self._pause(_SPARED)
         return client
+
+    def _crowded(self) -> bool:
+        """Whether there are more clients than there may be, those not counted that were told so and only have to go."""
+        return len(self._clients) - len(self._refused) > self._most
+
+    def _leave_to_siblings(self, client: G) -> bool:
+        """Let a sibling take one that is too many here; return whether that may be.
+
+        We look there again in a moment: whom nobody has taken by then is turned away.
+        """
+        if not self._eases or not self._share_out(client):
+            return False
+        if self._taking:
+            self._taking = False
+            self._poller.unregister(self._into)
+        self._resume_at = min(self._resume_at, time.monotonic() + SIBLINGS_FIRST)
+        return True
+
+    def turn_away(self, client: G) -> bool:
+        """Answer one that is too many, whatever it wants, and have others make room."""
+        self._turned_away.count(CROWDED)
+        self._refused.add(client)
+        self._hurry()
+        if self._origin(client.base).scheme == "https":
+            client.broken = True  # a handshake would cost more than there is
+            return False
+        try:
+            said = client.receive(RECEIVE, AT_ONCE)
+        except BlockingIOError:
+            said = b""
+        client.connection.close()
+        self._reply(client, closing_answer(OVERLOADED, self.date(), head_only=said.startswith(b"HEAD ")))
+        return False
+
+    def _watch_outbox(self, client: G) -> None:
+        """Wait until the client takes more, unless it is too slow."""
+        if client.takes():
+            self._watch(client, WRITE)
+        else:
+            self._close(client)
 
     # Whom a connection stands for.
 
@@ -759,12 +881,14 @@ class Reception(Generic[G]):
         connection = client.connection
         if not client.watched:
             return  # in the hands of a thread, which will give it a new deadline
-        if client.step != self.receive and client.opening is None:
+        if client.outbox is not None:
+            self._watch_outbox(client)
+        elif client.step != self.receive and client.opening is None:
             self._close(client)
         elif connection.idle:
             self._behind.append((client, self._look_again))
         elif connection.phase is not _ANSWER:
-            self._behind.append((client, self._time_out))
+            self._behind.append((client, self._look_for_more))
 
     def _look_again(self, client: G) -> bool:
         """Answer what the client sent before it could know that its time was up."""
@@ -773,15 +897,26 @@ class Reception(Generic[G]):
             client.broken = True
         return answered
 
-    def _time_out(self, client: G) -> bool:
+    def _look_for_more(self, client: G) -> bool:
+        """Take in what came of an unfinished request before its time was up, and end it if that was not enough."""
+        answered = self.receive(client)
+        if not (answered or client.broken or client.connection.phase is _CLOSED) and self._late(client):
+            self._time_out(client)
+        return answered
+
+    def _late(self, client: G) -> bool:
+        """Whether the rest of an unfinished request has not come in time."""
+        return client.deadline <= time.monotonic()
+
+    def _time_out(self, client: G) -> None:
         self._refuse(client, Refused(408, "request not complete in time", "RFC 9110 section 15.5.9"))
-        return False
 
     def _close(self, client: G) -> None:
         if client.gone:
             return
         self.send_held_back()
         client.gone = True
+        self._refused.discard(client)
         self._let_go(client)
         if client.listed != NEVER:
             self._deadlines.drop(client)
@@ -827,6 +962,12 @@ def http_date(now: int) -> bytes:
     """Return a time in seconds as an IMF-fixdate (RFC 9110 section 5.6.7), whatever the locale."""
     year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(now)
     return b"%b, %02d %b %d %02d:%02d:%02d GMT" % (_DAYS[weekday], day, _MONTHS[month - 1], year, hour, minute, second)
+
+
+def last_descriptor() -> float:
+    """Return the highest descriptor that a client should have: some are left to the application, and for spooling."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return NEVER if soft == resource.RLIM_INFINITY else soft - 1 - min(soft // 8, SPARE)
 
 
 def nudge(fd: int) -> None:

@@ -54,6 +54,9 @@ class Framing(Enum):
 _HEAD, _BODY, _CHUNKS, _ANSWER, _CLOSED = Phase.HEAD, Phase.BODY, Phase.CHUNKS, Phase.ANSWER, Phase.CLOSED
 _UNFRAMED, _BY_LENGTH, _BY_CHUNKS, _BY_CLOSE = Framing.NONE, Framing.LENGTH, Framing.CHUNKED, Framing.CLOSE
 
+RETRY_AFTER = "1"
+"""After how many seconds a client may ask again for whom there was no time (RFC 9110 section 10.2.3)."""
+
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS = frozenset({204, 304, *range(100, 200)})
 
@@ -168,6 +171,7 @@ class Connection:
         "_left",
         "_owed",
         "_reader",
+        "_seen",
         "_version",
         "answer_close",
         "head_only",
@@ -179,6 +183,8 @@ class Connection:
         self._reader = reader
         self._buffer = b""
         self._at = 0
+        # How much of the buffer was searched for the end of a head: who sends it byte by byte is not to cost its square.
+        self._seen = 0
         self._left = 0  # bytes of the request's body that are still to come
         self._owed = 0  # bytes of the answer's body that are still to go out
         self._chunks: ChunkDecoder | None = None
@@ -212,7 +218,11 @@ class Connection:
 
     def receive(self, data: bytes) -> None:
         """Take what the client sent."""
-        self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
+        if self._at < len(self._buffer):
+            self._buffer = self._buffer[self._at :] + data
+            self._seen = max(0, self._seen - self._at)
+        else:
+            self._buffer = data
         self._at = 0
 
     def next_event(self) -> Event | None:
@@ -238,6 +248,7 @@ class Connection:
             request = reader.recall(first, rest)
             if request is not None:
                 self._buffer = b""
+                self._seen = 0
                 self._version = request.line.version
                 self.head_only = request.line.method == "HEAD"
                 self.answer_close = not request.head.keep_alive
@@ -248,11 +259,13 @@ class Connection:
             at += 2
         limit += at - self._at
         self._at = at
-        end = buffer.find(b"\r\n\r\n", at, limit)
+        end = buffer.find(b"\r\n\r\n", max(at, self._seen - 3), limit)
         if end < 0:
             if at < len(buffer):
                 self._check_unfinished(limit)
+                self._seen = len(buffer)
             return None
+        self._seen = 0
         cut = buffer.find(b"\r\n", at)
         request = reader.read(buffer[at:cut], buffer[cut + 2 : end + 4])
         self._at = end + 4
@@ -271,7 +284,7 @@ class Connection:
             if buffer.find(b"\r\n", at, limit) < 0:
                 raise Refused(414, "request line too long", "RFC 9110 section 15.5.15")
             raise Refused(431, "head longer than max_head_size", "RFC 6585 section 5")
-        if STRAY_LINE_END.search(buffer, at):
+        if STRAY_LINE_END.search(buffer, max(at, self._seen - 1)):
             raise Refused(400, "line ended by CR or LF alone", "RFC 9112 section 2.2")
 
     def _expect(self, length: int) -> None:
@@ -419,6 +432,11 @@ class Connection:
         self.close()
         return closing_answer(refused, date)
 
+    def decline(self, refused: Refused, date: bytes) -> bytes:
+        """Return the whole answer to a complete request that is not served; the connection goes on if it may."""
+        status, fields, body = _in_words(refused)
+        return self.whole(status, fields, date, body)
+
 
 def _field_lines(fields: Iterable[tuple[str, str]]) -> bytes:
     """Return fields that stand for themselves, outside of a head, as they go on the wire."""
@@ -435,10 +453,19 @@ def _field_lines(fields: Iterable[tuple[str, str]]) -> bytes:
 
 def closing_answer(refused: Refused, date: bytes, *, head_only: bool = False) -> bytes:
     """Return the whole answer to a request that is not served, whatever state its connection is in."""
-    phrase = HTTPStatus(refused.status).phrase
-    body = f"{refused.status} {phrase}: {refused.reason}\n".encode("latin-1", "replace")
+    status, fields, body = _in_words(refused)
+    said = "".join(f"{name}: {value}\r\n" for name, value in fields)
     head = (
-        f"HTTP/1.1 {refused.status} {phrase}\r\nServer: prefork\r\nDate: {date.decode()}\r\n"
-        f"Content-Type: text/plain; charset=latin-1\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        f"HTTP/1.1 {status}\r\nServer: prefork\r\nDate: {date.decode()}\r\n"
+        f"{said}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     )
     return head.encode("latin-1") + (b"" if head_only else body)
+
+
+def _in_words(refused: Refused) -> tuple[str, list[tuple[str, str]], bytes]:
+    """Return status, fields and body of the answer to a request that is not served."""
+    status = f"{refused.status} {HTTPStatus(refused.status).phrase}"
+    fields = [("Content-Type", "text/plain; charset=latin-1")]
+    if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        fields.append(("Retry-After", RETRY_AFTER))
+    return status, fields, f"{status}: {refused.reason}\n".encode("latin-1", "replace")

@@ -28,13 +28,15 @@ from typing import TYPE_CHECKING, Any
 from prefork.http1.connection import Phase, closing_answer
 from prefork.http1.messages import Body, End, Misanswered, Refused, Request
 from prefork.outbox import SPOOL, Outbox
+from prefork.overload import GONE, QUEUED
 from prefork.overtime import GivenUp, Running, take
+from prefork.pace import Pace
 from prefork.poller import READ, WRITE
-from prefork.reception import AT_ONCE, NEVER, RECEIVE, Guest, Origin, Reception, Step, WorkerFacts, drain
+from prefork.queueing import waited
+from prefork.reception import AT_ONCE, NEVER, OVERLOADED, RECEIVE, Guest, Origin, Reception, Step, WorkerFacts, drain
 from prefork.scoreboard import BUSY, mark
 from prefork.wsgi.body import RequestBody
 from prefork.wsgi.gateway import Answer, Base, client_address, request_environ, server_environ
-from prefork.wsgi.queueing import waited
 
 if TYPE_CHECKING:
     import _socket
@@ -60,6 +62,8 @@ HOLD = 0.0005
 """How many seconds a complete answer may wait for those of the other clients that were ready at the same time."""
 GUESTS = 64
 """How many connections may be taken in before those that are there are asked about again."""
+TURN = 1024 * 1024
+"""How many bytes of its answer a client is given before others have their turn."""
 _HOLDABLE = 16384
 _BLOCKY = 16
 # Members of an Enum are looked up dearly in Python 3.11.
@@ -72,7 +76,7 @@ class Client(Guest):
     It belongs to the thread that serves it, or to the leader; only ``flush`` may meet another thread.
     """
 
-    __slots__ = ("body", "date", "driver", "lock", "queue_s", "request")
+    __slots__ = ("body", "date", "driver", "lock", "request")
 
     def __init__(
         self,
@@ -87,8 +91,6 @@ class Client(Guest):
         self.date = driver.date
         self.request: Request | None = None
         """The request whose body is being collected."""
-        self.queue_s: float | None = None
-        """For how many seconds the present request waited until a thread took it; ``None`` where nobody asks or knows."""
         self.body: RequestBody | None = None
         self.lock: threading.Lock | None = None
 
@@ -127,7 +129,7 @@ class Client(Guest):
         outbox = self._open_outbox() if self.outbox is None else self.outbox
         with self._held():
             outbox.add_file(file.fileno(), offset, size)
-        self._push()
+        self.flush(TURN)
 
     def measure(self, file: Any) -> tuple[int, int] | None:
         """Return offset and size of what is left of a regular file, ``None`` for anything else."""
@@ -138,15 +140,17 @@ class Client(Guest):
             return None
         return (offset, max(0, found.st_size - offset)) if stat.S_ISREG(found.st_mode) else None
 
-    def flush(self) -> int:
-        """Send what waits; return how much went out. Raises ``OSError`` once the client is gone."""
+    def flush(self, most: float = NEVER) -> int:
+        """Send what waits, but not more than about ``most``; return how much. Raises ``OSError`` once the client is gone."""
         with self._held():
-            return 0 if self.outbox is None else self.outbox.flush(self.sock)
+            return 0 if self.outbox is None else self.outbox.flush(self.sock, most)
 
     def _open_outbox(self) -> Outbox:
         self.sock.setblocking(False)  # sendfile() has no flags
         self.lock = threading.Lock()
+        config = self.driver.config
         self.outbox = self.new_outbox()
+        self.pace = Pace(config.write_timeout, config.write_min_rate, time.monotonic(), self.outbox.taken(self.sock))
         self.step = self.driver.flush
         return self.outbox
 
@@ -157,15 +161,18 @@ class Client(Guest):
     def _push(self) -> None:
         self.flush()
         assert self.outbox is not None
-        while self.outbox.size > SPOOL:
-            self._wait_until_taken()
+        if self.outbox.size > SPOOL:
+            self._wait_until_taken(self.outbox)
 
-    def _wait_until_taken(self) -> None:
+    def _wait_until_taken(self, outbox: Outbox) -> None:
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
-        if not poll.poll(self.driver.config.write_timeout * 1000):
-            raise TimeoutError("the client takes nothing")
-        self.flush()
+        while outbox.size > SPOOL:
+            if not self.takes():
+                self.broken = True
+                raise TimeoutError("the client takes too little")
+            poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000)
+            self.flush()
 
     def _held(self) -> threading.Lock:
         assert self.lock is not None
@@ -255,8 +262,12 @@ class WsgiDriver(Reception[Client]):
         # Of the scoreboard: for threads that are still to be started, and for those in the place of the lost.
         self._cells, self._spare_cells = self._row.cells[: config.threads], self._row.cells[config.threads :]
         self._cell = 0  # the leader's
-        self.receive: Step = self._receive_measured if config.access_log else self._receive
-        self._dispatch = self._call_in_time if config.request_timeout else self._call
+        measures = config.access_log or config.queue_timeout
+        self.receive: Step = self._receive_measured if measures else self._receive
+        self.advance: Step = self._advance_measured if measures else self._advance
+        self._call_now = self._call_in_time if config.request_timeout else self._call
+        self._dispatch = self._call_in_turn if config.queue_timeout else self._call_now
+        self._patience = config.queue_timeout or NEVER
         self._kinds_of_clients = _kinds_of_clients(timed=bool(config.request_timeout), tls=tls is not None)
         self._running: dict[Running, Client] = {}  # what has a limit of time
         self._lost: set[threading.Thread] = set()  # threads that were given up
@@ -271,7 +282,6 @@ class WsgiDriver(Reception[Client]):
         self._blocky = 0  # how surely the application blocks; above 0 the lead passes on before the call
         self._monitor_sleeps = True
         self._quiet = 0
-        self._eases = exchange is not None and config.max_workers > 1
         self._worked = 0  # for how many ticks
         self._seen = 0
 
@@ -292,6 +302,8 @@ class WsgiDriver(Reception[Client]):
         if self.failure is not None:
             raise self.failure
         patience = self._watch_leader()
+        if self._turned_away.pending:
+            patience = self._tell_turned_away(patience)
         return self._end_overtime(patience) if self._running else patience
 
     def _watch_leader(self) -> int | None:
@@ -419,7 +431,7 @@ class WsgiDriver(Reception[Client]):
             self._batch.clear()
             if self._leaving:
                 return
-            for fd in ours & self._gates.keys():
+            for fd in ours & self._gates.keys() if self._accepting else ():
                 while (client := self._accept(fd)) is not None and self._share_out(client):
                     pass
             if self._into in ours and (client := self._take_over()) is not None:
@@ -485,12 +497,15 @@ class WsgiDriver(Reception[Client]):
         The next is taken in behind the next client that is ready: who comes waits no longer than who is there, and what
         a worker cannot serve yet is left to its siblings.
         """
-        client = self._accept(fd)
+        client = self._accept(fd) if self._accepting else None  # since the poller told of it, too many may have come
         if client is not None:
             self._guests += 1
             if self._guests < GUESTS:
                 self._batch.insert(1, (fd, READ))
-            self._serve(client, client.step)
+            if not self._crowded():
+                self._serve(client, client.step)
+            elif not self._leave_to_siblings(client):
+                self._serve(client, self.turn_away)
 
     def _welcome_from_sibling(self) -> None:
         """Take in one whom a sibling has handed over.
@@ -502,7 +517,7 @@ class WsgiDriver(Reception[Client]):
         if client is not None:
             if self._batch and self._waited > TICK:
                 self._batch.insert(1, (self._into, 0))
-            self._serve(client, client.step)
+            self._serve(client, client.step if client.requests or not self._crowded() else self.turn_away)
 
     def _new_client(
         self, sock: _socket.socket, connection: Connection, base: Base, peer: tuple[str, str] | None
@@ -555,8 +570,7 @@ class WsgiDriver(Reception[Client]):
         if client.broken:
             self._close(client)
         elif client.outbox is not None and not self._emptied(client):
-            client.deadline = time.monotonic() + self.config.write_timeout
-            self._watch(client, WRITE)
+            self._watch_outbox(client)
         elif connection.phase is _CLOSED:
             if not connection.leftover:
                 self._close(client)
@@ -610,8 +624,7 @@ class WsgiDriver(Reception[Client]):
                     client.send_now(data)
                 except OSError:
                     client.broken = True  # the poller tells of it
-                if client.outbox is not None and client.watched:
-                    client.deadline = time.monotonic() + self.config.write_timeout
+                if client.outbox is not None and client.watched and client.takes():
                     self._watch(client, WRITE)
 
     # The steps that a client may take.
@@ -620,9 +633,16 @@ class WsgiDriver(Reception[Client]):
         """Take in what the client sent, and note how long it has waited for that."""
         if client.connection.idle:
             client.queue_s = waited(client.sock)
-        answered = self._receive(client)
-        if answered and client.queue_s:
-            client.queue_s = 0.0  # what it has sent ahead waits for nobody but itself
+            if client.queue_s:
+                # It waits for nobody but itself while its last request is being served.
+                client.queue_s = min(client.queue_s, time.monotonic() - client.free_at)
+        return self._receive(client)
+
+    def _advance_measured(self, client: Client) -> bool:
+        answered = self._advance(client)
+        if answered:
+            client.free_at = time.monotonic()
+            client.queue_s = client.queue_s and 0.0  # for what it has sent ahead
         return answered
 
     def _receive(self, client: Client) -> bool:
@@ -637,7 +657,7 @@ class WsgiDriver(Reception[Client]):
         client.connection.receive(data)
         return self.advance(client)
 
-    def advance(self, client: Client) -> bool:
+    def _advance(self, client: Client) -> bool:
         """Take one request further, as far as what was received goes."""
         connection = client.connection
         try:
@@ -647,6 +667,11 @@ class WsgiDriver(Reception[Client]):
                 if event.head.length == 0:
                     self._dispatch(client, event, None)
                     return True
+                if client.queue_s is not None and client.queue_s > self._patience:
+                    # Not when the body is here: its client would have sent it for nothing.
+                    self._turned_away.count(QUEUED)
+                    client.send(connection.refusal(OVERLOADED, self.date()))
+                    return False
                 client.request = event
                 client.body = RequestBody(self.config.spool_dir)
                 if event.head.awaits_continue and not connection.buffered:
@@ -657,7 +682,7 @@ class WsgiDriver(Reception[Client]):
                     self._keep(client, event)
                 elif isinstance(event, End):
                     request, body = client.request, client.body
-                    client.request = client.body = None
+                    client.request = client.body = client.pace = None
                     assert request is not None
                     self._dispatch(client, request, body)
                     return True
@@ -665,8 +690,11 @@ class WsgiDriver(Reception[Client]):
         except Refused as refused:
             self._refuse(client, refused)
             return False
-        if connection.phase is not _HEAD:
-            client.deadline = time.monotonic() + self.config.body_timeout
+        if client.body is not None:
+            if client.pace is None:
+                client.pace = Pace(self.config.body_timeout, self.config.body_min_rate, time.monotonic(), 0)
+            if not client.goes_on(client.body.size):
+                self._time_out(client)
         elif connection.buffered and not client.in_head:
             # A head has its time from its first byte on, however slowly the others come.
             client.in_head = True
@@ -675,7 +703,7 @@ class WsgiDriver(Reception[Client]):
 
     def flush(self, client: Client) -> bool:
         """Send on what the client did not take at once; returns whether that was all."""
-        client.flush()
+        client.flush(TURN)
         return self._emptied(client)
 
     def _emptied(self, client: Client) -> bool:
@@ -683,7 +711,7 @@ class WsgiDriver(Reception[Client]):
         if outbox is None or outbox:
             return False
         outbox.close()
-        client.outbox = None
+        client.outbox = client.pace = None
         client.step = self.receive
         return True
 
@@ -694,6 +722,9 @@ class WsgiDriver(Reception[Client]):
         except OSError as error:
             reason = f"no room for the body: {error.strerror}"
             raise Refused(507, reason, "RFC 4918 section 11.5") from None
+
+    def _late(self, client: Client) -> bool:
+        return super()._late(client) if client.body is None else not client.goes_on(client.body.size)
 
     def _let_go(self, client: Client) -> None:
         if client.body is not None:
@@ -724,6 +755,7 @@ class WsgiDriver(Reception[Client]):
                 environ = request_environ(client.base, client.peer, request, None, 0)
             else:
                 environ = request_environ(client.base, client.peer, request, body.open(), body.size)
+            environ["prefork.client_gone"] = client.has_left
             answer.run(self.app, environ)
         except Refused as refused:
             self._refuse(client, refused)
@@ -751,6 +783,21 @@ class WsgiDriver(Reception[Client]):
                 self._blocky = max(0, self._blocky - 1) if duration < TICK else min(_BLOCKY, self._blocky + 1)
             if self.records.access_on:
                 self._log_access(client, request, answer, duration)
+
+    def _call_in_turn(self, client: Client, request: Request, body: RequestBody | None) -> None:
+        """Give a complete request to the application, unless it has waited too long, or for nobody."""
+        if client.queue_s and client.has_left():
+            self._turned_away.count(GONE)
+            client.broken = True
+            if body is not None:
+                body.close()
+        elif body is None and client.queue_s is not None and client.queue_s > self._patience:
+            self._turned_away.count(QUEUED)
+            if self._closing:
+                client.connection.answer_close = True
+            client.send(client.connection.decline(OVERLOADED, self.date()))
+        else:
+            self._call_now(client, request, body)
 
     # Requests that have a limit of time.
 

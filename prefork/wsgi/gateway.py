@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
 
 _KNOWN_NAMES = 4096
+_KNOWN_NAME_SIZE = 64  # or somebody could fill the memory with long ones
 _NOT_STARTED = "the application sent a body before it called start_response()"
 
 
@@ -55,7 +56,7 @@ class _EnvironKeys(dict[bytes, str]):
         key = "" if b"_" in name else name.decode("ascii").upper().replace("-", "_")
         if key not in {"", "CONTENT_TYPE", "CONTENT_LENGTH"}:
             key = "HTTP_" + key
-        if len(self) < _KNOWN_NAMES:
+        if len(self) < _KNOWN_NAMES and len(name) <= _KNOWN_NAME_SIZE:
             self[name] = key
         return key
 
@@ -170,6 +171,15 @@ def server_environ(
         "wsgi.input_terminated": True,
         "wsgi.file_wrapper": FileWrapper,
         **extra,
+        # Places for what each request says, so that no copy has to grow for it.
+        "REQUEST_METHOD": "",
+        "PATH_INFO": "",
+        "QUERY_STRING": "",
+        "REQUEST_URI": "",
+        "RAW_URI": "",
+        "SERVER_PROTOCOL": "",
+        "wsgi.input": None,
+        "prefork.client_gone": None,
     }
 
 

@@ -9,6 +9,7 @@ import threading
 from contextlib import suppress
 from http.client import HTTPResponse
 from pathlib import Path
+from select import select
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -103,13 +104,13 @@ def answer(client: socket.socket) -> tuple[int, bytes]:
 
 
 def until_closed(client: socket.socket) -> bytes:
-    data = b""
+    data = bytearray()
     try:
         while piece := client.recv(65536):
             data += piece
     except ConnectionResetError:
         pass
-    return data
+    return bytes(data)
 
 
 def descriptors(server: LiveServer) -> int:
@@ -143,7 +144,7 @@ def test_a_head_that_comes_drop_by_drop_has_its_time_and_no_more(
 
 
 def test_a_body_may_take_its_time_while_it_goes_on_and_not_a_moment_longer(serve: Callable[..., LiveServer]) -> None:
-    with serve(body_timeout=0.6) as server:
+    with serve(body_timeout=0.6, body_min_rate=0) as server:
         with connect(server, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n") as client:
             for drop in (b"1", b"2", b"3", b"4", b"5"):
                 pause()
@@ -152,6 +153,62 @@ def test_a_body_may_take_its_time_while_it_goes_on_and_not_a_moment_longer(serve
             assert answer(client) == (200, b"5")
         with connect(server, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n1234") as client:
             assert until_closed(client).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        pytest.param(b"Content-Length: 100000", b"1", id="length"),
+        pytest.param(b"Transfer-Encoding: chunked", b"1\r\nx\r\n", id="chunks"),
+        pytest.param(b"Transfer-Encoding: chunked", b"1;much=words\r\nx\r\n", id="words instead of data"),
+    ],
+)
+def test_a_body_that_creeps_has_its_time_and_no_more(
+    serve: Callable[..., LiveServer], head: bytes, drop: bytes
+) -> None:
+    with serve(body_timeout=0.5, body_min_rate=50) as server:
+        with connect(server, b"POST / HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n\r\n") as client:
+            drops = 0
+            while not select([client], [], [], 0.1)[0]:
+                client.sendall(drop)
+                drops += 1
+            assert until_closed(client).startswith(b"HTTP/1.1 408 ")
+        assert drops < 20
+        assert server.get() == (200, b"0")
+
+
+@pytest.mark.parametrize("path", ["/stream", "/file"])
+def test_who_reads_at_a_creep_is_given_up_and_who_reads_slowly_is_not(
+    serve: Callable[..., LiveServer], path: str
+) -> None:
+    with serve(write_timeout=0.5, write_min_rate=100_000) as server:
+        with connect(server, get(path)) as creeping, connect(server, get(path)) as slow:
+            received = 0
+            for _ in range(150):
+                received += len(slow.recv(100_000))
+                creeping.recv(100)
+                pause(0.01)
+            assert received > 1_000_000
+            assert len(until_closed(creeping)) < BIG
+            while received < BIG:
+                received += len(slow.recv(100_000)) or pytest.fail("cut")
+        assert server.get() == (200, b"0")
+
+
+WAITS = """
+import prefork.wsgi.driver
+prefork.wsgi.driver.SPOOL = 1_000_000
+"""
+
+
+def test_a_thread_that_waits_for_its_client_is_free_again_and_the_application_not_to_blame(
+    serve: Callable[..., LiveServer],
+) -> None:
+    with serve(WAITS, write_timeout=0.5) as server, connect(server, get("/stream")) as client:
+        server.wait_for_output("closed 1")
+        assert server.get() == (200, b"0")
+        assert len(until_closed(client)) < BIG
+        assert not server.all("request.failed")
 
 
 def test_an_idle_connection_is_closed_in_its_time(serve: Callable[..., LiveServer]) -> None:

@@ -201,6 +201,15 @@ def crowd(folder: Path) -> LiveServer:
     return server
 
 
+def full_house(folder: Path) -> LiveServer:
+    """One client more than there may be."""
+    with pool(folder, limit_concurrency=1) as server, socket.create_connection(server.address):
+        assert server.get()[0] == 503
+        server.wait_for("worker.overloaded")
+        server.stop()
+    return server
+
+
 def edit(folder: Path) -> LiveServer:
     """A file that changes."""
     with script(folder, "sys.exit(WorkerPool(tea.app, files_changed=tea.changed, **where).serve())") as server:
@@ -250,6 +259,7 @@ LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     unfinished_work,
     never_ready,
     crowd,
+    full_house,
     edit,
     deploys,
     secrets,

@@ -15,6 +15,7 @@ from prefork.http1.parser_httptools import HttptoolsParser
 
 PARSERS = [pytest.param(H11Parser, id="h11"), pytest.param(HttptoolsParser, id="httptools")]
 DATE = b"Tue, 24 Nov 2026 00:00:00 GMT"
+CHUNKS = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 LIMITS = Limits(max_head_size=2048, max_header_count=8, max_body_size=1000)
 
 pytestmark = pytest.mark.parametrize("parser", PARSERS)
@@ -141,6 +142,87 @@ def test_head_may_come_octet_by_octet_behind_an_empty_line(parser: Maker) -> Non
     made.receive(b"\n")
     request = read(made)
     assert (request.line.version, request.head.keep_alive, request.head.host) == ("1.0", True, b"")
+
+
+def told(made: Connection) -> object:
+    """Return what the connection makes of what it has received, ``None`` if it waits for more."""
+    said: list[object] = []
+    try:
+        while (event := made.next_event()) is not None:
+            if isinstance(event, Request):
+                said.append((event.line.octets, event.head.fields))
+            elif isinstance(event, Body):
+                said += event.data
+            else:
+                said.append(event.trailers)
+    except Refused as refused:
+        return refused.status
+    return said
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"\r\nGET / HTTP/1.1\r\nHost: a\r\nX: b\r\n\r\nGET", id="head"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", id="bare LF"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n", id="bare CR"),
+        pytest.param(b"GET / HTTP/1.1\r\nX: " + b"x" * 2048, id="too long"),
+        pytest.param(CHUNKS + b"3;a=b\r\nabc\r\n0\r\nX: y\r\nY: z\r\n\r\n", id="chunks"),
+        pytest.param(CHUNKS + b"3;a=b\nabc\r\n0\r\n\r\n", id="bare LF behind a chunk size"),
+        pytest.param(CHUNKS + b"3;a=b\rabc\r\n0\r\n\r\n", id="bare CR behind a chunk size"),
+        pytest.param(CHUNKS + b"0\r\nX: y\nY: z\r\n\r\n", id="bare LF in a trailer"),
+        pytest.param(CHUNKS + b"0\r\nX: y\rY: z\r\n\r\n", id="bare CR in a trailer"),
+    ],
+)
+def test_where_the_octets_are_cut_changes_nothing(parser: Maker, data: bytes) -> None:
+    whole = told(connection(parser, data))
+    for cut in range(1, len(data)):
+        made = connection(parser, data[:cut])
+        begun = told(made)
+        if isinstance(begun, list):
+            made.receive(data[cut:])
+            ended = told(made)
+            assert (begun + ended if isinstance(ended, list) else ended) == whole, cut
+        else:
+            assert begun == whole, cut
+
+
+def test_octets_that_come_one_by_one_are_searched_once(parser: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = 0
+
+    class Counting:
+        def search(self, data: bytes, start: int) -> None:
+            nonlocal searched
+            searched += len(data) - start
+
+    monkeypatch.setattr("prefork.http1.connection.STRAY_LINE_END", Counting())
+    monkeypatch.setattr("prefork.http1.chunks.STRAY_LINE_END", Counting())
+    line = b"x" * 1900
+    for begun in (b"GET / HTTP/1.1\r\nX: ", CHUNKS + b"1;", CHUNKS + b"0\r\nX: "):
+        made = connection(parser, begun)
+        told(made)
+        searched = 0
+        for octet in line:
+            made.receive(bytes([octet]))
+            told(made)
+        assert searched <= 2 * len(line)
+
+
+def test_who_is_declined_may_ask_again_if_the_connection_goes_on(parser: Maker) -> None:
+    busy = Refused(503, "too much to do", "RFC 9110 section 15.6.4")
+    body = b"503 Service Unavailable: too much to do\n"
+    made = connection(parser, b"GET / HTTP/1.1\r\nHost: a\r\n\r\nHEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+    read(made)
+    answer = made.decline(busy, DATE)
+    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"\r\nRetry-After: 1\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n" + body)
+    assert read(made).line.method == "HEAD"
+    assert made.decline(busy, DATE).endswith(b"\r\n\r\n")
+    made.receive(b"GET / HTTP/1.0\r\n\r\n")
+    read(made)
+    assert b"\r\nConnection: close\r\n" in made.decline(busy, DATE)
+    assert made.phase is Phase.CLOSED
 
 
 @pytest.mark.parametrize("value", [b"close", b"keep-alive, Close"])

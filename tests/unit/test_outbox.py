@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,3 +125,34 @@ def test_a_client_that_always_lags_costs_no_more_room_than_it_lags(
         open_files = [path.stat() for path in Path("/dev/fd").iterdir() if path.exists() and path.is_file()]
         assert sum(file.st_blocks * 512 for file in open_files if file.st_nlink == 0) < 8_000_000
     outbox.close()
+
+
+def test_who_takes_all_at_once_is_given_a_part_so_that_others_have_their_turn(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    outbox = Outbox(None)
+    server, client = ends
+    for _ in range(100):
+        outbox.add(b"x" * 1000)
+    assert outbox.flush(server, 2500) == 3000
+    assert len(client.recv(100_000)) == 3000
+    assert outbox.flush(server) > 3000
+    outbox.close()
+
+
+def test_what_lies_in_the_kernel_is_not_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        server, _ = listener.accept()
+        with server:
+            server.setblocking(False)
+            outbox = Outbox(None)
+            before = outbox.taken(server)
+            outbox.add(b"x" * 40_000_000)
+            outbox.flush(server)
+            stuck = outbox.taken(server) - before
+            assert 0 < stuck < 40_000_000 - outbox.size
+            size = len(client.recv(1_000_000, socket.MSG_WAITALL))
+            deadline = time.monotonic() + 10
+            while outbox.taken(server) - before < stuck + size // 2:
+                assert time.monotonic() < deadline
+            outbox.close()

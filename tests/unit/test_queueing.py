@@ -1,4 +1,4 @@
-"""How long did a request wait for a thread?"""
+"""How long did a request wait for a thread, and does its client still wait for the answer?"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from prefork.wsgi.queueing import waited
+from prefork.queueing import has_left, waited
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel does not tell")
@@ -28,3 +28,25 @@ def test_of_a_unix_socket_nothing_is_known() -> None:
     one, other = socket.socketpair()
     with one, other:
         assert waited(one) is None
+
+
+def test_who_sends_no_more_has_left() -> None:
+    one, other = socket.socketpair()
+    with one:
+        with other:
+            assert not has_left(one)
+            other.sendall(b"tea")
+            assert not has_left(one)
+        assert has_left(one)
+    assert has_left(one)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the kernel does not tell")
+def test_who_leaves_behind_what_nobody_has_read_yet_has_left_as_well() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as client:
+        sock, _ = listener.accept()
+        with sock:
+            client.sendall(b"tea")
+            client.shutdown(socket.SHUT_WR)
+            assert sock.recv(4, socket.MSG_PEEK | socket.MSG_WAITALL) == b"tea"
+            assert has_left(sock)
