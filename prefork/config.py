@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from prefork import memory
+from prefork.access_format import FORMATS, compile_format
 from prefork.addresses import parse_bind
 from prefork.errors import ConfigError, MissingExtra
 from prefork.trust import NOBODY, UNIX, parse_proxy
@@ -40,6 +41,8 @@ _NEAREST = 0.6
 _TYPING_ERROR = 0.8
 # What other servers call it, where spelling alone would not lead there.
 _ELSEWHERE = {
+    "access_logfile": "access_log",
+    "access_logformat": "access_log_format",
     "accesslog": "access_log",
     "cert_reqs": "ssl_verify",
     "certfile": "cert",
@@ -338,6 +341,16 @@ def _read_warm_up(option: Option, value: Any) -> Callable[..., Any] | str | tupl
         raise option.wrong(value, "give a callable, its name as module:function, or paths such as /") from None
 
 
+def _read_access_format(option: Option, value: Any) -> str:
+    text = _read_str(option, value)
+    if text.lower() in {"json", "console", *FORMATS}:
+        return text.lower()
+    if "%" not in text:
+        raise option.wrong(value, "give json, console, common, combined, or a format string such as '%h %t %s'")
+    compile_format(text)
+    return text
+
+
 _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "int": _read_int,
     "workers": _read_workers,
@@ -350,6 +363,7 @@ _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "account": _read_account,
     "octal": _read_octal,
     "log": _read_log,
+    "access_format": _read_access_format,
     "list": _read_list,
     "addresses": _read_addresses,
     "choices": _read_choices,
@@ -368,6 +382,7 @@ _PLACEHOLDERS = {
     "account": "NAME",
     "octal": "OCTAL",
     "log": "-|PATH",
+    "access_format": "FORMAT",
     "addresses": "ADDRESS",
     "proxies": "ADDRESS|NETWORK|unix|*",
     "root_path": "PATH",
@@ -462,6 +477,10 @@ class Config:
     log_level: str = option("info", "choice", group="Log", common=True, choices=("debug", "info", "warning", "error"), help="The least level that is recorded.")
     log_file: str | None = option(None, "path", group="Log", optional=True, help="Where records go; stderr unless given.")
     access_log: str | None = option(None, "log", group="Log", common=True, optional=True, help="Record each request: - with the other records, or a file.")
+    access_log_format: str | None = option(None, "access_format", group="Log", optional=True, help="How these records look: json, console, common or combined (as Apache's), or a format string of Apache's or gunicorn's; as log_format unless given.")
+    access_log_skip: tuple[str, ...] = option((), "list", group="Log", help="Paths whose requests are not recorded unless they fail, such as /health or /static/*. Repeatable.")
+    access_log_filter: Any = option(None, "hook", group="Hooks", optional=True, help="Whether to record a request: module:function(fields).")
+    request_id: bool = option(False, "bool", group="Log", help="Give each request an id, that of X-Request-ID or a new one: in the environ, in the answer and in the records.")
     # fmt: on
     workers_from: str = field(default="", compare=False)
     bind_from: str | None = field(default=None, compare=False)

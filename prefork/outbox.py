@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     import _socket
+    from collections.abc import Callable
 
 MEMORY = 1024 * 1024
 """How many unsent bytes are kept in memory for one client."""
@@ -44,7 +45,7 @@ class Part:
 class Outbox:
     """What was answered and not yet taken by the client, in order."""
 
-    __slots__ = ("_items", "_memory", "_sent", "_spool", "_spool_dir", "size")
+    __slots__ = ("_items", "_memory", "_sent", "_spool", "_spool_dir", "size", "then")
 
     def __init__(self, spool_dir: str | None) -> None:
         self._spool_dir = spool_dir
@@ -54,6 +55,8 @@ class Outbox:
         self._spool: IO[bytes] | None = None
         self.size = 0
         """Unsent bytes, those of files that the kernel sends not counted."""
+        self.then: Callable[..., object] | None = None
+        """Called at the end, with ``whole``, which says whether all was sent."""
 
     def __bool__(self) -> bool:
         return bool(self._items)
@@ -143,6 +146,8 @@ class Outbox:
 
     def close(self) -> None:
         """Throw away what is left."""
+        if self.then is not None:
+            self.then(whole=not self._items)
         for item in self._items:
             if isinstance(item, Part):
                 os.close(item.file)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import threading
 
+    from prefork.http1.messages import Request
+
 
 class GivenUp(ConnectionAbortedError):
     """The request was answered for: what its thread still has to say is heard by nobody."""
@@ -21,22 +23,25 @@ class GivenUp(ConnectionAbortedError):
 class Running:
     """A request that the application is at, in ``thread``, with the ``cell`` of the scoreboard.
 
+    ``received`` is the size of its body.
     It has ``limit`` seconds until its answer is complete, and then as long for what the application does behind that.
     """
 
-    __slots__ = ("cell", "claim", "deadline", "limit", "method", "path", "sending", "since", "thread")
+    __slots__ = ("cell", "claim", "deadline", "limit", "received", "request", "sending", "since", "thread", "untold")
 
-    def __init__(self, thread: threading.Thread, cell: int, method: str, path: bytes, limit: float) -> None:
+    def __init__(self, thread: threading.Thread, cell: int, request: Request, received: int, limit: float) -> None:
         self.thread = thread
         self.cell = cell
-        self.method = method
-        self.path = path
+        self.request = request
+        self.received = received
         self.limit = limit
         self.since = time.monotonic()
         self.deadline = self.since + limit
         self.sending = False
         """Whether the thread has begun to answer; it changes only in the hands of whoever has the claim."""
         self.claim = [True]
+        self.untold = [True]
+        """To be taken by whoever writes it into the access log."""
 
     def extend(self, seconds: float) -> None:
         """Give the request at least so many seconds from now on."""

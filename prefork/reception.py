@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
 from prefork.deadlines import Deadlines
 from prefork.handover import Ticket, read, sent_at
-from prefork.http1.connection import Connection, Phase, closing_answer
+from prefork.http1.connection import Connection, NamedConnection, Phase, closing_answer
 from prefork.http1.forwarded import Belief
 from prefork.http1.heads import HeadReader, Parser
 from prefork.http1.messages import Refused
@@ -244,6 +244,8 @@ class Reception(Generic[G]):
         tls: SSLContext | None,
     ) -> None:
         self._reader = HeadReader(config.limits, new_parser(config.http))
+        self._kind_of_connection = NamedConnection if config.request_id else Connection
+        self._access = records.access_log()
         self.config = config
         self.records = records
         self.tls = tls
@@ -714,7 +716,7 @@ class Reception(Generic[G]):
     def _admit(self, sock: _socket.socket, base: Any, peer: tuple[str, str] | None, deadline: float) -> G:
         if sock.gettimeout() is not None:
             sock.setblocking(False)  # socket.setdefaulttimeout() of an application is for others
-        client = self._new_client(sock, Connection(self._reader), base, peer)
+        client = self._new_client(sock, self._kind_of_connection(self._reader), base, peer)
         self._clients[client.fd] = client
         self._row.hold(len(self._clients))
         client.deadline = deadline

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.config import QUICK_STOP_S
 from prefork.drivers import new_driver
 from prefork.exit_guard import ExitGuard
+from prefork.hooks import load_hook
 from prefork.loading import load_app
 from prefork.memory import Scales
 from prefork.process_name import set_process_name
@@ -190,10 +191,12 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     """Do all that has to be done before the driver runs."""
     config, records = birth.config, birth.records.bind(role="worker", worker=birth.number, generation=birth.generation)
     with ExitStack() as alone:
-        if isinstance(birth.app, str) or birth.hooks.worker_started:
+        if isinstance(birth.app, str) or birth.hooks.worker_started or config.access_log_filter:
             alone.enter_context(dying_with_parent(lifeline))
         app = load_app(birth.app, config.app_dir) if isinstance(birth.app, str) else birth.app
         birth.hooks.load(config.app_dir, "worker_started", "worker_exiting")
+        if config.access_log_filter is not None:
+            records.choose_requests(load_hook(config.access_log_filter, config.app_dir))
         locate = where_held if config.log_level == "debug" else str
         guard = ExitGuard(clock=monotonic, on_free=inbox.wake, locate=locate)
         resignation = Resignation(inbox.wake)

@@ -179,6 +179,9 @@ class Connection:
         "phase",
     )
 
+    request_id = ""
+    """By which id the present request is known, where it has one (see ``NamedConnection``)."""
+
     def __init__(self, reader: HeadReader) -> None:
         self._reader = reader
         self._buffer = b""
@@ -449,6 +452,24 @@ def _field_lines(fields: Iterable[tuple[str, str]]) -> bytes:
             raise Misanswered(f"CR, LF, NUL or a character beyond latin-1 in a field: {line!r}")
         lines += line.encode("latin-1") + b"\r\n"
     return lines
+
+
+class NamedConnection(Connection):
+    """A connection whose answers carry the id of their request, unless the application has given one itself."""
+
+    __slots__ = ("request_id",)
+
+    def __init__(self, reader: HeadReader) -> None:
+        super().__init__(reader)
+        self.request_id = ""
+
+    def start(self, status: str, fields: Sequence[tuple[str, str]], date: bytes, whole: int | None = None) -> bytes:
+        """Return the head of the answer, with the id in it."""
+        head = super().start(status, fields, date, whole)
+        if not self.request_id or any(name.lower() == "x-request-id" for name, _ in fields):
+            return head
+        # Put in behind the fields: these are remembered as a whole, and would be no more if one were new each time.
+        return b"%bX-Request-ID: %b\r\n\r\n" % (head[:-2], self.request_id.encode("ascii"))
 
 
 def closing_answer(refused: Refused, date: bytes, *, head_only: bool = False) -> bytes:

@@ -29,6 +29,8 @@ class RequestLine:
     octets: bytes
     memo: Any = None
     """A place for what a gateway makes of it, so that it is made once."""
+    written: Any = None
+    """The same for an access log."""
 
 
 @dataclass(slots=True, eq=False)
@@ -47,6 +49,8 @@ class Head:
     awaits_continue: bool
     memo: Any = None
     """A place for what a gateway makes of it, so that it is made once."""
+    written: Any = None
+    """The same for an access log."""
 
 
 @dataclass(slots=True, eq=False)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefork.config import Config
+    from prefork.records.access import AccessLog
     from prefork.records.outlet import Outlet
 
 __all__ = ["CATALOGUE", "RecordSpec", "Records", "render_records_markdown"]
@@ -39,34 +40,54 @@ class Records:
     ``python -X dev``: then it is a ``ValueError`` if a record is not as in the catalogue.
     """
 
-    __slots__ = ("_bound", "_shared", "access_on")
-
-    access_on: bool
-    """Whether requests are recorded. A plain attribute, because it is read for each of them."""
+    __slots__ = ("_shared", "bound")
 
     def __init__(self, config: Config, *, logger: Any = None, strict: bool | None = None) -> None:
-        self._bound: dict[str, Any] = {}
+        self.bound: dict[str, Any] = {}
+        """What each record carries."""
         self._shared = _Shared(config, logger, strict=sys.flags.dev_mode if strict is None else strict)
-        self.access_on = config.access_log is not None
 
     def bind(self, **fields: Any) -> Records:
         """Return records that carry ``fields`` as well."""
         bound = object.__new__(Records)
-        bound._bound, bound._shared, bound.access_on = {**self._bound, **fields}, self._shared, self.access_on
+        bound.bound, bound._shared = {**self.bound, **fields}, self._shared
         return bound
 
     def emit(self, name: str, **fields: Any) -> None:
         """Write the record ``name``; an exception is given as ``exc_info``, the text of a traceback as ``traceback``."""
         # What the record says about its subject comes before what the emitter is bound to.
-        self._shared.emit(name, {"pid": os.getpid(), **self._bound, **fields})
+        self._shared.emit(name, {"pid": os.getpid(), **self.bound, **fields})
+
+    def tell(self, name: str, **fields: Any) -> None:
+        """Let the hook ``on_record``, if there is one, know of a record that is written in another way."""
+        if self._shared.hook is not None:
+            self._shared.tell(name, {"pid": os.getpid(), **self.bound, **fields})
 
     def failure(self, error: BaseException, **fields: Any) -> None:
         """Write that the application raised."""
         self.emit("request.failed", exc_info=error, **fields)
 
-    def access(self, **fields: Any) -> None:
-        """Write that a request was answered."""
-        self.emit("request.finished", **fields)
+    def access_log(self) -> AccessLog | None:
+        """Return who writes that requests were answered; to be called in the process that does. ``None``: nobody."""
+        if self._shared.config.access_log is None:
+            return None
+        from prefork.records.access import AccessLog
+
+        return AccessLog(self._shared.config, self)
+
+    def choose_requests(self, wanted: Callable[[dict[str, Any]], object]) -> None:
+        """Have ``wanted`` asked, with the fields of ``request.finished``, whether to write it."""
+        self._shared.request_filter = wanted
+
+    @property
+    def request_filter(self) -> Callable[[dict[str, Any]], object] | None:
+        """What is asked whether to write ``request.finished``."""
+        return self._shared.request_filter
+
+    @property
+    def outlet(self) -> Outlet | None:
+        """Where records go; ``None`` if somebody else's logger has them, or after the end."""
+        return self._shared.open()
 
     def adopt_root(self) -> bool:
         """Make one stream with the application's log, unless it has set up its own; return whether it is so now.
@@ -92,13 +113,14 @@ class _Shared:
     """What all bound records have in common: where they go, and the hook."""
 
     def __init__(self, config: Config, logger: Any, *, strict: bool) -> None:
-        self._config = config
+        self.config = config
         self._logger = logger
         self._strict = strict
-        self._hook: Callable[..., object] | str | None = config.on_record
+        self.hook: Callable[..., object] | str | None = config.on_record
         self._early: list[tuple[str, dict[str, Any]]] = []
         self._makers: dict[str, Any] = {}
         self._closed = False
+        self.request_filter: Callable[[dict[str, Any]], object] | None = None
         self.outlet: Outlet | None = None
 
     def open(self) -> Outlet | None:
@@ -108,7 +130,7 @@ class _Shared:
         if self.outlet is None and self._logger is None and not self._closed:
             from prefork.records.outlet import Outlet
 
-            self.outlet = Outlet(self._config)
+            self.outlet = Outlet(self.config)
         return self.outlet
 
     def _make_loggers(self) -> dict[str, Any]:
@@ -129,6 +151,8 @@ class _Shared:
 
     def emit(self, name: str, fields: dict[str, Any]) -> None:
         spec = CATALOGUE.get(name, UNKNOWN)
+        # A line that is made already is for our own handlers alone.
+        made = {"line": line} if (line := fields.pop("line", None)) else {}
         if self._strict and (wrong := ["is not in the catalogue"] if spec is UNKNOWN else spec.problems(fields)):
             raise ValueError(f"the record {name}: {', '.join(wrong)}")
         if spec.code:
@@ -139,28 +163,30 @@ class _Shared:
         try:
             if outlet is not None:
                 outlet.settle()
-            getattr(self._makers[spec.logger], spec.level_of(fields))(name, **fields)
+            getattr(self._makers[spec.logger], spec.level_of(fields))(name, **fields, **made)
         except Exception:  # noqa: BLE001, S110 - the log must never be what breaks a server
             pass
-        if self._hook is not None:
-            now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-            about = {"timestamp": now, "level": spec.level_of(fields), "logger": spec.logger, "event": name}
-            self._tell(name, {**about, **fields})
+        if self.hook is not None:
+            self.tell(name, fields)
 
-    def _tell(self, name: str, fields: dict[str, Any]) -> None:
+    def tell(self, name: str, fields: dict[str, Any]) -> None:
         """Call the hook, if it can be had by now."""
-        if isinstance(self._hook, str) and name in BEFORE_THE_APP:
+        spec = CATALOGUE.get(name, UNKNOWN)
+        now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        about = {"timestamp": now, "level": spec.level_of(fields), "logger": spec.logger, "event": name}
+        fields = {**about, **fields}
+        if isinstance(self.hook, str) and name in BEFORE_THE_APP:
             self._early.append((name, fields))
             return
         waiting, self._early = [*self._early, (name, fields)], []
         try:
-            if isinstance(self._hook, str):
-                self._hook = load(self._hook, self._config.app_dir)
+            if isinstance(self.hook, str):
+                self.hook = load(self.hook, self.config.app_dir)
             for record in waiting:
-                self._hook(*record)  # type: ignore[misc]  # not None: asked by who calls this
+                self.hook(*record)  # type: ignore[misc]  # not None: asked by who calls this
         except Exception as error:  # noqa: BLE001 - anybody's code
             # Once: a hook that is broken would be so for each request.
-            self._hook = None
+            self.hook = None
             emitter = {name: fields[name] for name in EMITTER if name in fields}
             self.emit("hook.failed", {**emitter, "hook": "on_record", "exc_info": error})
 

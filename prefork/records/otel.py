@@ -24,6 +24,8 @@ NAMES: Mapping[str, str] = {
     "port": "server.port",
     "http_version": "network.protocol.version",
     "user_agent": "user_agent.original",
+    "host": "http.request.header.host",
+    "referer": "http.request.header.referer",
     "request_bytes": "http.request.body.size",
     "response_bytes": "http.response.body.size",
     "pid": "process.pid",

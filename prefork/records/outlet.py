@@ -10,8 +10,10 @@ from __future__ import annotations
 import logging
 import os
 import select
+import stat
 import sys
 from contextlib import suppress
+from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -21,7 +23,7 @@ from prefork.records.catalogue import LEVELS, LOGGERS
 from prefork.records.rendering import Record, to_console, to_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, MutableMapping
+    from collections.abc import Callable, Iterator, MutableMapping, Sequence
     from io import TextIOBase
 
     from structlog.typing import Processor
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from prefork.config import Config
 
 STDERR = 2
+# Of syslog(3), which the journal has as well.
+_PRIORITIES = {10: 7, 20: 6, 30: 4, 40: 3, 50: 2}
+_NOTICE = 5
 PATIENCE_S = 1.0  # for a reader of our output who has fallen behind, where it does not block by itself
 
 
@@ -36,7 +41,7 @@ class Writer(logging.Handler):
     """Writes each record by one ``write``, so that the lines of several processes do not mix.
 
     To a file, which is opened to append and can be reopened, or to stderr, whatever that is at the moment: a program
-    may have replaced ``sys.stderr``.
+    may have replaced ``sys.stderr``. If that leads to systemd's journal, each line begins with its priority.
     """
 
     def __init__(self, path: str | None, style: str) -> None:
@@ -45,9 +50,16 @@ class Writer(logging.Handler):
         # Absolute, because what reopens it may stand in another directory by then.
         self.path = None if path is None else os.path.abspath(path)  # noqa: PTH100 - a Path says no more
         self.fd = None if self.path is None else _open(self.path)
+        # What is appended to a file by one call stays together, whatever its length.
+        self._whole = self.fd is not None and stat.S_ISREG(os.fstat(self.fd).st_mode)
         terminal = self.path is None and _is_terminal(sys.stderr)
-        console = style == "console" or (style == "auto" and terminal)
-        self.setFormatter(_formatter(console=console, colour=self.path is None and wants_colour(terminal=terminal)))
+        self.console = style == "console" or (style == "auto" and terminal)
+        """Whether records are for people."""
+        self.journal = self.path is None and _is_journal(STDERR)
+        """Whether systemd's journal takes the lines: it has a clock and levels of its own."""
+        self.colour = self.path is None and not self.journal and wants_colour(terminal=terminal)
+        """Whether colours may be used."""
+        self.setFormatter(_formatter(console=self.console, colour=self.colour, clock=not self.journal))
 
     def _is_ours_to_write(self, record: logging.LogRecord) -> bool:
         """Whether to write a record: one of ours that goes to stderr only if nobody else prints it."""
@@ -56,14 +68,23 @@ class Writer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record. A full disk, or a reader that is gone, is no reason to stop serving."""
         try:
-            line = self.format(record) + "\n"
-            with suppress(OSError):
-                if self.fd is None:
-                    _write_stderr(line)
-                else:
-                    _write(self.fd, line)
+            line = getattr(record.msg, "line", None) or self.marked(self.format(record), record.levelno)
+            self.write([line])
         except Exception:  # noqa: BLE001 - the log must never be what breaks a server
             self.handleError(record)
+
+    def marked(self, line: str, level: int) -> str:
+        """Return a line as it is to be written: for systemd's journal with its priority in front (sd-daemon(3))."""
+        return f"<{_PRIORITIES.get(level, _NOTICE)}>{line}" if self.journal else line
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Write lines, as many at once as cannot mix with those of other processes."""
+        with suppress(OSError):
+            for piece in ["\n".join([*lines, ""])] if self._whole else _pieces(lines):
+                if self.fd is None:
+                    _write_stderr(piece)
+                else:
+                    _write(self.fd, piece)
 
     def reopen(self) -> None:
         """Open the file anew, under the same descriptor: no thread that writes meanwhile needs to know."""
@@ -79,12 +100,31 @@ class Writer(logging.Handler):
         super().close()
 
 
+def _pieces(lines: Sequence[str]) -> Iterator[str]:
+    """Yield lines, as many together as a pipe is sure not to tear apart (pipe(7)); one that is longer by itself."""
+    piece = ""
+    for line in lines:
+        if piece and _size(piece) + _size(line) >= PIPE_BUF:
+            yield piece
+            piece = ""
+        piece += line + "\n"
+    yield piece
+
+
+def _size(text: str) -> int:
+    return len(text) if text.isascii() else len(_encoded(text))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
 def _open(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
 
-def _write(fd: int, line: str) -> None:
-    left = line.encode("utf-8", "backslashreplace")
+def _write(fd: int, text: str) -> None:
+    left = _encoded(text)
     while left:
         try:
             left = left[os.write(fd, left) :]
@@ -93,17 +133,17 @@ def _write(fd: int, line: str) -> None:
                 return
 
 
-def _write_stderr(line: str) -> None:
+def _write_stderr(text: str) -> None:
     stream: TextIOBase | Any = sys.stderr
     if stream is None or getattr(stream, "closed", False):
         return
     try:
         fd = stream.fileno()
     except (AttributeError, OSError, ValueError):  # a StringIO, or whatever else a program put there
-        stream.write(line)
+        stream.write(text)
         stream.flush()
     else:
-        _write(fd, line)
+        _write(fd, text)
 
 
 def _is_terminal(stream: Any) -> bool:
@@ -111,6 +151,15 @@ def _is_terminal(stream: Any) -> bool:
         return bool(stream.isatty())
     except (AttributeError, ValueError):
         return False
+
+
+def _is_journal(fd: int) -> bool:
+    """Whether what is written there goes to systemd's journal, as its variable says (systemd.exec(5))."""
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def wants_colour(*, terminal: bool) -> bool:
@@ -153,6 +202,7 @@ def to_logging(logger: Any, name: str, event: MutableMapping[str, Any]) -> tuple
     ``str``. A real ``exc_info`` gives all of them the traceback.
     """
     record = Record(event)
+    record.line = record.pop("line", None)
     keywords: dict[str, Any] = {"extra": {"_logger": logger, "_name": name}}
     if (error := record.pop("exc_info", None)) is not None:
         record["exc_info"] = keywords["exc_info"] = (type(error), error, _beyond_us(error))
@@ -184,14 +234,14 @@ def make_logger(logger: logging.Logger) -> Any:
     ).bind()
 
 
-def _formatter(*, console: bool, colour: bool) -> logging.Formatter:
+def _formatter(*, console: bool, colour: bool, clock: bool) -> logging.Formatter:
     """Return what renders our records and, where ours is the handler of the root, everybody's."""
     trace = structlog.processors.ExceptionRenderer()  # as plain text, also where rich is installed
 
     def render(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> str:
         made: logging.LogRecord = event.pop("_record")
         event.pop("_from_structlog", None)
-        return to_console(event, made.created, colour=colour) if console else to_json(event)
+        return to_console(event, made.created, colour=colour, clock=clock) if console else to_json(event)
 
     foreign: list[Processor] = [
         structlog.stdlib.add_logger_name,
@@ -253,6 +303,18 @@ class Outlet:
             logger.propagate = before
 
         self._undo.append(undo)
+
+    @property
+    def access_writer(self) -> Writer | None:
+        """What writes that requests were answered; ``None`` if it is not us."""
+        writer = self._requests or self._writer
+        return writer if isinstance(writer, Writer) else None
+
+    def others_want_requests(self) -> bool:
+        """Whether somebody else has put up a handler, a filter or a level for the logger of requests."""
+        logger = logging.getLogger("prefork.access")
+        theirs = (one for one in _handlers(logger) if not isinstance(one, (Writer, logging.NullHandler)))
+        return bool(logger.filters) or not logger.isEnabledFor(logging.INFO) or any(theirs)
 
     def settle(self) -> None:
         """Put right what a program's own set-up has done to ours since the last record.

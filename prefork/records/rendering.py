@@ -22,13 +22,17 @@ _QUIET = frozenset({*FIRST, *_BLOCKS, "exc_info", "pid", "role", "generation"})
 _LEVEL_STYLES = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;37;41"}
 _STATUS_STYLES = {2: "32", 3: "36", 4: "33", 5: "1;31"}
 _DIM, _BOLD, _KEY, _ERROR = "2", "1", "36", "1;31"
+_SUCCESS = 2
 _NAME_WIDTH = 22  # of worker.respawn_delayed, the longest name that comes often
 
 
 class Record(dict[str, Any]):
     """The fields of a record, which a plain formatter shows as ``name key=value …``."""
 
-    __slots__ = ()
+    __slots__ = ("line",)
+
+    line: str | None
+    """What our own handlers write of it, where that is made already."""
 
     def __str__(self) -> str:
         hidden = {*FIRST, "exc_info", "exception"}
@@ -46,12 +50,15 @@ def to_json(record: Mapping[str, Any]) -> str:
         return json.dumps({str(name): str(value) for name, value in ordered.items()})
 
 
-def to_console(record: Mapping[str, Any], at: float, *, colour: bool) -> str:
-    """Return a record for a person: local time (``at`` is in seconds since the epoch), level, name, fields."""
+def to_console(record: Mapping[str, Any], at: float, *, colour: bool, clock: bool = True) -> str:
+    """Return a record for a person: local time (``at`` is in seconds since the epoch), level, name, fields.
+
+    Without ``clock`` the time is left out, where whoever takes the line has his own.
+    """
     paint = _painted if colour else _plain
-    clock = paint(_DIM, time.strftime("%H:%M:%S", time.localtime(at)))
+    now = paint(_DIM, time.strftime("%H:%M:%S", time.localtime(at))) + " " if clock else ""
     head = _access(record, paint) if record.get("event") == "request.finished" else _head(record, paint)
-    return "\n".join([f"{clock} {head}", *(f"  {line}" for line in _blocks(record, paint))])
+    return "\n".join([f"{now}{head}", *(f"  {line}" for line in _blocks(record, paint))])
 
 
 def _painted(style: str, text: str) -> str:
@@ -82,12 +89,20 @@ def _head(record: Mapping[str, Any], paint: Any) -> str:
 
 
 def _access(record: Mapping[str, Any], paint: Any) -> str:
-    """Return the line that ``flask run`` and ``runserver`` have made familiar."""
+    """Return the line that ``flask run`` and ``runserver`` have made familiar, in the colour of its status."""
     target = escaped(f"{record['path']}?{record['query']}" if record.get("query") else str(record["path"]))
     request = f'"{escaped(str(record["method"]))} {target} HTTP/{record["http_version"]}"'
-    status = paint(_STATUS_STYLES.get(int(record["status"]) // 100, _BOLD), str(record["status"]))
-    size, took = record["response_bytes"], _duration(float(record["duration_s"]))
-    return f"{record['client'] or '-'} {request} {status} {size} {paint(_DIM, took)}"
+    kind = int(record["status"]) // 100
+    status = paint(_STATUS_STYLES.get(kind, _BOLD), str(record["status"]))
+    if kind > _SUCCESS:
+        request = paint(_STATUS_STYLES.get(kind, _BOLD), request)
+    size, took = record["response_bytes"], paint(_DIM, _duration(float(record["duration_s"])))
+    parts = [escaped(record["client"] or "-"), request, status, size, took]
+    if record["outcome"] != "complete":
+        parts.append(paint(_ERROR, record["outcome"]))
+    if record.get("request_id"):
+        parts.append(paint(_DIM, escaped(str(record["request_id"]))))
+    return " ".join(map(str, parts))
 
 
 def _duration(seconds: float) -> str:

@@ -23,9 +23,11 @@ import threading
 import time
 import traceback
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from prefork.http1.connection import Phase, closing_answer
+from prefork.access_format import Entry
+from prefork.http1.connection import NamedConnection, Phase, closing_answer
 from prefork.http1.messages import Body, End, Misanswered, Refused, Request
 from prefork.outbox import SPOOL, Outbox
 from prefork.overload import GONE, QUEUED
@@ -34,15 +36,18 @@ from prefork.pace import Pace
 from prefork.poller import READ, WRITE
 from prefork.queueing import waited
 from prefork.reception import AT_ONCE, NEVER, OVERLOADED, RECEIVE, Guest, Origin, Reception, Step, WorkerFacts, drain
+from prefork.records.access import bound_context
+from prefork.request_ids import RequestIds
 from prefork.scoreboard import BUSY, mark
 from prefork.wsgi.body import RequestBody
-from prefork.wsgi.gateway import Answer, Base, client_address, request_environ, server_environ
+from prefork.wsgi.gateway import Answer, Base, client_address, client_scheme, request_environ, server_environ
 
 if TYPE_CHECKING:
     import _socket
     from collections.abc import Callable, Iterable
     from ssl import SSLContext
 
+    from prefork.access_format import Outcome
     from prefork.config import Config
     from prefork.exit_guard import ExitGuard
     from prefork.handover import Exchange
@@ -66,8 +71,14 @@ TURN = 1024 * 1024
 """How many bytes of its answer a client is given before others have their turn."""
 _HOLDABLE = 16384
 _BLOCKY = 16
+# As nginx has it, where no status was told.
+_CLIENT_GONE = "499"
 # Members of an Enum are looked up dearly in Python 3.11.
 _HEAD, _CLOSED = Phase.HEAD, Phase.CLOSED
+
+
+Dispatch: TypeAlias = "Callable[[Client, Request, RequestBody | None], None]"
+"""What gives a complete request to the application."""
 
 
 class Client(Guest):
@@ -249,6 +260,8 @@ class WsgiDriver(Reception[Client]):
         super().__init__(listeners, config, records, row, exchange, tls)
         self._mine = threading.local()  # the request that a thread is at
         self.app = self._with_deadline(app) if config.request_timeout else app
+        if config.request_id:
+            self.app = self._with_id(self.app)
         self.failure: BaseException | None = None
         """What ended a leader: a fault of the server. A worker without a leader serves nobody, so it must end."""
         self._round = 0  # how much of it is done before the poller is asked again: nobody waits for one that pipelines
@@ -265,7 +278,9 @@ class WsgiDriver(Reception[Client]):
         measures = config.access_log or config.queue_timeout
         self.receive: Step = self._receive_measured if measures else self._receive
         self.advance: Step = self._advance_measured if measures else self._advance
-        self._call_now = self._call_in_time if config.request_timeout else self._call
+        self._call_now: Dispatch = self._call_in_time if config.request_timeout else self._call
+        if config.request_id:
+            self._call_now = self._naming(self._call_now)
         self._dispatch = self._call_in_turn if config.queue_timeout else self._call_now
         self._patience = config.queue_timeout or NEVER
         self._kinds_of_clients = _kinds_of_clients(timed=bool(config.request_timeout), tls=tls is not None)
@@ -626,6 +641,8 @@ class WsgiDriver(Reception[Client]):
                     client.broken = True  # the poller tells of it
                 if client.outbox is not None and client.watched and client.takes():
                     self._watch(client, WRITE)
+            if self._access is not None:
+                self._access.flush()
 
     # The steps that a client may take.
 
@@ -748,7 +765,9 @@ class WsgiDriver(Reception[Client]):
         ahead = self._blocky > 0 and self._can_promote()
         if ahead:
             self._promote()
-        started = time.perf_counter() if ahead or self.records.access_on else 0.0
+        started = time.perf_counter() if ahead or self._access is not None else 0.0
+        outcome: Outcome = "complete"
+        environ: dict[str, Any] = client.base
         answer = Answer(client.connection, client)
         try:
             if body is None:
@@ -764,10 +783,13 @@ class WsgiDriver(Reception[Client]):
             # The client's fault or the application's? A socket that is broken shows it.
             if client.broken or isinstance(error, GivenUp) or _is_gone(client.sock):
                 client.broken = True
+                outcome = "client_gone"
             else:
                 self._fail(client, request, answer, error)
+                outcome = "failed"
         except BaseException as error:  # noqa: BLE001 - whatever an application raises, sys.exit() too, the worker lives on
             self._fail(client, request, answer, error)
+            outcome = "failed"
         finally:
             if body is not None:
                 body.close()
@@ -781,8 +803,33 @@ class WsgiDriver(Reception[Client]):
             duration = time.perf_counter() - started
             if ahead:
                 self._blocky = max(0, self._blocky - 1) if duration < TICK else min(_BLOCKY, self._blocky + 1)
-            if self.records.access_on:
-                self._log_access(client, request, answer, duration)
+            if self._access is not None:
+                received = 0 if body is None else body.size
+                self._log(client, request, environ, answer, received, duration, outcome)
+
+    # Requests that have an id.
+
+    def _naming(self, dispatch: Dispatch) -> Dispatch:
+        mine = self._mine
+
+        def dispatch_by_name(client: Client, request: Request, body: RequestBody | None) -> None:
+            mine.client = client
+            dispatch(client, request, body)
+
+        return dispatch_by_name
+
+    def _with_id(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+        mine, ids = self._mine, RequestIds()
+
+        def named(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            client: Client = mine.client
+            connection = client.connection
+            assert isinstance(connection, NamedConnection)
+            name = ids.of(environ.get("HTTP_X_REQUEST_ID"), trusted=client.base.origin.trusted)
+            connection.request_id = environ["prefork.request_id"] = environ["HTTP_X_REQUEST_ID"] = name
+            return app(environ, start_response)
+
+        return named
 
     def _call_in_turn(self, client: Client, request: Request, body: RequestBody | None) -> None:
         """Give a complete request to the application, unless it has waited too long, or for nobody."""
@@ -813,8 +860,8 @@ class WsgiDriver(Reception[Client]):
     def _call_in_time(self, client: Client, request: Request, body: RequestBody | None) -> None:
         """Give a complete request to the application, and see to it that it does not take too long."""
         assert isinstance(client, TimedClient)
-        line = request.line
-        running = Running(threading.current_thread(), self._cell, line.method, line.path, self.config.request_timeout)
+        received = 0 if body is None else body.size
+        running = Running(threading.current_thread(), self._cell, request, received, self.config.request_timeout)
         client.running = self._mine.running = running
         self._running[running] = client
         try:
@@ -865,18 +912,22 @@ class WsgiDriver(Reception[Client]):
             client.broken = True
             answered = not running.sending
             late = Refused(504, "the request took too long", "RFC 9110 section 15.6.5")
-            octets = closing_answer(late, self.date(), head_only=running.method == "HEAD") if answered else b""
+            head_only = running.request.line.method == "HEAD"
+            octets = closing_answer(late, self.date(), head_only=head_only) if answered else b""
             client.cut(octets)
         self.records.emit(
             "request.timeout",
-            method=running.method,
-            path=running.path.decode("latin-1"),
+            method=running.request.line.method,
+            path=running.request.line.path.decode("latin-1"),
             client=client.address,
-            status=504 if answered else None,
+            status=late.status if answered else None,
             age_s=age_s,
             stack=stack,
+            **_id_of(client),
             code="PF502",
         )
+        if self._access is not None and take(running.untold):
+            self._log_given_up(client, running, late.status, octets)
 
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
         self.records.failure(
@@ -884,6 +935,7 @@ class WsgiDriver(Reception[Client]):
             method=request.line.method,
             path=request.line.path.decode("latin-1"),
             client=client_address(client.peer, request),
+            **_id_of(client),
         )
         if answer.sent:
             # The answer must not look whole: neither a last chunk nor a kept connection.
@@ -893,21 +945,79 @@ class WsgiDriver(Reception[Client]):
                 client.connection.answer_close = True
             answer.fail()
 
-    def _log_access(self, client: Client, request: Request, answer: Answer, duration: float) -> None:
-        agent = next((value for name, value in request.head.fields if name.lower() == b"user-agent"), b"")
-        self.records.access(
-            method=request.line.method,
-            path=request.line.path.decode("latin-1"),
-            query=request.line.query.decode("latin-1"),
-            status=int((answer.status or "0")[:3]),
-            duration_s=round(duration, 6),
-            request_bytes=max(0, request.head.length),
-            response_bytes=answer.size,
-            client=client_address(client.peer, request),
-            scheme=client.base["wsgi.url_scheme"],
-            http_version=request.line.version,
-            user_agent=agent.decode("latin-1"),
+    # The access log.
+
+    def _log(
+        self,
+        client: Client,
+        request: Request,
+        environ: dict[str, Any],
+        answer: Answer,
+        received: int,
+        duration: float,
+        outcome: Outcome,
+    ) -> None:
+        """Have a request written into the access log, as soon as its answer has gone out."""
+        if isinstance(client, TimedClient) and client.running is not None and not take(client.running.untold):
+            return  # who answered for it has done so
+        # By place, for the sake of speed: in the order in which Entry has them.
+        entry = Entry(
+            request,
+            client_address(client.peer, request),
+            client_scheme(client.base, request),
+            environ,
+            (answer.status or _CLIENT_GONE)[:3],
+            answer.fields,
+            received,
+            answer.size,
+            duration,
+            client.queue_s,
+            outcome,
+            client.connection.answer_close,
+            client.connection.request_id,
+            bound_context(),
         )
+        if client.outbox and not client.broken:
+            client.outbox.then = partial(self._log_taken, entry, time.monotonic())
+        else:
+            self._write_log(entry)
+
+    def _log_given_up(self, client: Client, running: Running, status: int, answer: bytes) -> None:
+        """Log a request that took too long; it has no answer but the one that was given for it."""
+        entry = Entry(
+            request=running.request,
+            client=client_address(client.peer, running.request),
+            scheme=client_scheme(client.base, running.request),
+            environ=client.base,
+            status=str(status),
+            fields=(),
+            received=running.received,
+            sent=len(answer.partition(b"\r\n\r\n")[2]),
+            duration_s=time.monotonic() - running.since,
+            queue_s=client.queue_s,
+            outcome="timeout",
+            closes=True,
+            request_id=client.connection.request_id,
+            context={},
+        )
+        self._write_log(entry)
+
+    def _log_taken(self, entry: Entry, made_at: float, *, whole: bool) -> None:
+        """Log a request whose client has taken the rest of its answer, or has left before that."""
+        entry.duration_s += time.monotonic() - made_at
+        if not whole and entry.outcome == "complete":
+            entry.outcome = "client_gone"
+        self._write_log(entry)
+
+    def _write_log(self, entry: Entry) -> None:
+        access = self._access
+        assert access is not None
+        if access.prompt:
+            self.send_held_back()
+        access.take(entry)
+        # Else it is written as soon as these answers are sent.
+        if not self._held_back:
+            access.flush()
 
 
 def _kinds_of_clients(*, timed: bool, tls: bool) -> dict[str, type[Client]]:
@@ -918,6 +1028,12 @@ def _kinds_of_clients(*, timed: bool, tls: bool) -> dict[str, type[Client]]:
 
         kinds["https"] = TimedTlsClient if timed else TlsClient
     return kinds
+
+
+def _id_of(client: Client) -> dict[str, str]:
+    """Return the id of the present request for a record, if it has one."""
+    name = client.connection.request_id
+    return {"request_id": name} if name else {}
 
 
 def _no_deadline(_seconds: float) -> None:

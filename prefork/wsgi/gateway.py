@@ -275,6 +275,14 @@ def client_address(peer: tuple[str, str] | None, request: Request) -> str:
     return "" if client is None else client[0]
 
 
+def client_scheme(base: Base, request: Request) -> str:
+    """Return the scheme by which it was asked for, once its environ was made."""
+    memo = request.head.memo
+    forwarded = memo is not None and memo[0] is _Forwarded
+    scheme: str = (memo[1].environ if forwarded else base)["wsgi.url_scheme"]
+    return scheme
+
+
 def _line_environ(line: RequestLine, root_path: str) -> dict[str, str]:
     path, target = line.path, line.target.decode("latin-1")
     shown = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
@@ -306,14 +314,15 @@ def _field_environ(head: Head, keys: _EnvironKeys) -> dict[str, str]:
 class Answer:
     """The answer to one request."""
 
-    __slots__ = ("_connection", "_fields", "_stream", "sent", "size", "status")
+    __slots__ = ("_connection", "_stream", "fields", "sent", "size", "status")
 
     def __init__(self, connection: Connection, stream: Stream) -> None:
         self._connection = connection
         self._stream = stream
-        self._fields: Sequence[tuple[str, str]] = ()
         self.status: str | None = None
         """Code and reason, as the application gave them."""
+        self.fields: Sequence[tuple[str, str]] = ()
+        """What the application gave besides."""
         self.sent = False
         """Whether the head went out, so that nothing about it can be changed."""
         self.size = 0
@@ -332,7 +341,7 @@ class Answer:
         elif self.status is not None:
             raise AssertionError("start_response() was called a second time without exc_info")
         self.status = status
-        self._fields = list(headers)
+        self.fields = list(headers)
         return self.write
 
     def write(self, data: bytes) -> None:
@@ -356,7 +365,7 @@ class Answer:
             if self.status is None:
                 raise AssertionError(_NOT_STARTED)
             body = iterable[0]  # type: ignore[index]
-            data = self._connection.whole(self.status, self._fields, self._stream.date(), body)
+            data = self._connection.whole(self.status, self.fields, self._stream.date(), body)
             self.sent = True
             self.size = len(body)
             self._stream.complete(data)
@@ -410,7 +419,7 @@ class Answer:
     def _head(self, whole: int | None) -> bytes:
         if self.status is None:
             raise AssertionError(_NOT_STARTED)
-        return self._connection.start(self.status, self._fields, self._stream.date(), whole)
+        return self._connection.start(self.status, self.fields, self._stream.date(), whole)
 
     def fail(self) -> None:
         """Answer 500 for an application that failed before its head went out."""
