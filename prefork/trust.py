@@ -61,9 +61,9 @@ class TrustedProxies:
     def __contains__(self, address: str) -> bool:
         known = self._known.get(address)
         if known is None:
-            known = self._look_up(address)
-            if len(self._known) < _KNOWN_ADDRESSES:
-                self._known[address] = known
+            if len(self._known) >= _KNOWN_ADDRESSES:
+                self._known.clear()
+            known = self._known[address] = self._look_up(address)
         return known
 
     def trusts_peer(self, address: str | None) -> bool:

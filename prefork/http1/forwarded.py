@@ -12,8 +12,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from prefork.http1.grammar import is_host
@@ -35,6 +35,8 @@ _SCHEMES = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 _HIGHEST_PORT = 65535
 _MOST_ELEMENTS = 100
+_REMEMBERED = 1024
+_REMEMBERED_SIZE = 512
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # RFC 7239 section 4: one pair of an element, and what ends it. Possessive, so that no field takes more than one look at it.
@@ -44,8 +46,10 @@ _PAIR = re.compile(
 )
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
 # RFC 7239 section 6, and for X-Forwarded-For an IPv6 address without brackets.
+_OCTET = rb"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _NODE = re.compile(
-    rb"(?:(?P<v4>[0-9.]+)|\[(?P<v6>[0-9A-Fa-f:.]+)\]|unknown|_[0-9A-Za-z._-]+)(?::(?:(?P<port>[0-9]{1,5})|_[0-9A-Za-z._-]+))?"
+    rb"(?:(?P<v4>%b(?:\.%b){3})|\[(?P<v6>[0-9A-Fa-f:.]+)\]|unknown|_[0-9A-Za-z._-]+)(?::(?:(?P<port>[0-9]{1,5})|_[0-9A-Za-z._-]+))?"
+    % (_OCTET, _OCTET)
 )
 _BARE_IPV6 = re.compile(rb"[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
 _PORT = re.compile(rb"[1-9][0-9]{0,4}")
@@ -63,10 +67,11 @@ class Belief:
 
     proxies: TrustedProxies
     fields: frozenset[bytes]
+    verdicts: dict[tuple[Field, ...], Said | None] = field(default_factory=dict, compare=False)
+    """What was said of late, by the fields that said it: the heads of a client differ, but not in these."""
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(NamedTuple):
     """What trusted proxies say of a request; ``None``: nothing about that.
 
     ``client`` is whose it is. ``scheme`` ("http" or "https"), ``host`` (as a ``Host`` field has it) and ``port`` are what
@@ -90,6 +95,9 @@ class Said:
         return (name if self.port == usual else f"{name}:{self.port}"), name, self.port
 
 
+_NOTHING = Said()
+
+
 def _split_host(host: str) -> tuple[str, str]:
     """Return name and port of a ``Host``; empty where there is none."""
     name, colon, port = host.rpartition(":")
@@ -103,16 +111,26 @@ def is_forwarding(name: bytes) -> bool:
 
 def read_forwarding(fields: Iterable[Field], belief: Belief) -> Said | None:
     """Return what the fields of a request say whose peer is trusted, ``None`` if nothing; raises ``Refused``."""
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in fields:
-        name = name.lower()  # noqa: PLW2901
-        if name in belief.fields:
-            found.setdefault(name, []).append(value)
-    forwarded, custom = None, None
-    if FORWARDED in found:
-        forwarded = _read_forwarded(b",".join(found.pop(FORWARDED)), belief)
-    if found:
-        custom = _read_custom({name: _split(values) for name, values in found.items()}, belief)
+    believed = belief.fields
+    found = tuple([(lower, value) for name, value in fields if (lower := name.lower()) in believed])
+    verdicts = belief.verdicts
+    try:
+        return verdicts[found]
+    except KeyError:
+        said = _judge(found, belief)
+    if sum(len(value) for _, value in found) <= _REMEMBERED_SIZE:
+        if len(verdicts) >= _REMEMBERED:
+            verdicts.clear()
+        verdicts[found] = said
+    return said
+
+
+def _judge(found: tuple[Field, ...], belief: Belief) -> Said | None:
+    values: dict[bytes, list[bytes]] = {}
+    for name, value in found:
+        values.setdefault(name, []).append(value)
+    forwarded = _read_forwarded(b",".join(values.pop(FORWARDED)), belief) if FORWARDED in values else None
+    custom = _read_custom({name: _members(lines) for name, lines in values.items()}, belief) if values else None
     if custom is None or forwarded is None:
         return forwarded or custom
     # Most proxies set one kind and let the other pass as the client sent it: which one is believed must make no difference.
@@ -125,9 +143,9 @@ def _address(said: Said) -> str | None:
     return None if said.client is None else said.client[0]
 
 
-def _split(values: list[bytes]) -> list[bytes]:
+def _members(lines: list[bytes]) -> list[bytes]:
     """Return the members of a list (RFC 9110 section 5.6.1), without the empty ones."""
-    return [member for part in b",".join(values).split(b",") if (member := part.strip(b" \t"))]
+    return [member for part in b",".join(lines).split(b",") if (member := part.strip(b" \t"))]
 
 
 # RFC 7239.
@@ -194,7 +212,7 @@ def _read_custom(lists: dict[bytes, list[bytes]], belief: Belief) -> Said | None
         return read(values[index], shown, _CUSTOM)
 
     said = Said(client, pick(PROTO, _scheme), pick(HOST, _host), pick(PORT, _port), pick(PREFIX, _prefix))
-    return None if said == Said() else said
+    return None if said == _NOTHING else said
 
 
 # Single values.
@@ -207,13 +225,14 @@ def _node(value: bytes, name: str, source: str, *, bare: bool = False) -> Client
     match = _NODE.fullmatch(value)
     if match is None:
         raise Refused(400, f"malformed {name}", source)
-    shown = match["v4"] or match["v6"]
+    four, six, port = match.groups()
     try:
-        address = "" if shown is None else str(read_address(shown.decode()))
+        address = four.decode() if four else "" if six is None else str(read_address(six.decode()))
     except ValueError:
         raise Refused(400, f"malformed {name}", source) from None
-    port = match["port"] or b""
-    if port and int(port) > _HIGHEST_PORT:
+    if port is None:
+        return address, ""
+    if int(port) > _HIGHEST_PORT:
         raise Refused(400, f"malformed {name}", source)
     return address, port.decode()
 

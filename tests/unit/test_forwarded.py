@@ -144,6 +144,8 @@ def test_forwarded_is_read_by_the_grammar_of_rfc_7239(value: str, expected: Said
     "line",
     [
         "X-Forwarded-For: 192.0.2.256",
+        "X-Forwarded-For: 192.0.02.1",
+        "X-Forwarded-For: 192.0.2",
         "X-Forwarded-For: 192.0.2.1:65536",
         "X-Forwarded-For: 192.0.2.1:x",
         "X-Forwarded-For: fe80::1%eth0",
@@ -238,6 +240,20 @@ def test_host_and_port_are_those_that_the_client_asked(
     told: Said, host: str, scheme: str, expected: tuple[str, str, str]
 ) -> None:
     assert told.authority(host, scheme) == expected
+
+
+def test_a_verdict_that_is_remembered_is_that_of_the_same_fields() -> None:
+    whom = belief()
+    for _ in range(2):
+        for number in range(1500):
+            address = f"192.0.{number // 256}.{number % 256}"
+            assert said(f"X-Forwarded-For: {address}", whom=whom) == Said((address, ""))
+            assert said(f"Forwarded: for={address}", whom=whom) == Said((address, ""))
+        with pytest.raises(Refused):
+            said("X-Forwarded-For: nobody", whom=whom)
+    assert len(whom.verdicts) <= 1024
+    said("X-Forwarded-For: " + "6.6.6.6, " * 100 + "192.0.2.1", whom=whom)
+    assert max(len(value) for fields in whom.verdicts for _, value in fields) < 512
 
 
 @pytest.mark.parametrize(
