@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -300,6 +301,37 @@ def test_a_connection_keeps_its_addresses_in_the_next_generation(relayed: LiveSe
         assert told_on(torn, line()[9:] + REQUEST)["REMOTE_ADDR"] == "192.0.2.1"
         gone.shutdown(socket.SHUT_WR)
         assert gone.recv(1) == b""
+
+
+def test_a_header_comes_before_tls(tmp_path: Path) -> None:
+    (tmp_path / "sample.py").write_text("import os\n" + APP)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    flags = ("--cert", "adhoc", "--proxy-protocol", "--trusted-proxies", PROXY, "--max-workers", "1")
+    with LiveServer.of("sample:told", *flags, cwd=tmp_path) as server:
+        with connect(server) as plain:
+            plain.sendall(line())
+            with context.wrap_socket(plain) as client:
+                told = told_on(client)
+        assert (told["REMOTE_ADDR"], told["prefork.peer"], told["wsgi.url_scheme"]) == ("192.0.2.1", PROXY, "https")
+        with connect(server, CLIENT) as plain, context.wrap_socket(plain) as client:
+            assert told_on(client)["REMOTE_ADDR"] == CLIENT
+        with connect(server) as plain, pytest.raises((ssl.SSLError, ConnectionError)):
+            context.wrap_socket(plain)
+        server.wait_for("request.rejected", reason="no PROXY header")
+
+
+def test_a_proxy_behind_a_unix_socket_speaks_for_the_client(tmp_path: Path) -> None:
+    (tmp_path / "sample.py").write_text("import os\n" + APP)
+    path = str(tmp_path / "shop.sock")
+    with (
+        LiveServer.of("sample:told", f"--bind=unix:{path}", "--max-workers", "1", cwd=tmp_path),
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.settimeout(PATIENCE)
+        client.connect(path)
+        told = told_on(client, REQUEST.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n"))
+    assert (told["REMOTE_ADDR"], told["prefork.peer"]) == ("192.0.2.7", "")
 
 
 # Kept connections.
