@@ -121,7 +121,12 @@ def usable(args, app, want=lambda row: True):
     out = []
     for name in args.names:
         row, where = split(name)
-        if row.kind not in TARGETS[app] or row.kind not in args.kinds or not want(row):
+        if (
+            (args.suite == "tls" and not row.tls)
+            or row.kind not in TARGETS[app]
+            or row.kind not in args.kinds
+            or not want(row)
+        ):
             if args.servers:
                 print(f"left out {name}: not for {args.suite}", file=sys.stderr)
         elif lack := lab.missing(row, where):
@@ -187,7 +192,9 @@ def bare(args):
 def throughput(args):
     for app in args.app.split(","):
         names, modes, size = usable(args, app), args.modes.split(","), POST.get(app, 0)
-        reps = {m: Report(args, f"{app}, {m}, {args.workers} worker(s), {args.conns} connections") for m in modes}
+        tls = lab.certificate(args.out) if args.suite == "tls" else None
+        over = " over TLS" if tls else ""
+        reps = {m: Report(args, f"{app}{over}, {m}, {args.workers} worker(s), {args.conns} connections") for m in modes}
         server_core, load_core = (lab.SERVER_CORE, lab.LOAD_CORE) if args.workers == 1 else (None, None)
         limits = {}  # kind -> calls/s of the bare app, one figure per round
         staying = {}  # servers that ignore Connection: close
@@ -212,7 +219,7 @@ def throughput(args):
                 out.append(f"{m} {r['rps']:8.0f} rps {r['us_req']:5.0f} us, foreign {r['foreign']:.2f}")
             return "; ".join(out)
 
-        notes = rounds(args, names, app, body, workers=args.workers, pin=server_core)
+        notes = rounds(args, names, app, body, workers=args.workers, pin=server_core, tls=tls)
         notes += [f"bare {app} ({k}): {med(v):,.0f} calls/s" for k, v in limits.items()]
         bare_column = [("of bare", "of_bare", "{:.2f}")] if limits else []
         for m, rep in reps.items():
@@ -472,11 +479,13 @@ WSGI_MORE = (
 SOME_MORE = "cheroot meinheld uvicorn-a2wsgi"
 ASGI = "uvicorn-httptools uvicorn-h11 gunicorn-asgi granian-asgi"
 ASGI_MORE = "uvicorn-zttp hypercorn hypercorn-uvloop granian-asgi-rust fastpysgi-asgi"
+TLS = "granian-wsgi-bt4 gunicorn-gthread uvicorn-httptools"
 W, A = ("wsgi", "a2wsgi"), ("asgi",)
 # suite -> what to run, kinds of server, main peers, peers added by --full, baseline, defaults of the options
 SUITES = {
     "bare": (bare, W, "", "", None, {}),
     "raw": (throughput, W, WSGI, WSGI_MORE, "gunicorn-gthread-h1c", {"app": "raw"}),
+    "tls": (throughput, W + A, TLS, "", "granian-wsgi-bt4", {"app": "raw"}),
     "flask": (throughput, W, WSGI, WSGI_MORE, "gunicorn-gthread-h1c", {"app": "flask"}),
     "django": (throughput, W, WSGI, WSGI_MORE, "gunicorn-gthread-h1c", {"app": "django"}),
     "asgi": (throughput, A, ASGI, ASGI_MORE, "uvicorn-httptools", {"app": "raw,django"}),

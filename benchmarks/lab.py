@@ -9,6 +9,7 @@ import random
 import shlex
 import signal
 import socket
+import ssl
 import statistics
 import subprocess
 import sys
@@ -21,6 +22,20 @@ BIN = os.path.dirname(sys.executable)  # programs come from the virtual environm
 TICK = os.sysconf("SC_CLK_TCK")
 CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = CORES[0], CORES[min(1, len(CORES) - 1)]
+
+
+ANYBODY = ssl.create_default_context()
+ANYBODY.check_hostname, ANYBODY.verify_mode = False, ssl.CERT_NONE
+
+
+def certificate(folder):
+    """The paths of a new certificate (ECDSA, P-256) and its key."""
+    tls = {"cert": os.path.join(folder, "cert.pem"), "key": os.path.join(folder, "key.pem")}
+    kind = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc -days 2 -subj /CN=localhost"
+    subprocess.run(
+        ["openssl", *kind.split(), "-out", tls["cert"], "-keyout", tls["key"]], check=True, capture_output=True
+    )
+    return tls
 
 
 SETTINGS = ("PYTHON", "PIP", "PREFORK_", "FLASK_", "DJANGO_", "GUNICORN_", "GRANIAN_", "UVICORN_", "UWSGI_")
@@ -121,10 +136,13 @@ class Server:
     """A running server: row is its table entry, target module:callable, path the one to ask for."""
 
     def __init__(
-        self, name, row, target, path, logs, bin_dir=BIN, workers=1, maxreq=0, idle=False, pin=None, wait=True
+        self, name, row, target, path, logs, bin_dir=BIN, workers=1, maxreq=0, idle=False, pin=None, wait=True, tls=None
     ):
         self.name, self.path, self.port = name, path, free_port()
+        self.scheme = "https" if tls else "http"
         opts = (row.limit if maxreq else row.nolimit) + " " + (row.idle if idle else "")
+        if tls:
+            opts += " " + row.tls.format(**{part: shlex.quote(path) for part, path in tls.items()})
         cmd = shlex.split(
             row.cmd.format(
                 here=shlex.quote(HERE), port=self.port, workers=workers, app=target, opts=opts.format(maxreq=maxreq)
@@ -159,7 +177,7 @@ class Server:
         request = f"GET {self.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
         while time.monotonic() - self.started < timeout:
             try:
-                with socket.create_connection(("127.0.0.1", self.port), 5) as s:
+                with self.connect() as s:
                     s.settimeout(5)
                     s.sendall(request)
                     first = s.recv(64)
@@ -175,6 +193,10 @@ class Server:
         self.stop()
         with open(self.log) as log:
             raise Died(f"{self.name} did not start:\n" + log.read()[-1500:])
+
+    def connect(self):
+        s = socket.create_connection(("127.0.0.1", self.port), 5)
+        return ANYBODY.wrap_socket(s) if self.scheme == "https" else s
 
     def workers(self):
         """Descendants that are not helpers of multiprocessing."""
@@ -233,7 +255,7 @@ def wrk(server, conns, secs, size=0, close=False, pin=None):
         "5s",
         "-s",
         os.path.join(HERE, "wrk.lua"),
-        f"http://127.0.0.1:{server.port}{server.path}",
+        f"{server.scheme}://127.0.0.1:{server.port}{server.path}",
         "--",
         "POST" if size else "GET",
         str(size),
@@ -411,7 +433,7 @@ def drive(server, conns, secs, close=False, slow_path=None, slow_every=0, during
 
 def closes(server):
     """Whether the server closes the connection when the request says Connection: close."""
-    with socket.create_connection(("127.0.0.1", server.port), 5) as s:
+    with server.connect() as s:
         s.settimeout(1)
         s.sendall(f"GET {server.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode())
         try:

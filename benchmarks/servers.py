@@ -9,11 +9,12 @@ nolimit   options for all other suites
 idle      options that let thousands of idle connections stay
 workers   it can run several processes
 hup       SIGHUP to the first process reloads it
+tls       options that let it speak TLS with {cert} and {key} (rows without it are left out of `tls`)
 """
 
 from collections import namedtuple
 
-S = namedtuple("S", "kind cmd needs limit nolimit idle workers hup", defaults=("", "", "", "", True, False))
+S = namedtuple("S", "kind cmd needs limit nolimit idle workers hup tls", defaults=("", "", "", "", True, False, ""))
 
 PREFORK = "prefork {app} --bind 127.0.0.1:{port} --max-workers {workers} "
 
@@ -28,6 +29,7 @@ def prefork(extra, needs="prefork httptools"):
         "",
         True,
         True,
+        "--cert {cert} --key {key}",
     )
 
 
@@ -61,6 +63,7 @@ def gunicorn(extra, kind="wsgi", needs="gunicorn_h1c"):
         "--keep-alive 75 --worker-connections 10000",
         True,
         True,
+        "--certfile {cert} --keyfile {key}",
     )
 
 
@@ -74,6 +77,7 @@ def uvicorn(extra, kind="asgi", needs=""):
         "--timeout-keep-alive 75",
         True,
         True,
+        "--ssl-certfile {cert} --ssl-keyfile {key}",
     )
 
 
@@ -87,6 +91,7 @@ def granian(extra, kind):
         GRANIAN + f"--interface {kind} " + extra + " {opts} {app}",
         idle="--backlog 10000 --backpressure 10000",
         hup=True,
+        tls="--ssl-certificate {cert} --ssl-keyfile {key}",
     )
 
 

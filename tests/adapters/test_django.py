@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from django_project import MANAGE, URLS, runprefork, write_project
 from server_process import LiveServer
@@ -60,6 +61,12 @@ def test_a_file_is_sent_whole(write: Callable[..., Path]) -> None:
     folder = write()
     with runprefork(folder) as server:
         assert server.get("/download") == (200, (folder / "urls.py").read_bytes())
+
+
+def test_a_request_over_tls_is_secure(write: Callable[..., Path]) -> None:
+    more = "urlpatterns.append(path('secure', lambda request: JsonResponse({'secure': request.is_secure()})))\n"
+    with runprefork(write(urls=more), "--cert", "adhoc") as server:
+        assert httpx.get(f"{server.url}/secure", verify=False).json() == {"secure": True}
 
 
 def test_under_debug_a_traceback_comes_once(write: Callable[..., Path]) -> None:

@@ -254,6 +254,26 @@ def test_octets_that_are_no_handshake_end_the_connection(server: LiveServer, oct
             pass
 
 
+def test_a_client_may_change_its_keys(server: LiveServer) -> None:
+    """RFC 8446 section 4.6.3. K asks for it, and asks the server to do the same."""
+    command = ("stdbuf", "-oL", "openssl", "s_client", "-tls1_3", "-msg", "-connect", f"127.0.0.1:{server.address[1]}")
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        for said, answered in (
+            (b"", b"read R BLOCK"),
+            (b"K\n", b">>> TLS 1.3, Handshake [length 0005], KeyUpdate"),
+            (b"GET / HTTP/1.0\r\n\r\n", b"<<< TLS 1.3, Handshake [length 0005], KeyUpdate"),
+            (b"", b"200 OK"),
+        ):
+            client.stdin.write(said)
+            client.stdin.flush()
+            while answered not in (line := client.stdout.readline()):
+                assert line, "the client ended"
+        client.stdin.close()
+        client.stdout.read()
+
+
 # Certificates of clients.
 
 
@@ -383,10 +403,12 @@ def test_a_request_that_takes_too_long_is_answered_for(place: Place) -> None:
 
 
 def test_recycling_under_load_fails_no_request(place: Place) -> None:
-    with place.serve(max_workers=2, max_reqs_per_child=20) as server:
+    # Slow enough that who has said nothing yet goes to the worker that is free.
+    slow: dict[str, Any] = {"path": "/slow?0.01", "keep_alive": False}
+    with place.serve(max_workers=2, threads=1, max_reqs_per_child=20) as server:
         with (
             Tally(server, clients=6, tls=place.trusting()) as kept,
-            Tally(server, clients=2, tls=place.trusting(), keep_alive=False) as new,
+            Tally(server, clients=3, tls=place.trusting(), **slow) as new,
         ):
             server.wait_for("worker.exited", count=15)
         assert kept.lost == new.lost == []
@@ -422,6 +444,18 @@ def test_a_stop_answers_what_is_there(place: Place) -> None:
             assert (head[:15], body) == (b"HTTP/1.1 200 OK", b"slow")
             assert busy.recv(1) == b""
         assert server.wait() == 0
+
+
+def test_a_stop_under_load_resets_nobody(place: Place) -> None:
+    with place.serve(max_workers=2, graceful_timeout=5) as server:
+        with (
+            Tally(server, clients=4, tls=place.trusting()) as kept,
+            Tally(server, clients=2, tls=place.trusting(), keep_alive=False) as new,
+        ):
+            kept.wait_for(100)
+            server.send(signal.SIGTERM)
+            assert server.wait() == 0
+        assert {why.partition(":")[0] for why in kept.lost + new.lost} <= {"ConnectionRefusedError"}
 
 
 # New certificates.

@@ -123,13 +123,6 @@ def test_a_client_can_tell_an_end_from_a_cut(pair: tuple[Peer, Session]) -> None
     assert (peer.tls.read(), peer.tls.read()) == (b"tea", b"")
 
 
-def test_a_new_key_is_answered(pair: tuple[Peer, Session]) -> None:
-    """TLS 1.3 lets either side change keys at any time (RFC 8446 section 4.6.3); OpenSSL does so by itself."""
-    peer, session = pair
-    assert session.receive(peer.write(REQUEST) * 1) == REQUEST
-    assert session.unsent == b""
-
-
 def test_what_is_no_tls_is_answered_with_an_alert(context: ssl.SSLContext) -> None:
     session = Session(context)
     with pytest.raises(ssl.SSLError):
