@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from prefork.listeners import Listener, Listeners
     from prefork.pool import WorkerPool
     from prefork.supervised import Caller
+    from prefork.wsgi.driver import WsgiDriver
 
 #: What ends a deploy: the generation that serves goes on.
 BOOT_FAILURES = frozenset({"pool.boot_failed", "worker.boot_failed"})
@@ -154,6 +155,7 @@ class Parent:
         notifier = Notifier.take(os.environ, os.getpid()) if self.keeper is None else self.keeper.notifier(os.environ)
         self.notifier = notifier if speaks else Notifier({}, os.getpid())
         self.app = charge.app
+        self.driver: WsgiDriver | None = None  # for the workers to reopen
         self.tls = charge.tls
         self.exchange = charge.exchange
         self.older: Predecessor | None = None
@@ -205,7 +207,15 @@ class Parent:
             if callable(self.app):
                 warm_up(self.app, self.config.warm_up, self.config.app_dir)
                 self.hooks.load(self.config.app_dir, "worker_started", "worker_exiting")
-            rehearse(self.config, self.records, self.tls)
+            self.driver = rehearse(
+                self.app,
+                self.charge.listeners,
+                self.config,
+                self.records,
+                self.adapter.thread_exit,
+                self.exchange,
+                self.tls,
+            )
             if self.keeper is not None and self.keeper.deploying and self.config.deploy_probe is not None:
                 self.probe(self.keeper)
         finally:
@@ -436,10 +446,11 @@ class Parent:
     def dissect(self, vitals: Vitals, code: int | None) -> tuple[int, dict[str, Any]]:
         """Return how many requests a dead worker has served, and what there is to say of its death."""
         with closing(vitals):
-            evidence = vitals.evidence(monotonic())
+            reading = vitals.row.read()
+            evidence = vitals.evidence(reading, monotonic())
             if code == -signal.SIGKILL and (kills := self.oom_kills.new()):
                 evidence["oom_kill"] = kills
-            return vitals.row.read().served, evidence
+            return reading.served, evidence
 
     def weigh(self, worker: int) -> None:
         """Take note of how much memory a worker has, for the case that it dies."""
@@ -558,6 +569,7 @@ class Parent:
             exchange=self.exchange if listeners is None else None,
             keeper=None if self.keeper is None else self.keeper.pid,
             tls=self.tls,
+            driver=self.driver if listeners is None else None,
         )
 
     def private_descriptors(self) -> set[int]:

@@ -245,21 +245,13 @@ class Reception(Generic[G]):
     ) -> None:
         self._reader = HeadReader(config.limits, new_parser(config.http))
         self._kind_of_connection = NamedConnection if config.request_id else Connection
-        self._access = records.access_log()
         self.config = config
-        self.records = records
-        self.tls = tls
-        self.monitor_fd, self._monitor_end = os.pipe()
-        self._wake_end, self._wake_fd = os.pipe()
-        for end in (self.monitor_fd, self._monitor_end, self._wake_end, self._wake_fd):
-            os.set_blocking(end, False)
+        self._begin(records, row, exchange, tls)
         self.served = 0
         """Requests given to the application so far."""
         self._announce: float = NEVER
         self._last: float = NEVER
         self._threshold: float = NEVER
-        self._poller = new_poller()
-        self._poller.register(self._wake_end, READ)
         self._proxies = TrustedProxies(config.trusted_proxies)
         self._belief = Belief(self._proxies, frozenset(name.encode() for name in config.forwarded_headers))
         self._bases: dict[Hashable, Any] = {}
@@ -270,8 +262,6 @@ class Reception(Generic[G]):
                 for trusted in (True, False)
             ]
             self._gates[listener.socket.fileno()] = _Gate(listener, *map(self._base, origins))
-        self._exchange = exchange
-        self._out, self._into = (-1, -1) if exchange is None else exchange.descriptors
         self._taking = False  # whether what siblings hand over is looked for
         self._parting: deque[G] = deque()  # to be handed over as soon as the exchange has room
         self._parted_at = 0.0  # when the last one was; infinity: whatever lies there is to be taken
@@ -283,7 +273,6 @@ class Reception(Generic[G]):
         self._most = config.limit_concurrency or NEVER
         self._refused: set[G] = set()  # who was told that there is no room
         self._turned_away = TurnedAway()
-        self._last_descriptor = last_descriptor()
         self._hurry_again = 0.0
         self._clients: dict[int, G] = {}
         self._deadlines: Deadlines[G] = Deadlines()
@@ -295,10 +284,25 @@ class Reception(Generic[G]):
         self._closing = False  # whether connections end behind their answers
         self._handing_over = False  # it leaves, and its siblings go on
         self._stopping = False  # the pool leaves with it
-        self._row = Row.alone(2 * config.threads) if row is None else row
-        self._board = self._row.memory
         self._date_at = 0
         self._date = b""
+
+    def _begin(self, records: Records, row: Row | None, exchange: Exchange | None, tls: SSLContext | None) -> None:
+        """Take, and open, what each process has for itself."""
+        self.records = records
+        self._access = records.access_log()
+        self.tls = tls
+        self._exchange = exchange
+        self._out, self._into = (-1, -1) if exchange is None else exchange.descriptors
+        self._row = Row.alone(2 * self.config.threads) if row is None else row
+        self._board = self._row.memory
+        self._last_descriptor = last_descriptor()
+        self.monitor_fd, self._monitor_end = os.pipe()
+        self._wake_end, self._wake_fd = os.pipe()
+        for end in (self.monitor_fd, self._monitor_end, self._wake_end, self._wake_fd):
+            os.set_blocking(end, False)
+        self._poller = new_poller()
+        self._poller.register(self._wake_end, READ)
 
     # What a driver adds.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefork.scoreboard import Row
+    from prefork.scoreboard import Reading, Row
 
 DUMP = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else None
 """The signal upon which a worker writes down where its threads are; ``None`` where there is none to spare."""
@@ -112,7 +112,12 @@ class Vitals:
     def weigh(self, pid: int) -> None:
         """Take note of how much memory it has."""
         with suppress(OSError, ValueError, IndexError):
-            self.memory = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+            # Not by pathlib: each worker that gets ready is weighed, and a recycle is to cost as little as it can.
+            statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY)
+            try:
+                self.memory = int(os.read(statm, 256).split()[1]) * _PAGE
+            finally:
+                os.close(statm)
 
     def stack(self) -> str:
         """Return what it has written down about where its threads are."""
@@ -137,9 +142,8 @@ class Vitals:
             last = now
         return last.removeprefix(before).strip()
 
-    def evidence(self, now: float) -> dict[str, Any]:
-        """Return what there is to record of its death."""
-        reading = self.row.read()
+    def evidence(self, reading: Reading, now: float) -> dict[str, Any]:
+        """Return what there is to record of its death; ``reading`` is what its row says."""
         lost = [
             {"method": request.method, "path": request.path, "age_s": round(now - request.since, 3)}
             for request in reading.requests

@@ -33,6 +33,7 @@ from prefork.reception import LINGER, PARTING, WorkerFacts
 from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, encode
 from prefork.signals import ORDERS, SignalInbox
 from prefork.vitals import record_last_words
+from prefork.wsgi.driver import WsgiDriver
 
 if TYPE_CHECKING:
     import socket
@@ -64,7 +65,8 @@ class Birth:
     a file for the stacks of its threads if it crashes. ``foreign`` are the parent's descriptors, not for a child to keep.
     ``child_hygiene`` is called first of all, ``thread_exit`` in each request thread when the worker leaves.
     Connections are handed over by the ``exchange``, where there is one. ``keeper`` is the process id of the pool's, if any.
-    ``tls`` is the context of OpenSSL that all workers share, for who speaks TLS.
+    ``tls`` is the context of OpenSSL that all workers share, for who speaks TLS. ``driver`` is to be reopened, if there
+    is one; else the worker makes its own.
     """
 
     worker: int
@@ -86,6 +88,7 @@ class Birth:
     exchange: Exchange | None
     keeper: int | None
     tls: SSLContext | None
+    driver: WsgiDriver | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,9 +213,23 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
         )
         birth.hooks.run_or_raise("worker_started", worker)
         facts = WorkerFacts(number=birth.number, generation=birth.generation, retire=resignation.give)
-        driver = new_driver(
-            app, birth.listeners, config, facts, records, guard, birth.thread_exit, birth.row, birth.exchange, birth.tls
-        )
+        driver: Driver
+        if birth.driver is None:
+            driver = new_driver(
+                app,
+                birth.listeners,
+                config,
+                facts,
+                records,
+                guard,
+                birth.thread_exit,
+                birth.row,
+                birth.exchange,
+                birth.tls,
+            )
+        else:
+            driver = birth.driver
+            birth.driver.reopen(facts, records, guard, birth.row, birth.exchange, birth.tls)
         driver.announce_at(announcement(birth.budget))
         return Life(birth, worker, driver, lifeline, inbox, records, resignation, alone.pop_all())
 
@@ -263,10 +280,27 @@ def dying_with_parent(lifeline: int) -> Iterator[None]:
         signal.signal(signal.SIGIO, before)
 
 
-def rehearse(config: Config, records: Records, tls: SSLContext | None) -> None:
-    """Do in the parent, once, what imports modules: in each worker that would cost as much as all the rest."""
+def rehearse(
+    app: Callable[..., Any] | str,
+    listeners: Listeners,
+    config: Config,
+    records: Records,
+    thread_exit: Callable[[], None] | None,
+    exchange: Exchange | None,
+    tls: SSLContext | None,
+) -> WsgiDriver | None:
+    """Do in the parent, once, what in each worker would cost as much as all the rest: import modules, make a driver.
+
+    Returns the driver, for the workers to reopen; ``None`` if the application is not there yet.
+    """
+    known = callable(app)
+    target = app if callable(app) else lambda _environ, _start: ()
     facts = WorkerFacts(number=0, generation=0, retire=lambda: None)
-    new_driver(lambda _environ, _start: (), (), config, facts, records, ExitGuard(), tls=tls).close()
+    driver = new_driver(
+        target, listeners if known else (), config, facts, records, ExitGuard(), thread_exit, None, exchange, tls
+    )
+    driver.close()
+    return driver if known and isinstance(driver, WsgiDriver) else None
 
 
 def send(reports: socket.socket, report: Report) -> None:

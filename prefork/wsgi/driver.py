@@ -250,13 +250,7 @@ class WsgiDriver(Reception[Client]):
         exchange: Exchange | None = None,
         tls: SSLContext | None = None,
     ) -> None:
-        self._extra = {
-            "prefork.worker": facts.number,
-            "prefork.generation": facts.generation,
-            "prefork.exit_guard": exit_guard,
-            "prefork.retire": facts.retire,
-            "prefork.extend_deadline": _no_deadline,
-        }
+        self._extra = {**_own_facts(facts, exit_guard), "prefork.extend_deadline": _no_deadline}
         super().__init__(listeners, config, records, row, exchange, tls)
         self._mine = threading.local()  # the request that a thread is at
         self.app = self._with_deadline(app) if config.request_timeout else app
@@ -299,6 +293,22 @@ class WsgiDriver(Reception[Client]):
         self._quiet = 0
         self._worked = 0  # for how many ticks
         self._seen = 0
+
+    def reopen(
+        self,
+        facts: WorkerFacts,
+        records: Records,
+        exit_guard: ExitGuard,
+        row: Row,
+        exchange: Exchange | None,
+        tls: SSLContext | None,
+    ) -> None:
+        """Be the driver of a process that was forked after ``close``: what is the same for all its siblings is there."""
+        self._begin(records, row, exchange, tls)
+        self._done = False
+        self._extra.update(_own_facts(facts, exit_guard))
+        for base in self._bases.values():
+            base.update(self._extra, **{"wsgi.errors": sys.stderr})
 
     # Called by the worker's main thread.
 
@@ -1034,6 +1044,16 @@ def _id_of(client: Client) -> dict[str, str]:
     """Return the id of the present request for a record, if it has one."""
     name = client.connection.request_id
     return {"request_id": name} if name else {}
+
+
+def _own_facts(facts: WorkerFacts, exit_guard: ExitGuard) -> dict[str, Any]:
+    """Return what an application is told about its worker."""
+    return {
+        "prefork.worker": facts.number,
+        "prefork.generation": facts.generation,
+        "prefork.exit_guard": exit_guard,
+        "prefork.retire": facts.retire,
+    }
 
 
 def _no_deadline(_seconds: float) -> None:

@@ -25,7 +25,7 @@ def test_the_evidence_names_what_was_lost() -> None:
     with closing(Vitals(row)) as vitals:
         mark(row.memory, row.cells[1], 7.5, 1, b"GET /a HTTP/1.1", 1)
         row.hold(3)
-        assert vitals.evidence(now=9.0) == {
+        assert vitals.evidence(row.read(), now=9.0) == {
             "requests_lost": [{"method": "GET", "path": "/a", "age_s": 1.5}],
             "connections_lost": 2,
             "rss_bytes": None,
@@ -37,7 +37,7 @@ def test_a_row_is_cleared_for_who_gets_it() -> None:
     row = Row.alone(cells=1)
     row.hold(3)
     with closing(Vitals(row)) as vitals:
-        assert vitals.evidence(now=9.0)["connections_lost"] == 0
+        assert vitals.evidence(row.read(), now=9.0)["connections_lost"] == 0
 
 
 def test_the_last_words_are_read_from_the_beginning_however_often() -> None:
