@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import difflib
+import gc
 import importlib
 import inspect
 import pkgutil
 import sys
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -17,14 +19,32 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefork.errors import AppFailed, AppNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from types import TracebackType
 
 _NAMES = ("app", "application")
 _FACTORIES = ("create_app", "make_app")
+_SELDOM = (100_000, 10, 10)
+"""How many objects are made before the first look, and how many looks before one at those that have survived some."""
 _EXAMPLE = "give module:attribute, such as shop.wsgi:application"
 #: What an application's own code may raise; KeyboardInterrupt is the user's, and a stop while we import is ours.
 _FAILURES = (Exception, SystemExit)
+
+
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """Let the garbage collector look seldom for the length of a block.
+
+    What a program makes while it is imported is there to stay, and to look at all of it again and again takes a tenth of
+    the time. Who sets thresholds of his own in the block keeps them.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(*_SELDOM)
+    try:
+        yield
+    finally:
+        if gc.get_threshold() == _SELDOM:
+            gc.set_threshold(*before)
 
 
 def load_app(spec: str | Callable[..., Any], app_dir: str = ".") -> Callable[..., Any]:
@@ -38,7 +58,8 @@ def load_app(spec: str | Callable[..., Any], app_dir: str = ".") -> Callable[...
     cause is what the application's own code raised.
     """
     name = spec if isinstance(spec, str) else getattr(spec, "__name__", type(spec).__name__)
-    app = _find(spec, app_dir) if isinstance(spec, str) else spec
+    with collecting_seldom():
+        app = _find(spec, app_dir) if isinstance(spec, str) else spec
     if not callable(app):
         raise AppNotFound("PF204", f"{name} is {_described(app)}, not callable", _what_else(name, app))
     if kind_of(app) == "asgi":

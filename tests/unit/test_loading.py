@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ def create_broken(): raise LookupError("no database")
     "package/wsgi": "def application(environ, start_response): return [b'packed']\n",
     "package/app": "def app(environ, start_response): return [b'inner']\n",
     "asking/__init__": "import asking.nowhere\n",
+    "looking": "import gc\nseen = gc.get_threshold()\ndef app(environ, start_response): return []\n",
+    "deciding": "import gc\ngc.set_threshold(7, 8, 9)\ndef app(environ, start_response): return []\n",
 }
 
 
@@ -228,3 +231,19 @@ def test_a_callable_stands_for_itself_and_is_held_to_the_same() -> None:
         load_app(coroutine)
     with pytest.raises(AppNotFound, match=r"<lambda> does not take .* call it, if it makes the application \[PF211\]"):
         load_app(lambda: app)
+
+
+def test_the_garbage_collector_looks_seldom_while_an_application_is_imported(folder: Path) -> None:
+    before = gc.get_threshold()
+    load_app("looking", str(folder))
+    assert sys.modules["looking"].seen > before
+    assert gc.get_threshold() == before
+
+
+def test_what_an_application_wants_of_the_garbage_collector_stands(folder: Path) -> None:
+    before = gc.get_threshold()
+    try:
+        load_app("deciding", str(folder))
+        assert gc.get_threshold() == (7, 8, 9)
+    finally:
+        gc.set_threshold(*before)
