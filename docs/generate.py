@@ -10,6 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+from http_rules import ANSWERS, RULES, Answered, Refusal, Served
+
 from prefork.config import render_options_markdown
 from prefork.records import render_records_markdown
 from prefork.supervisor import NEXT, Life
@@ -58,6 +60,28 @@ def draw_lives() -> list[str]:
     return ["stateDiagram-v2", f"    [*] --> {first}: spawn", *arrows, *ends]
 
 
+def render_http_markdown() -> str:
+    """Return the page on HTTP, which is written by hand, with its tables made of the rows that the tests run."""
+    page = (DOCS / "http.md").read_text()
+    for name, rows in RULES.items():
+        page = fill(page, name, ["| a client sends | we answer | by |", "|---|---|---|", *map(http_row, rows)])
+    return fill(page, "answers", ["| an application gives | we send | by |", "|---|---|---|", *map(http_row, ANSWERS)])
+
+
+def http_row(row: Refusal | Served | Answered) -> str:
+    """Return one rule as a line of a table."""
+    return f"| {row.what} | {row.answer} | {row.source} |"
+
+
+def fill(page: str, name: str, lines: list[str]) -> str:
+    """Return the page with ``lines`` at the place that has this name."""
+    before, mark, rest = page.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition("<!-- end -->")
+    if not end:
+        raise ValueError(f"http.md has no place for {name}")
+    return "\n".join([before + mark, *lines, "", end + after])
+
+
 def in_words(name: str) -> str:
     """Return the name of a class as words: ``WorkerReady`` is ``worker ready``."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()
@@ -68,6 +92,7 @@ PAGES = {
     "records.md": render_records_markdown,
     "errors.md": render_errors_markdown,
     "recycling.md": render_recycling_markdown,
+    "http.md": render_http_markdown,
 }
 
 

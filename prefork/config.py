@@ -47,9 +47,12 @@ _ELSEWHERE = {
     "cert_reqs": "ssl_verify",
     "certfile": "cert",
     "forwarded_allow_ips": "trusted_proxies",
+    "header_map": "underscores_in_headers",
     "host": "bind",
     "keepalive": "keep_alive_timeout",
     "keyfile": "key",
+    "limit_request_fields": "max_header_count",
+    "limit_request_line": "max_request_line_size",
     "max_requests": "max_reqs_per_child",
     "max_requests_jitter": "min_reqs_per_child",
     "max_worker_lifetime": "max_worker_age",
@@ -402,11 +405,13 @@ def option(default: Any, kind: str, *, help: str, **more: Any) -> Any:  # noqa: 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an HTTP connection takes at most: bytes of head, number of fields, bytes of body."""
+    """What an HTTP connection takes, by the options of the same names."""
 
+    max_request_line_size: int = 16 * KIB
     max_head_size: int = 64 * KIB
     max_header_count: int = 100
     max_body_size: int = GIB
+    underscores_in_headers: str = "drop"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -441,8 +446,10 @@ class Config:
     keep_alive_timeout: float = option(75.0, "float", group="Timeouts", common=True, least=0, most=_LONGEST, unit="seconds", help="How long an idle connection stays open; longer than most balancers' 60.")
     queue_timeout: float = option(0.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="How long a request may have waited for a thread: one that is older is answered with 503 instead of being served, and dropped if its client has left. Linux, TCP. 0: for ever.")
     limit_concurrency: int | None = option(None, "int", group="Requests", least=1, unit="connections", optional=True, help="How many connections a worker holds; who comes beyond is answered with 503.")
-    max_head_size: int = option(64 * KIB, "size", group="Requests", least=1 * KIB, unit="bytes", help="The longest request line and header fields together.")
-    max_header_count: int = option(100, "int", group="Requests", least=1, unit="fields", help="The most header fields of a request.")
+    max_request_line_size: int = option(16 * KIB, "size", group="Requests", least=1 * KIB, unit="bytes", help="The longest request line: method, target with its query, and version.")
+    max_head_size: int = option(64 * KIB, "size", group="Requests", least=1 * KIB, unit="bytes", help="The longest request line and header fields together; also the longest trailer section.")
+    max_header_count: int = option(100, "int", group="Requests", least=1, unit="fields", help="The most header fields of a request, and the most trailer fields.")
+    underscores_in_headers: str = option("drop", "choice", group="Requests", choices=("drop", "keep", "refuse"), help="What becomes of a header field with an underscore in its name, which WSGI cannot tell from one with a hyphen.")
     max_body_size: int = option(GIB, "size", group="Requests", common=True, least=0, unit="bytes", help="The longest body of a request.")
     spool_dir: str | None = option(None, "path", group="Requests", optional=True, help="Where large bodies wait; the system's temporary directory unless given.")
     http: str = option("auto", "choice", group="Requests", choices=("auto", "h11", "httptools"), help="The HTTP parser; auto: httptools where it is installed.")
@@ -544,7 +551,7 @@ class Config:
     @property
     def limits(self) -> Limits:
         """What an HTTP connection takes at most."""
-        return Limits(self.max_head_size, self.max_header_count, self.max_body_size)
+        return Limits(**{limit.name: getattr(self, limit.name) for limit in fields(Limits)})
 
 
 OPTIONS: Mapping[str, Option] = {

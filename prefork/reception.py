@@ -816,7 +816,9 @@ class Reception(Generic[G]):
         if self._origin(client.base).scheme == "http":
             self._refuse(client, refused)
         else:
-            self.records.emit("request.rejected", reason=reason, status=refused.status, client=client.address)
+            self.records.emit(
+                "request.rejected", reason=reason, source=refused.source, status=refused.status, client=client.address
+            )
             client.broken = True
 
     def _introduce(self, client: G, header: Header) -> None:
@@ -867,7 +869,13 @@ class Reception(Generic[G]):
 
     def _refuse(self, client: G, refused: Refused) -> None:
         """Answer a request that is not served, and close."""
-        self.records.emit("request.rejected", reason=refused.reason, status=refused.status, client=client.address)
+        self.records.emit(
+            "request.rejected",
+            reason=refused.reason,
+            source=refused.source,
+            status=refused.status,
+            client=client.address,
+        )
         self._let_go(client)
         self._reply(client, client.connection.refusal(refused, self.date()))
 

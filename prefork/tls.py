@@ -204,7 +204,13 @@ class TlsGuest(Guest):
     def _answer_plainly(self) -> None:
         """Say to somebody who does not speak TLS what is spoken here, in words that he understands."""
         records, date = self.reception.records, self.reception.date()
-        records.emit("request.rejected", reason=_PLAIN.reason, status=_PLAIN.status, client=self.address)
+        records.emit(
+            "request.rejected",
+            reason=_PLAIN.reason,
+            source=_PLAIN.source,
+            status=_PLAIN.status,
+            client=self.address,
+        )
         self.send_octets(closing_answer(_PLAIN, date))
         self.connection.close()
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.http1.chunks import ChunkDecoder
 from prefork.http1.grammar import FIELD_NAME, STRAY_LINE_END
-from prefork.http1.heads import options
+from prefork.http1.heads import line_too_long, options
 from prefork.http1.messages import CHUNKED, Body, End, Event, Misanswered, Refused, Request
 
 if TYPE_CHECKING:
@@ -58,7 +58,8 @@ RETRY_AFTER = "1"
 """After how many seconds a client may ask again for whom there was no time (RFC 9110 section 10.2.3)."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_BODILESS = frozenset({204, 304, *range(100, 200)})
+_BODILESS = frozenset({204, 205, 304, *range(100, 200)})
+_CONTROLS = bytes({*range(0x20), 0x7F} - {ord("\t")})
 
 _LENGTH, _CONNECTION, _DATE, _SERVER, _HOP = range(1, 6)
 _FRAMING = frozenset({_CONNECTION, _HOP})
@@ -84,10 +85,12 @@ class _Heading:
 
     __slots__ = ("bodiless", "closes", "dated", "length", "octets")
 
-    def __init__(self, status: str, fields: Iterable[tuple[Any, Any]]) -> None:
+    def __init__(self, status: str, fields: Iterable[tuple[Any, Any]], *, final: bool = True) -> None:
         code = status[:3]
-        if not (code.isascii() and code.isdigit() and status[3:4] in {" ", ""} and "100" <= code <= "999"):
+        if not (code.isascii() and code.isdigit() and status[3:4] in {" ", ""}):
             raise Misanswered(f"malformed status: {status!r}")
+        if not ("200" <= code <= "599" if final else "100" <= code <= "199"):
+            raise Misanswered(f"no status of {'an answer' if final else 'an interim answer'}: {status!r}")
         self.bodiless = int(code) in _BODILESS
         """Whether answers with this status have no body."""
         self.closes = False
@@ -95,7 +98,8 @@ class _Heading:
         self.length: int | None = None
         """The size of the body in bytes, where the application says it."""
         seen = set()
-        lines = [f"HTTP/1.1 {status}"]
+        # RFC 9112 section 4: the space stands there even where no reason is given.
+        lines = [f"HTTP/1.1 {status}" if status[3:] else f"HTTP/1.1 {status} "]
         for name, value in fields:
             if not (isinstance(name, str) and isinstance(value, str)):
                 raise Misanswered(f"a field is no pair of str: {(name, value)!r}")
@@ -111,19 +115,23 @@ class _Heading:
                 continue
             seen.add(kind)
             lines.append(f"{name}: {value}")
-        if _SERVER not in seen:
+        if code == "205":
+            # RFC 9110 section 15.3.6: nothing follows, and the client is told so.
+            lines.append("Content-Length: 0")
+        if final and _SERVER not in seen:
             lines.append("Server: prefork")
-        self.dated = _DATE in seen
-        """Whether the application gives the date."""
-        text = "\r\n".join(lines)
+        self.dated = _DATE in seen or not final
+        """Whether the application gives the date, or none is needed."""
         try:
-            self.octets = (text + "\r\n" if self.dated else text + "\r\nDate: ").encode("latin-1")
+            octets = "\r\n".join(lines).encode("latin-1")
         except UnicodeEncodeError:
             wrong = next(line for line in lines if max(line) > "\xff")
             raise Misanswered(f"a field holds characters beyond latin-1: {wrong!r}") from None
-        if text.count("\n") != len(lines) - 1 or text.count("\r") != len(lines) - 1 or "\0" in text:
-            wrong = next(line for line in lines if any(c in line for c in "\r\n\0"))
-            raise Misanswered(f"CR, LF or NUL in the status or a field: {wrong!r}")
+        if len(octets) - len(octets.translate(None, _CONTROLS)) != 2 * len(lines) - 2:
+            # PEP 3333 allows no control character; CR and LF would begin a field, or an answer, of somebody else's.
+            wrong = next(line for line in lines if any(ord(c) in _CONTROLS for c in line))
+            raise Misanswered(f"a control character in the status or a field: {wrong!r}")
+        self.octets = octets + (b"\r\n" if self.dated else b"\r\nDate: ")
 
     def _take_length(self, value: str, code: int) -> bool:
         """Take a Content-Length; return whether to send it: once, and where there is a body, or would be (304)."""
@@ -186,8 +194,7 @@ class Connection:
         self._reader = reader
         self._buffer = b""
         self._at = 0
-        # How much of the buffer was searched for the end of a head: who sends it byte by byte is not to cost its square.
-        self._seen = 0
+        self._seen = 0  # bytes of an unfinished head that were looked at
         self._left = 0  # bytes of the request's body that are still to come
         self._owed = 0  # bytes of the answer's body that are still to go out
         self._chunks: ChunkDecoder | None = None
@@ -246,7 +253,7 @@ class Connection:
     def _head(self) -> Request | None:
         buffer, at, reader = self._buffer, self._at, self._reader
         limit = at + reader.limits.max_head_size
-        if not at and len(buffer) <= limit:
+        if not (at or self._seen) and len(buffer) <= limit:
             first, _, rest = buffer.partition(b"\r\n")
             request = reader.recall(first, rest)
             if request is not None:
@@ -260,20 +267,23 @@ class Connection:
         # RFC 9112 section 2.2: an empty line before the request line is skipped (old clients end a body so).
         while buffer.startswith(b"\r\n", at):
             at += 2
+        # Nothing is looked at twice, or a head that comes octet by octet would cost the square of its length.
+        new = self._at + self._seen
         limit += at - self._at
         self._at = at
-        end = buffer.find(b"\r\n\r\n", max(at, self._seen - 3), limit)
+        # An answer to HEAD has no body, even if it says that the rest of the head is wrong.
+        self.head_only = buffer.startswith(b"HEAD ", at)
+        end = buffer.find(b"\r\n\r\n", max(at, new - 3), limit)
         if end < 0:
             if at < len(buffer):
-                self._check_unfinished(limit)
-                self._seen = len(buffer)
+                self._check_unfinished(max(at, new - 1), limit)
+            self._seen = len(buffer) - at
             return None
         self._seen = 0
         cut = buffer.find(b"\r\n", at)
         request = reader.read(buffer[at:cut], buffer[cut + 2 : end + 4])
         self._at = end + 4
         self._version = request.line.version
-        self.head_only = request.line.method == "HEAD"
         self.answer_close = not request.head.keep_alive
         if request.head.length:
             self._expect(request.head.length)
@@ -281,14 +291,16 @@ class Connection:
             self.phase = _ANSWER
         return request
 
-    def _check_unfinished(self, limit: int) -> None:
+    def _check_unfinished(self, new: int, limit: int) -> None:
+        """Refuse a head that can only become worse, of which all before ``new`` was looked at."""
         buffer, at = self._buffer, self._at
-        if len(buffer) >= limit:
-            if buffer.find(b"\r\n", at, limit) < 0:
-                raise Refused(414, "request line too long", "RFC 9110 section 15.5.15")
-            raise Refused(431, "head longer than max_head_size", "RFC 6585 section 5")
-        if STRAY_LINE_END.search(buffer, max(at, self._seen - 1)):
+        if STRAY_LINE_END.search(buffer, new):
             raise Refused(400, "line ended by CR or LF alone", "RFC 9112 section 2.2")
+        line_limit = min(at + self._reader.limits.max_request_line_size + 2, limit)
+        if len(buffer) >= line_limit and buffer.find(b"\r\n", at, line_limit) < 0:
+            raise line_too_long()
+        if len(buffer) >= limit:
+            raise Refused(431, "head longer than max_head_size", "RFC 6585 section 5")
 
     def _expect(self, length: int) -> None:
         """Make ready for the request's body."""
@@ -296,7 +308,7 @@ class Connection:
         if length > limits.max_body_size:
             raise Refused(413, "body longer than max_body_size", "RFC 9110 section 15.5.14")
         if length == CHUNKED:
-            self._chunks = ChunkDecoder(limits.max_body_size, limits.max_head_size)
+            self._chunks = ChunkDecoder(limits)
             self.phase = _CHUNKS
         else:
             self._left = length
@@ -325,6 +337,15 @@ class Connection:
     def go_on(self) -> bytes:
         """Return the interim answer to a client that holds its body back (RFC 9110 section 15.2.1)."""
         return _CONTINUE
+
+    def informational(self, status: str, fields: Sequence[tuple[str, str]]) -> bytes:
+        """Return an interim answer to the present request, such as 103 Early Hints (RFC 8297).
+
+        It is empty for HTTP/1.0, which knows none (RFC 9110 section 15.2). Raises ``Misanswered`` for what must not go
+        on the wire.
+        """
+        octets = _Heading(status, fields, final=False).octets
+        return octets + b"\r\n" if self._version == "1.1" else b""
 
     def close(self) -> None:
         """End the connection: nothing more is read from it, and the parser is let go."""
@@ -412,9 +433,7 @@ class Connection:
 
     def early_hint(self, links: Iterable[str]) -> bytes:
         """Return the interim answer with the ``Link`` fields to come (RFC 8297); nothing for a client of HTTP/1.0."""
-        if self._version == "1.0":
-            return b""
-        return b"HTTP/1.1 103 Early Hints\r\n%b\r\n" % _field_lines(("Link", link) for link in links)
+        return self.informational("103 Early Hints", [("Link", link) for link in links])
 
     def finish(self, trailers: Iterable[tuple[str, str]] = ()) -> bytes:
         """Return what ends the answer, and make ready for the next request.
@@ -433,7 +452,7 @@ class Connection:
     def refusal(self, refused: Refused, date: bytes) -> bytes:
         """Return the whole answer to a request that is not served; the connection is closed behind it."""
         self.close()
-        return closing_answer(refused, date)
+        return closing_answer(refused, date, head_only=self.head_only)
 
     def decline(self, refused: Refused, date: bytes) -> bytes:
         """Return the whole answer to a complete request that is not served; the connection goes on if it may."""
@@ -448,8 +467,8 @@ def _field_lines(fields: Iterable[tuple[str, str]]) -> bytes:
         line = f"{name}: {value}"
         if FIELD_NAME.fullmatch(name) is None or name.lower() in _RESPONSE_FIELDS:
             raise Misanswered(f"this field cannot stand here: {name!r}")
-        if any(c in line for c in "\r\n\0") or max(line) > "\xff":
-            raise Misanswered(f"CR, LF, NUL or a character beyond latin-1 in a field: {line!r}")
+        if max(line) > "\xff" or any(ord(c) in _CONTROLS for c in line):
+            raise Misanswered(f"a control character, or one beyond latin-1, in a field: {line!r}")
         lines += line.encode("latin-1") + b"\r\n"
     return lines
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from ipaddress import IPv6Address
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 VALUE = rb"[\t\x20-\x7e\x80-\xff]*"
@@ -29,7 +30,7 @@ CHUNK_LINE = re.compile(
 
 _NAME = rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})"
 _PORT = rb"(?::[0-9]*)?"
-_LITERAL = rb"\[(?:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*|[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
+_LITERAL = rb"\[(?:(?P<v6>[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*)|[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
 _HOST = re.compile(rb"(?:%b|%b*)%b" % (_LITERAL, _NAME, _PORT))
 ABSOLUTE = re.compile(
     rb"(?i:https?)://(?P<host>(?:%b|%b+)%b)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?" % (_LITERAL, _NAME, _PORT)
@@ -39,7 +40,16 @@ ABSOLUTE = re.compile(
 @lru_cache(maxsize=1024)
 def is_host(value: bytes) -> bool:
     """Tell whether ``value`` is a ``Host`` by RFC 9112 section 3.2: a host of RFC 3986 and a port, or nothing."""
-    return _HOST.fullmatch(value) is not None
+    match = _HOST.fullmatch(value)
+    if match is None:
+        return False
+    if match["v6"] is not None:
+        # An application that takes the host apart would fail on [:::].
+        try:
+            IPv6Address(match["v6"].decode("ascii"))
+        except ValueError:
+            return False
+    return True
 
 
 def split_fields(block: bytes) -> list[tuple[bytes, bytes]]:

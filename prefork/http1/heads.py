@@ -30,8 +30,9 @@ REMEMBERED_SIZE = 4096
 _KNOWN_SPELLINGS = 4096
 _KNOWN_SPELLING_SIZE = 64  # or somebody could fill the memory with long ones
 _LENGTH_DIGITS = 18
+_LENGTH_ZEROS = 20
 
-_HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT = range(1, 6)
+_HOST, _LENGTH, _CODING, _CONNECTION, _EXPECT, _UNDERSCORED = range(1, 7)
 _REQUEST_FIELDS = {
     b"host": _HOST,
     b"content-length": _LENGTH,
@@ -52,7 +53,7 @@ class _Kinds(dict[bytes, int]):
     """Field names as clients spell them, and what each means for framing: a lookup instead of lower-casing."""
 
     def __missing__(self, name: bytes) -> int:
-        kind = _REQUEST_FIELDS.get(name.lower(), 0)
+        kind = _REQUEST_FIELDS.get(name.lower(), _UNDERSCORED if b"_" in name else 0)
         if len(self) < _KNOWN_SPELLINGS and len(name) <= _KNOWN_SPELLING_SIZE:
             self[name] = kind
         return kind
@@ -85,9 +86,13 @@ class HeadReader:
         line = self._lines.get(first)
         if line is None:
             line = _request_line(first)
+            if len(first) > self.limits.max_request_line_size:
+                raise line_too_long()
         head = self._heads[line.version].get(rest)
         if head is None:
             head = self._judge(line.version, rest)
+        if head.length and line.method == "TRACE":
+            raise Refused(400, "TRACE with a body", "RFC 9110 section 9.3.8")
         if line.host is not None:
             head = _with_host(head, line.host)
         elif len(first) + len(rest) <= REMEMBERED_SIZE:
@@ -106,9 +111,59 @@ class HeadReader:
             fields = self._parser.fields(version, block)
         except Refused:
             # Where we have a verdict of our own it goes first: the same status, whichever parser is installed.
-            _head(version, split_fields(block))
+            self._head(version, split_fields(block))
             raise
-        return _head(version, fields)
+        return self._head(version, fields)
+
+    def _head(self, version: str, fields: list[Field]) -> Head:
+        """Judge what the fields say together; raises ``Refused``."""
+        host: bytes | None = None
+        length: bytes | None = None
+        codings: list[bytes] = []
+        wishes: set[str] = set()
+        expectations: list[bytes] = []
+        underscored = False
+        for name, value in fields:
+            kind = _kinds[name]
+            if not kind:
+                continue
+            if kind == _HOST:
+                if host is not None:
+                    raise Refused(400, "two Host fields", "RFC 9112 section 3.2")
+                host = value
+            elif kind == _LENGTH:
+                if length is not None:
+                    raise Refused(400, "two Content-Length fields", "RFC 9112 section 6.3")
+                length = value
+            elif kind == _CODING:
+                codings.append(value)
+            elif kind == _CONNECTION:
+                wishes |= options(value.decode("latin-1"))
+            elif kind == _EXPECT:
+                expectations.append(value)
+            else:
+                underscored = True
+        if underscored:
+            fields = self._judge_underscores(fields)
+        if host is None and version != "1.0":
+            raise Refused(400, "no Host field", "RFC 9112 section 3.2")
+        if host is not None and not is_host(host):
+            raise Refused(400, "invalid Host", "RFC 9112 section 3.2")
+        size = _body_length(length, codings, version)
+        if any(expectation.lower() != b"100-continue" for expectation in expectations):
+            raise Refused(417, "unknown expectation", "RFC 9110 section 10.1.1")
+        keep_alive = "close" not in wishes and (version == "1.1" or "keep-alive" in wishes)
+        # RFC 9110 section 10.1.1: HTTP/1.0 knows no 100, and who has no body waits for none.
+        return Head(fields, host or b"", size, keep_alive, bool(expectations) and version == "1.1" and size != 0)
+
+    def _judge_underscores(self, fields: list[Field]) -> list[Field]:
+        """Return what is left of the fields, some of which have names with an underscore; raises ``Refused``."""
+        # X_User would stand where X-User belongs, and override what a proxy says (CVE-2015-0219).
+        if self.limits.underscores_in_headers == "refuse":
+            raise Refused(400, "underscore in the name of a field", "option underscores_in_headers")
+        if self.limits.underscores_in_headers == "keep":
+            return fields
+        return [(name, value) for name, value in fields if b"_" not in name]
 
 
 T = TypeVar("T")
@@ -141,15 +196,20 @@ def _request_line(first: bytes) -> RequestLine:
             raise Refused(400, "asterisk-form is for OPTIONS", "RFC 9112 section 3.2.4")
         return RequestLine(method, target, b"/", b"", None, version, first)
     absolute = ABSOLUTE.fullmatch(target)
-    if absolute is None:
+    if absolute is None or not is_host(absolute["host"]):
         raise Refused(400, "malformed target", "RFC 9112 section 3.2")
     path, query = absolute["path"] or b"/", absolute["query"] or b""
     return RequestLine(method, target, path, query, absolute["host"], version, first)
 
 
+def line_too_long() -> Refused:
+    """Return the refusal of a request line that passes its limit."""
+    return Refused(414, "request line longer than max_request_line_size", "RFC 9110 section 15.5.15")
+
+
 def _with_host(head: Head, host: bytes) -> Head:
     """Return ``head`` with the host that an absolute target names: that one counts (RFC 9112 section 3.2.2)."""
-    fields = [(name, host if _kinds[name] == _HOST else value) for name, value in head.fields]
+    fields = [(b"Host", host), *(field for field in head.fields if _kinds[field[0]] != _HOST)]
     return Head(fields, host, head.length, head.keep_alive, head.awaits_continue)
 
 
@@ -167,44 +227,6 @@ def _malformed(block: bytes) -> Refused:
     if SPACE_BEFORE_COLON.search(block):
         return Refused(400, "white space before a colon", "RFC 9112 section 5.1")
     return Refused(400, "malformed field line", "RFC 9112 section 5")
-
-
-def _head(version: str, fields: list[Field]) -> Head:
-    """Judge what the fields say together; raises ``Refused``."""
-    host: bytes | None = None
-    length: bytes | None = None
-    codings: list[bytes] = []
-    wishes: set[str] = set()
-    expect: bytes | None = None
-    for name, value in fields:
-        kind = _kinds[name]
-        if not kind:
-            continue
-        if kind == _HOST:
-            if host is not None:
-                raise Refused(400, "two Host fields", "RFC 9112 section 3.2")
-            host = value
-        elif kind == _LENGTH:
-            if length is not None:
-                raise Refused(400, "two Content-Length fields", "RFC 9112 section 6.3")
-            length = value
-        elif kind == _CODING:
-            codings.append(value)
-        elif kind == _CONNECTION:
-            wishes |= options(value.decode("latin-1"))
-        else:
-            expect = value
-    if host is None:
-        if version != "1.0":
-            raise Refused(400, "no Host field", "RFC 9112 section 3.2")
-        host = b""
-    elif not is_host(host):
-        raise Refused(400, "invalid Host", "RFC 9112 section 3.2")
-    size = _body_length(length, codings, version)
-    if expect is not None and expect.lower() != b"100-continue":
-        raise Refused(417, "unknown expectation", "RFC 9110 section 10.1.1")
-    keep_alive = "close" not in wishes and (version == "1.1" or "keep-alive" in wishes)
-    return Head(fields, host, size, keep_alive, expect is not None and version == "1.1" and size != 0)
 
 
 def _body_length(length: bytes | None, codings: list[bytes], version: str) -> int:
@@ -227,4 +249,7 @@ def _body_length(length: bytes | None, codings: list[bytes], version: str) -> in
     digits = length.lstrip(b"0")
     if len(digits) > _LENGTH_DIGITS:
         raise Refused(413, "body longer than max_body_size", "RFC 9110 section 15.5.14")
+    if len(length) > _LENGTH_ZEROS:
+        # h11 takes no more, llhttp any number: one verdict for both.
+        raise Refused(400, "Content-Length of too many digits", "RFC 9110 section 8.6")
     return int(digits or b"0")

@@ -87,6 +87,7 @@ FIELDS: Mapping[str, str] = {
     "scheme": "http or https",
     "signal": "name of the signal",
     "silent_s": "seconds since it was first asked in vain",
+    "source": "the rule: a section of an RFC, the option that asks for it, or the library that refused",
     "stack": "what each thread was doing, the innermost call first",
     "starter_generation": "Server::Starter's count of its starts",
     "status": "status of the answer; 499 if the client left before there was one",
@@ -182,7 +183,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "request.finished": _spec("info", "worker", "A request was answered. Only with `access_log`.", "method path query http_version status duration_s queue_s request_bytes response_bytes client scheme host user_agent referer outcome", "request_id", logger="prefork.access", worse="error"),
     "request.failed": _spec("error", "worker", "The application raised.", "method path", "client query exception request_id", logger="prefork.error"),
     "request.timeout": _spec("error", "worker", "A request took longer than `request_timeout`: it was answered with 504, or cut if an answer had begun. Its worker is replaced.", "method path client status age_s stack", "request_id", code="PF502"),
-    "request.rejected": _spec("warning", "worker", "A request was refused before the application saw it.", "reason status client", "method path"),
+    "request.rejected": _spec("warning", "worker", "A request was refused before the application saw it: `reason` says what was wrong, `source` by which rule.", "reason source status client", "method path"),
     "request.forwarding_ignored": _spec("warning", "worker", "A peer that is no trusted proxy, but in a network that is not public, spoke for a client; the field was kept from the application. Once a worker for each field.", "field client code", code="PF503"),
 }
 # fmt: on

@@ -5,7 +5,12 @@ from __future__ import annotations
 import tempfile
 from contextlib import suppress
 from io import SEEK_END, BytesIO
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prefork.http1.messages import Field
 
 MEMORY = 256 * 1024
 """How much of a body is kept in memory, in bytes; more goes to a file without a name."""
@@ -17,13 +22,15 @@ class RequestBody:
     ``add`` raises ``OSError`` if the disk is full.
     """
 
-    __slots__ = ("_memory", "_spool_dir", "file", "size")
+    __slots__ = ("_memory", "_spool_dir", "file", "size", "trailers")
 
     def __init__(self, spool_dir: str | None) -> None:
         self._spool_dir = spool_dir
         self._memory: BytesIO | None = None
         self.file: IO[bytes] | None = None
         self.size = 0
+        self.trailers: Sequence[Field] = ()
+        """The fields that stood behind it."""
 
     def add(self, data: bytes) -> None:
         """Keep the next piece."""

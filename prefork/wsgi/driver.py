@@ -40,7 +40,15 @@ from prefork.records.access import bound_context
 from prefork.request_ids import RequestIds
 from prefork.scoreboard import BUSY, mark
 from prefork.wsgi.body import RequestBody
-from prefork.wsgi.gateway import Answer, Base, client_address, client_scheme, request_environ, server_environ
+from prefork.wsgi.gateway import (
+    Answer,
+    Base,
+    client_address,
+    client_scheme,
+    request_environ,
+    server_environ,
+    trailers_in_environ,
+)
 
 if TYPE_CHECKING:
     import _socket
@@ -614,9 +622,12 @@ class WsgiDriver(Reception[Client]):
             else:
                 self._watch(client, READ)
         elif answered:
-            # What lies here may be a next request. Others come first.
+            # What lies here may be a next request. Others come first, and nothing more is read meanwhile: what a client
+            # sends ahead of its answers stays in the kernel, which makes it wait.
+            client.deadline = NEVER
+            client.step = self.await_turn
             self._watch(client, READ)
-            self._behind.append((client, self.advance))
+            self._behind.append((client, self.take_turn))
         else:
             self._watch(client, READ)
 
@@ -711,6 +722,8 @@ class WsgiDriver(Reception[Client]):
                     request, body = client.request, client.body
                     client.request = client.body = client.pace = None
                     assert request is not None
+                    assert body is not None
+                    body.trailers = event.trailers
                     self._dispatch(client, request, body)
                     return True
                 event = connection.next_event()
@@ -727,6 +740,15 @@ class WsgiDriver(Reception[Client]):
             client.in_head = True
             client.deadline = time.monotonic() + self.config.head_timeout
         return False
+
+    def await_turn(self, _client: Client) -> bool:
+        """Leave what the client sent for now."""
+        return False
+
+    def take_turn(self, client: Client) -> bool:
+        """Take the next of the requests that lie here further."""
+        client.step = self.receive
+        return self.advance(client)
 
     def flush(self, client: Client) -> bool:
         """Send on what the client did not take at once; returns whether that was all."""
@@ -784,6 +806,8 @@ class WsgiDriver(Reception[Client]):
                 environ = request_environ(client.base, client.peer, request, None, 0)
             else:
                 environ = request_environ(client.base, client.peer, request, body.open(), body.size)
+                environ["prefork.trailers"] = trailers_in_environ(body.trailers)
+            environ["wsgi.early_hints"] = answer.early_hints
             environ["prefork.client_gone"] = client.has_left
             answer.run(self.app, environ)
         except Refused as refused:

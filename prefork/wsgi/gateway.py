@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from prefork.http1.connection import Connection
     from prefork.http1.forwarded import Belief, Said
-    from prefork.http1.messages import Head, Request, RequestLine
+    from prefork.http1.messages import Field, Head, Request, RequestLine
     from prefork.reception import Origin
 
     ExcInfo = tuple[type[BaseException], BaseException, TracebackType]
@@ -52,9 +52,11 @@ class _EnvironKeys(dict[bytes, str]):
     """Field names as clients spell them, and their keys in the environ; empty for what must not get there."""
 
     def __missing__(self, name: bytes) -> str:
-        # X_User would stand where X-User belongs, and override what a proxy says (CVE-2015-0219).
-        key = "" if b"_" in name else name.decode("ascii").upper().replace("-", "_")
-        if key not in {"", "CONTENT_TYPE", "CONTENT_LENGTH"}:
+        key = name.decode("ascii").upper().replace("-", "_")
+        # Where underscores are kept, Content_Length says nothing about the body, and X_Forwarded_For nothing at all.
+        if b"_" in name:
+            key = "" if is_forwarding(name.replace(b"_", b"-").lower()) else "HTTP_" + key
+        elif key not in {"CONTENT_TYPE", "CONTENT_LENGTH"}:
             key = "HTTP_" + key
         if len(self) < _KNOWN_NAMES and len(name) <= _KNOWN_NAME_SIZE:
             self[name] = key
@@ -170,6 +172,7 @@ def server_environ(
         "wsgi.run_once": False,
         "wsgi.input_terminated": True,
         "wsgi.file_wrapper": FileWrapper,
+        "prefork.trailers": (),
         **extra,
         # Places for what each request says, so that no copy has to grow for it.
         "REQUEST_METHOD": "",
@@ -311,6 +314,11 @@ def _field_environ(head: Head, keys: _EnvironKeys) -> dict[str, str]:
     return found
 
 
+def trailers_in_environ(trailers: Sequence[Field]) -> tuple[tuple[str, str], ...]:
+    """Return the value of ``prefork.trailers``: a key of their own, for RFC 9110 section 6.5.1 forbids to merge them."""
+    return tuple((name.decode("ascii").lower(), value.decode("latin-1")) for name, value in trailers)
+
+
 class Answer:
     """The answer to one request."""
 
@@ -343,6 +351,16 @@ class Answer:
         self.status = status
         self.fields = list(headers)
         return self.write
+
+    def early_hints(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Send fields ahead of the answer, with status 103 (RFC 8297): ``environ["wsgi.early_hints"]``.
+
+        May be called several times. To HTTP/1.0, and for no fields, nothing is sent.
+        """
+        if self.sent:
+            raise AssertionError("early hints were given after the head of the answer was sent")
+        if headers and (hints := self._connection.informational("103 Early Hints", headers)):
+            self._stream.send(hints)
 
     def write(self, data: bytes) -> None:
         """Send a piece of the body at once, behind the head if that is still to go."""

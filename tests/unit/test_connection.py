@@ -13,6 +13,7 @@ from prefork.http1.messages import CHUNKED, Body, End, Misanswered, Refused, Req
 from prefork.http1.parser_h11 import H11Parser
 from prefork.http1.parser_httptools import HttptoolsParser
 
+# The rules of requests, row by row: test_http_grammar.py and test_http_rules.py.
 PARSERS = [pytest.param(H11Parser, id="h11"), pytest.param(HttptoolsParser, id="httptools")]
 DATE = b"Tue, 24 Nov 2026 00:00:00 GMT"
 CHUNKS = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -359,6 +360,16 @@ def test_hop_by_hop_fields_of_an_application_are_dropped_but_a_close_is_granted(
         ("200 OK", [("X", "\u20ac")]),
         ("OK", []),
         ("2000", []),
+        ("100 Continue", []),
+        ("101 Switching Protocols", []),
+        ("103 Early Hints", []),
+        ("199 x", []),
+        ("600 x", []),
+        ("099 x", []),
+        ("\u0662\u0660\u0660 OK", []),
+        ("200 O\x1bK", []),
+        ("200 OK", [("X", "\x01")]),
+        ("200 OK", [("X", "\x7f")]),
         ("200 OK", [("Content-Length", "1"), ("content-length", "2")]),
         ("200 OK", [("Content-Length", "+1")]),
         ("200 OK", [("X Y", "a")]),
@@ -371,6 +382,71 @@ def test_hop_by_hop_fields_of_an_application_are_dropped_but_a_close_is_granted(
 def test_answer_that_would_break_http_is_not_sent(parser: Maker, status: str, fields: list[tuple[str, str]]) -> None:
     with pytest.raises(Misanswered):
         asked(parser).start(status, fields, DATE)
+
+
+def test_205_has_no_body_and_says_so(parser: Maker) -> None:
+    """RFC 9110 section 15.3.6."""
+    made = asked(parser)
+    octets = made.whole("205 Reset Content", [("Content-Length", "5")], DATE, b"hello")
+    assert octets.count(b"Content-Length: 0\r\n") == octets.count(b"Content-Length") == 1
+    assert octets.endswith(b"\r\n\r\n")
+    assert made.idle
+
+
+def test_a_status_without_a_reason_keeps_its_space(parser: Maker) -> None:
+    """RFC 9112 section 4."""
+    assert asked(parser).start("200", [], DATE, 0).startswith(b"HTTP/1.1 200 \r\n")
+
+
+def test_a_tab_and_octets_beyond_ascii_may_be_in_a_field(parser: Maker) -> None:
+    assert b"\r\nX: a\tb\xff\r\n" in asked(parser).start("200 OK", [("X", "a\tb\xff")], DATE, 0)
+
+
+HINTS = [
+    ("Link", "</a.css>; rel=preload"),
+    ("Content-Length", "5"),
+    ("Connection", "close"),
+    ("Transfer-Encoding", "x"),
+]
+
+
+def test_an_interim_answer_goes_ahead_of_the_answer_and_changes_nothing_about_it(parser: Maker) -> None:
+    """RFC 8297, and RFC 9110 section 8.6: without what frames."""
+    made = asked(parser)
+    interim = made.informational("103 Early Hints", HINTS)
+    assert interim == b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n"
+    assert b"Connection: close" not in made.start("200 OK", [], DATE, 0)
+
+
+def test_http10_gets_no_interim_answer(parser: Maker) -> None:
+    """RFC 9110 section 15.2."""
+    assert asked(parser, b"GET / HTTP/1.0").informational("103 Early Hints", HINTS) == b""
+
+
+@pytest.mark.parametrize("line", [b"GET / HTTP/1.1", b"GET / HTTP/1.0"])
+@pytest.mark.parametrize(
+    ("status", "fields"),
+    [("200 OK", []), ("103 a\r\nb", []), ("103 Early Hints", [("X", "a\nb")]), ("103 Early Hints", [("X Y", "a")])],
+)
+def test_interim_answer_that_would_break_http_is_not_sent(
+    parser: Maker, line: bytes, status: str, fields: list[tuple[str, str]]
+) -> None:
+    with pytest.raises(Misanswered):
+        asked(parser, line).informational(status, fields)
+
+
+@pytest.mark.parametrize(
+    "head", [b"HEAD / HTTP/1.1\r\n\r\n", b"HEAD / HTTP/2.0\r\nHost: a\r\n\r\n", b"HEAD /" + b"a" * 3000]
+)
+def test_a_head_that_is_refused_is_refused_without_a_body(parser: Maker, head: bytes) -> None:
+    """RFC 9110 section 9.3.2."""
+    made = asked(parser)
+    made.start("200 OK", [], DATE, 0)
+    made.finish()
+    made.receive(head)
+    with pytest.raises(Refused) as caught:
+        made.next_event()
+    assert made.refusal(caught.value, DATE).endswith(b"\r\n\r\n")
 
 
 def test_body_may_neither_pass_nor_miss_its_length(parser: Maker) -> None:
@@ -539,7 +615,9 @@ def test_trailers_stand_behind_the_last_chunk_and_nowhere_else(parser: Maker) ->
     assert plain.finish([("x-sum", "1")]) == b""
 
 
-@pytest.mark.parametrize("field", [("a b", "1"), ("x", "1\r\ny: 2"), ("x", "\u20ac"), ("content-length", "1")])
+@pytest.mark.parametrize(
+    "field", [("a b", "1"), ("x", "1\r\ny: 2"), ("x", "\x01"), ("x", "\u20ac"), ("content-length", "1")]
+)
 def test_a_trailer_that_would_break_the_framing_is_misanswered(parser: Maker, field: tuple[str, str]) -> None:
     made = connection(parser, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     read(made)
