@@ -953,7 +953,7 @@ class WsgiDriver(Reception[Client]):
             "request.timeout",
             method=running.request.line.method,
             path=running.request.line.path.decode("latin-1"),
-            client=client.address,
+            client=client_address(client.peer, running.request),
             status=late.status if answered else None,
             age_s=age_s,
             stack=stack,

@@ -76,7 +76,7 @@ class _GuardedKeys(_EnvironKeys):
 
     def __missing__(self, name: bytes) -> str:
         if is_forwarding(name.lower()):
-            if len(self) < _KNOWN_NAMES:
+            if len(self) < _KNOWN_NAMES and len(name) <= _KNOWN_NAME_SIZE:
                 self[name] = ""
                 self.news.append(name)
             return ""

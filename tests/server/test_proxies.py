@@ -337,8 +337,8 @@ def test_a_proxy_behind_a_unix_socket_speaks_for_the_client(tmp_path: Path) -> N
 # Kept connections.
 
 
-def loads(stack: ExitStack, port: int, folder: Path, seconds: float) -> list[tuple[Proxy, subprocess.Popen[str]]]:
-    """Put both proxies in front of a server, and clients in front of them."""
+def loads(stack: ExitStack, port: int, folder: Path) -> list[tuple[Proxy, subprocess.Popen[str]]]:
+    """Put both proxies in front of a server, and clients in front of them, which ask until they are told to stop."""
     if shutil.which("wrk") is None:
         if "CI" in os.environ:
             pytest.fail("wrk is not installed")
@@ -347,12 +347,14 @@ def loads(stack: ExitStack, port: int, folder: Path, seconds: float) -> list[tup
     for name in ("nginx", "haproxy"):
         (folder / name).mkdir()
         proxy = stack.enter_context(Proxy(name, port, folder / name))
-        command = ["wrk", "-t1", "-c8", f"-d{seconds:g}s", "--timeout", "10s", f"http://{PROXY}:{proxy.port}/"]
+        command = ["wrk", "-t1", "-c8", f"-d{PATIENCE:g}s", "--timeout", "10s", f"http://{PROXY}:{proxy.port}/"]
         found.append((proxy, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
     return found
 
 
 def assert_all_answered(clients: list[tuple[Proxy, subprocess.Popen[str]]]) -> None:
+    for _, client in clients:
+        client.send_signal(signal.SIGINT)
     for proxy, client in clients:
         said, _ = client.communicate(timeout=PATIENCE)
         assert int(re.findall(r"(\d+) requests in", said)[0]) > 100
@@ -365,12 +367,13 @@ def test_recycles_and_deploys_are_no_error_for_a_proxy_that_keeps_connections(tm
     (tmp_path / "sample.py").write_text("import os\n" + APP)
     flags = ("--max-workers", "2", "--max-reqs-per-child", "20")
     with LiveServer.of("sample:told", *flags, cwd=tmp_path) as server, ExitStack() as stack:
-        clients = loads(stack, server.address[1], tmp_path, 3)
+        clients = loads(stack, server.address[1], tmp_path)
         server.wait_for("worker.exited", count=4)
         server.send(signal.SIGUSR2, to=server.pid)
         server.wait_for("pool.recycled")
         server.send(signal.SIGHUP, to=server.pid)
         server.wait_for("pool.deployed")
+        server.wait_for("pool.stopped")
         assert_all_answered(clients)
 
 
@@ -385,7 +388,7 @@ def test_a_new_generation_under_start_server_is_no_error_either(tmp_path: Path) 
     command = [program, f"--port={PROXY}:{port}", "--interval=1", "--", sys.executable, "-m", "prefork", "sample:told"]
     flags = ["--max-workers", "2", "--max-reqs-per-child", "20"]
     with LiveServer(*command, *flags, cwd=tmp_path) as server, ExitStack() as stack:
-        clients = loads(stack, port, tmp_path, 4)
+        clients = loads(stack, port, tmp_path)
         server.send(signal.SIGHUP, to=server.pid)
         server.wait_for("pool.ready", count=2)
         server.wait_for("pool.stopped")
