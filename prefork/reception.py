@@ -53,6 +53,8 @@ ASK_AGAIN = 0.005
 """After how many seconds a worker that waits to leave looks again whether all that it handed over was taken."""
 READ_ANSWER = 2.0
 """How many seconds a refused client has to read why, while what it still sends is thrown away."""
+IDLERS_FIRST = 0.002
+"""For how many seconds a worker takes nobody in that has left a client to an idle one, which has to wake up first."""
 PAUSE = 0.5
 """How many seconds nothing is accepted after the descriptors were used up."""
 SPARE = 256
@@ -295,6 +297,7 @@ class Reception(Generic[G]):
         self._exchange = exchange
         self._out, self._into = (-1, -1) if exchange is None else exchange.descriptors
         self._row = Row.alone(2 * self.config.threads) if row is None else row
+        self._idlers, self._place = self._row.idlers, self._row.place
         self._board = self._row.memory
         self._last_descriptor = last_descriptor()
         self.monitor_fd, self._monitor_end = os.pipe()
@@ -673,6 +676,23 @@ class Reception(Generic[G]):
             if not self._share_out(client):
                 return
 
+    def _leave_to_idle(self, client: G) -> bool:
+        """Let a worker take a client that has nothing to do, if there is one, rather than use one more thread here.
+
+        Threads of one process hold each other up, and each has its own connection to the database.
+        """
+        return self._eases and self._idlers.any() and self._may_go(client) and self._pass_on(client, IDLERS_FIRST)
+
+    def _pass_on(self, client: G, pause: float) -> bool:
+        """Let a sibling take a client; nobody is taken in here for ``pause`` seconds, or it would come back at once."""
+        if not self._share_out(client):
+            return False
+        if self._taking:
+            self._taking = False
+            self._poller.unregister(self._into)
+        self._resume_at = min(self._resume_at, time.monotonic() + pause)
+        return True
+
     def _share_out(self, client: G) -> bool:
         """Let whoever is free first take a client; return ``False``, and keep it, if the exchange is full."""
         self._unwatch(client)
@@ -737,13 +757,7 @@ class Reception(Generic[G]):
 
         We look there again in a moment: whom nobody has taken by then is turned away.
         """
-        if not self._eases or not self._share_out(client):
-            return False
-        if self._taking:
-            self._taking = False
-            self._poller.unregister(self._into)
-        self._resume_at = min(self._resume_at, time.monotonic() + SIBLINGS_FIRST)
-        return True
+        return self._eases and self._pass_on(client, SIBLINGS_FIRST)
 
     def turn_away(self, client: G) -> bool:
         """Answer one that is too many, whatever it wants, and have others make room."""

@@ -17,6 +17,8 @@ _HEADER_SIZE = 64  # a row begins where a line of the processors' caches begins:
 _CELL = Struct("=dQ239pB")
 _SPARE_ROWS = 32
 
+IDLE = 1
+_IDLE = bytes([IDLE])
 BUSY = _CELL.size - 1
 """Where in a cell stands whether a request is being served."""
 
@@ -47,15 +49,41 @@ class Reading:
     requests: tuple[InFlight, ...]
 
 
+class Idlers:
+    """Which workers have nothing to do: a byte for each place, ``IDLE`` or 0, which its worker sets itself."""
+
+    __slots__ = ("_find", "_start", "memory")
+
+    def __init__(self, memory: bytearray | mmap.mmap, start: int = 0) -> None:
+        self.memory = memory
+        self._find = memory.find
+        self._start = start
+
+    def place(self, number: int) -> int:
+        """Return where in ``memory`` the byte of a worker stands."""
+        return self._start + number
+
+    def any(self) -> bool:
+        """Whether somebody is idle."""
+        return self._find(_IDLE, self._start) >= 0
+
+
 class Row:
-    """The row of one worker, ``shared`` between the processes. ``cells`` are its places for requests."""
+    """The row of one worker, ``shared`` between the processes. ``cells`` are its places for requests.
 
-    __slots__ = ("_count", "memory", "shared")
+    Whether it is idle stands in ``idlers.memory[place]``.
+    """
 
-    def __init__(self, memory: memoryview, cells: int, *, shared: bool = True) -> None:
+    __slots__ = ("_count", "idlers", "memory", "place", "shared")
+
+    def __init__(
+        self, memory: memoryview, cells: int, idlers: Idlers | None = None, number: int = 0, *, shared: bool = True
+    ) -> None:
         self.memory = memory
         self.shared = shared
         self._count = cells
+        self.idlers = Idlers(bytearray(1)) if idlers is None else idlers
+        self.place = self.idlers.place(number)
 
     @classmethod
     def alone(cls, cells: int) -> Row:
@@ -70,6 +98,7 @@ class Row:
     def clear(self) -> None:
         """Forget who had the row before."""
         self.memory[:] = bytes(len(self.memory))
+        self.idlers.memory[self.place] = 0
 
     def beat(self, now: float) -> None:
         """Answer the parent."""
@@ -98,15 +127,17 @@ class Scoreboard:
     def __init__(self, workers: int, cells: int) -> None:
         self._rows = 4 * workers + _SPARE_ROWS
         self._count = cells
-        # Memory that is never touched costs nothing.
-        self._memory = memoryview(mmap.mmap(-1, self._rows * _size(cells)))
+        # Memory that is never touched costs nothing. What each worker says of itself comes first, what all look at last.
+        memory = mmap.mmap(-1, self._rows * (_size(cells) + 1))
+        self._idlers = Idlers(memory, self._rows * _size(cells))
+        self._memory = memoryview(memory)
 
     def row(self, number: int) -> Row:
         """Return the row of the worker at this place; beyond all expectation it has one, but nobody can read it."""
         if number >= self._rows:
             return Row.alone(self._count)
         size = _size(self._count)
-        return Row(self._memory[number * size : (number + 1) * size], self._count)
+        return Row(self._memory[number * size : (number + 1) * size], self._count, self._idlers, number)
 
 
 def _size(cells: int) -> int:

@@ -106,7 +106,8 @@ class Vitals:
         self.last_words = _nameless_file()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file, and of the row: a dead worker has no time for anybody."""
+        self.row.clear()
         os.close(self.last_words)
 
     def weigh(self, pid: int) -> None:

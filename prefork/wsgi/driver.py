@@ -38,7 +38,7 @@ from prefork.queueing import waited
 from prefork.reception import AT_ONCE, NEVER, OVERLOADED, RECEIVE, Guest, Origin, Reception, Step, WorkerFacts, drain
 from prefork.records.access import bound_context
 from prefork.request_ids import RequestIds
-from prefork.scoreboard import BUSY, mark
+from prefork.scoreboard import BUSY, IDLE, mark
 from prefork.wsgi.body import RequestBody
 from prefork.wsgi.gateway import (
     Answer,
@@ -242,6 +242,13 @@ class TimedClient(Client):
         super().sendfile(file, offset, size)
 
 
+class _Turn(threading.Semaphore):
+    """What a thread waits for that does not lead."""
+
+    veteran = False
+    """Whether it has been away with a request before."""
+
+
 class WsgiDriver(Reception[Client]):
     """Serves a WSGI application on ``config.threads`` request threads; the worker's main thread is the monitor."""
 
@@ -289,12 +296,13 @@ class WsgiDriver(Reception[Client]):
         self._running: dict[Running, Client] = {}  # what has a limit of time
         self._lost: set[threading.Thread] = set()  # threads that were given up
         self._lock = threading.Lock()  # guards the lead, taken only when it changes hands
-        # The last to come is the first to be promoted: caches and connections stay warm.
-        self._waiting: list[threading.Semaphore] = []
+        # The last to come is the first to be promoted: caches stay warm, and connections to the database few.
+        self._waiting: list[_Turn] = []
         self._leader: int | None = None
         self._vacant = False  # whether all threads are away, and the monitor leads until one comes back
         # Whom the leader serves. Who takes it out decides: the leader that comes back, or a promotion.
         self._served: set[Client] = set()
+        self._away = 0  # how many threads were left alone with their requests
         self._turn = 0
         self._blocky = 0  # how surely the application blocks; above 0 the lead passes on before the call
         self._monitor_sleeps = True
@@ -399,22 +407,27 @@ class WsgiDriver(Reception[Client]):
         thread.start()
 
     def _follow(self, cell: int) -> None:
-        turn = threading.Semaphore(0)
+        turn = _Turn(0)
         try:
             while not self._done:
-                self._lead(cell)
+                was_away = self._lead(cell, turn)
                 if self._handing_over:
                     self._order(self._hand_over_idle)  # what was in this thread's hands when all others were
                 if self._lost and threading.current_thread() in self._lost:
                     return  # another has its place
                 # Before the look at `_done`: close() lets go whom it finds waiting, and says so first.
                 with self._lock:
+                    if was_away:
+                        self._away -= 1
+                        turn.veteran = True
                     if self._vacant:
                         self._vacant = False
+                        if self._accepting:
+                            self._begin_to_take()
                         self._batch.appendleft((self._into, 0))  # who waits there has waited longer
                         continue
-                    self._waiting.append(turn)
-                if self._blocky:
+                    self._waiting.insert(len(self._waiting) if turn.veteran else 0, turn)
+                if self._blocky and was_away:
                     self._promote()  # the leader is away as well, or will be: this thread need not wait for the monitor
                 if not self._done:
                     turn.acquire()
@@ -439,6 +452,7 @@ class WsgiDriver(Reception[Client]):
             except KeyError:
                 return
             self._unwatch(client)
+            self._away += 1
             self._pass_lead()
 
     def _pass_lead(self) -> None:
@@ -474,7 +488,8 @@ class WsgiDriver(Reception[Client]):
                 if waiting is not None and self._may_go(waiting) and not self._share_out(waiting):
                     return
 
-    def _lead(self, cell: int) -> None:
+    def _lead(self, cell: int, turn: _Turn) -> bool:
+        """Lead; return whether somebody else was promoted meanwhile, and not only given the lead."""
         me = self._leader = threading.get_ident()
         self._cell = cell
         self.send_held_back()
@@ -482,10 +497,13 @@ class WsgiDriver(Reception[Client]):
         clients = self._clients
         while self._leader == me and not self._done:
             if batch:
-                fd, _ = batch.popleft()
+                fd, events = batch.popleft()
                 client = clients.get(fd)
                 if client is not None:
-                    if client.watched:  # else it is in other hands, and the event is of yesterday
+                    if not turn.veteran and self._waiting and self._give_lead_to_veteran((fd, events)):
+                        return False
+                    # If it is not watched it is in other hands, and the event is of yesterday.
+                    if client.watched and not (self._away and self._leave_to_idle(client)):
                         self._serve(client, client.step)
                 elif fd in self._gates:
                     self._welcome(fd)
@@ -502,6 +520,17 @@ class WsgiDriver(Reception[Client]):
                     self._serve(client, step)
             else:
                 self._wait()
+        return True
+
+    def _give_lead_to_veteran(self, event: tuple[int, int]) -> bool:
+        """Let a thread serve that has done so before, if one waits: this one has no connection to the database yet."""
+        with self._lock:
+            if not (self._waiting and self._waiting[-1].veteran):
+                return False
+            self._batch.appendleft(event)
+            self._leader = None
+            self._waiting.pop().release()
+        return True
 
     def _wait(self) -> None:
         """Fill the batch, and do what is due."""
@@ -513,7 +542,14 @@ class WsgiDriver(Reception[Client]):
         if self._resume_at != NEVER:
             due = self._resume_at if due is None else min(due, self._resume_at)
         patience = None if due is None else max(0.0, due - time.monotonic())
-        self._batch.extend(self._poller.poll(0 if self._behind else patience))
+        if self._behind:
+            self._batch.extend(self._poller.poll(0))
+        elif self._eases and self._taking and not self._away:
+            self._idlers.memory[self._place] = IDLE
+            self._batch.extend(self._poller.poll(patience))
+            self._idlers.memory[self._place] = 0
+        else:
+            self._batch.extend(self._poller.poll(patience))
         if due is not None and time.monotonic() >= due:
             self._look_at_deadlines()
         self._round = len(self._behind)
@@ -536,9 +572,17 @@ class WsgiDriver(Reception[Client]):
             if self._guests < GUESTS:
                 self._batch.insert(1, (fd, READ))
             if not self._crowded():
-                self._serve(client, client.step)
+                self._serve_or_leave(client)
             elif not self._leave_to_siblings(client):
                 self._serve(client, self.turn_away)
+
+    def _serve_or_leave(self, client: Client) -> None:
+        """Look for the request of one who came in."""
+        if self._away:
+            self._watch(client, READ)
+            if self._leave_to_idle(client):
+                return
+        self._serve(client, client.step)
 
     def _welcome_from_sibling(self) -> None:
         """Take in one whom a sibling has handed over.
@@ -550,7 +594,10 @@ class WsgiDriver(Reception[Client]):
         if client is not None:
             if self._batch and self._waited > TICK:
                 self._batch.insert(1, (self._into, 0))
-            self._serve(client, client.step if client.requests or not self._crowded() else self.turn_away)
+            if client.requests or not self._crowded():
+                self._serve_or_leave(client)
+            else:
+                self._serve(client, self.turn_away)
 
     def _new_client(
         self, sock: _socket.socket, connection: Connection, base: Base, peer: tuple[str, str] | None
@@ -938,6 +985,8 @@ class WsgiDriver(Reception[Client]):
             if self._spare_cells:
                 self._cells.append(self._spare_cells.pop())
             self._unwatch(client)
+            if not leads:
+                self._away -= 1
             if leads or self._vacant:
                 self._pass_lead()
             self._clients.pop(client.fd, None)

@@ -26,11 +26,11 @@ pytestmark = pytest.mark.skipif(
 )
 
 APP = """
-import json
+import json, threading
 
 def told(environ, start_response):
     shown = ("SERVER_NAME", "SERVER_PORT", "REMOTE_ADDR", "REMOTE_PORT", "wsgi.url_scheme")
-    told = {"pid": os.getpid(), **{name: environ.get(name) for name in shown}}
+    told = {"pid": os.getpid(), "thread": threading.get_ident(), **{name: environ.get(name) for name in shown}}
     if environ["PATH_INFO"] == "/slow":
         print("slow", os.getpid(), flush=True)
         time.sleep(float(environ["QUERY_STRING"]))
@@ -340,14 +340,24 @@ def test_more_connections_than_the_exchange_holds_cross_it(serve: Serve) -> None
         assert (crowd.answered, crowd.failed, crowd.closed) == (3600, 0, 0)
 
 
+def put_to_sleep(pid: int) -> None:
+    """Stop a process, and wait until all its threads have heard of it."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: all(thread.status() == psutil.STATUS_STOPPED for thread in threads_of(pid)))
+
+
+def threads_of(pid: int) -> list[psutil.Process]:
+    return [psutil.Process(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
 def test_who_finds_no_room_in_the_exchange_waits_for_it_asleep(serve: Serve) -> None:
     with serve(max_workers=1) as server, Crowd(server.address, 700) as crowd:
         crowd.run(700)
         (old,) = server.worker_pids
-        os.kill(old, signal.SIGSTOP)
+        put_to_sleep(old)
         server.send(signal.SIGUSR2)
         new = server.wait_for("worker.ready", count=2)["child_pid"]
-        os.kill(new, signal.SIGSTOP)
+        put_to_sleep(new)
         os.kill(old, signal.SIGCONT)
         process = psutil.Process(old)
         until(lambda: all_asleep(old))
@@ -366,10 +376,10 @@ def test_a_retired_worker_goes_however_late_its_connections_are_taken(serve: Ser
     with serve(max_workers=1) as server, Crowd(server.address, 5) as crowd:
         crowd.run(5)
         (old,) = server.worker_pids
-        os.kill(old, signal.SIGSTOP)
+        put_to_sleep(old)
         server.send(signal.SIGUSR2)
         new = server.wait_for("worker.ready", count=2)["child_pid"]
-        os.kill(new, signal.SIGSTOP)
+        put_to_sleep(new)
         os.kill(old, signal.SIGCONT)
         until(lambda: not psutil.Process(old).net_connections("tcp"))
         threading.Event().wait(0.5)  # longer than its monitor stays awake without work
@@ -393,25 +403,34 @@ def on_one_worker(server: LiveServer, stack: ExitStack, count: int) -> list[Talk
             return mates
 
 
-def test_who_waits_at_a_busy_worker_is_served_by_an_idle_one(serve: Serve) -> None:
-    with serve(max_workers=2, threads=1) as server, ExitStack() as stack:
+@pytest.mark.parametrize("threads", [1, 4])
+def test_who_waits_at_a_busy_worker_is_served_by_an_idle_one(threads: int, serve: Serve) -> None:
+    with serve(max_workers=2, threads=threads) as server, ExitStack() as stack:
         busy, *waiting = on_one_worker(server, stack, 4)
         busy.send("/slow?5")
         owner = int(server.wait_for_output("slow").split()[1])
+        (other,) = set(server.worker_pids) - {owner}
         for talk in waiting:
-            assert talk.ask()["pid"] != owner
+            # It has to be back from the one before, which its client hears of earlier.
+            until(lambda: all(thread.status() == psutil.STATUS_SLEEPING for thread in threads_of(other)))
+            assert talk.ask()["pid"] == other
         assert busy.answer()["pid"] == owner
 
 
-def threads_of(pid: int) -> list[psutil.Process]:
-    return [psutil.Process(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_thread_serves_what_comes_one_after_the_other(workers: int, serve: Serve) -> None:
+    """Each thread has its own connection to a database."""
+    with serve(max_workers=workers) as server, Talk(server.address) as talk:
+        for _ in range(3):
+            talk.ask("/slow?0.02")  # here it is learned that the application blocks
+        answers = [talk.ask("/slow?0.01") for _ in range(20)]
+        assert len({(answer["pid"], answer["thread"]) for answer in answers}) == 1
 
 
 def test_clients_that_all_came_to_one_worker_are_shared_out_when_they_keep_it_busy(serve: Serve) -> None:
     with serve() as server, ExitStack() as stack:
         asleep, awake = server.worker_pids
-        os.kill(asleep, signal.SIGSTOP)
-        until(lambda: all(thread.status() == psutil.STATUS_STOPPED for thread in threads_of(asleep)))
+        put_to_sleep(asleep)
         talks = [stack.enter_context(Talk(server.address)) for _ in range(16)]
         assert {talk.ask()["pid"] for talk in talks} == {awake}
         os.kill(asleep, signal.SIGCONT)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from prefork.scoreboard import BUSY, InFlight, Reading, Row, Scoreboard, mark
+from prefork.scoreboard import BUSY, IDLE, InFlight, Reading, Row, Scoreboard, mark
 
 
 def entered(octets: bytes) -> tuple[str, str]:
@@ -106,3 +106,16 @@ def test_a_worker_beyond_the_last_row_has_one_of_its_own() -> None:
     far.beat(1.0)
     assert far.read().beat == 1.0
     assert board.row(1000).read().beat == 0.0
+
+
+def test_all_rows_see_whether_somebody_is_idle_until_that_one_has_died() -> None:
+    board = Scoreboard(2, 1)
+    first, last = board.row(0), board.row(4 * 2 + 31)
+    assert not first.idlers.any()
+    last.idlers.memory[last.place] = IDLE
+    assert first.idlers.any()
+    assert not Row.alone(1).idlers.any()
+    first.clear()
+    assert first.idlers.any()
+    last.clear()
+    assert not first.idlers.any()
