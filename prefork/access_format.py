@@ -39,8 +39,8 @@ _ESCAPES = {
     **{ord(one): two for one, two in {"\n": r"\n", "\r": r"\r", "\t": r"\t", '"': r"\"", "\\": r"\\"}.items()},
 }
 
-Outcome: TypeAlias = Literal["complete", "client_gone", "failed", "timeout"]
-"""How a request ended: it was answered; the client left before; the application raised; it took too long."""
+Outcome: TypeAlias = Literal["complete", "client_gone", "failed", "timeout", "turned_away"]
+"""How a request ended: it was answered; the client left; the application raised; it took, or had waited, too long."""
 
 
 @dataclass(slots=True, eq=False)
@@ -195,8 +195,8 @@ def record_of(entry: Entry, *, with_id: bool) -> dict[str, Any]:
         "client": entry.client,
         "scheme": entry.scheme,
         "host": _text(head.host),
-        "user_agent": _field(head, "User-Agent"),
-        "referer": _field(head, "Referer"),
+        "user_agent": field(head, "User-Agent"),
+        "referer": field(head, "Referer"),
         "outcome": entry.outcome,
     }
     return {**record, "request_id": entry.request_id} if with_id else record
@@ -207,7 +207,7 @@ def _text(octets: bytes) -> str:
     return octets.decode("latin-1")
 
 
-def _field(head: Head, name: str) -> str:
+def field(head: Head, name: str) -> str:
     """Return the value of a field of a request; empty if there is none."""
     wanted = name.lower().encode("latin-1", "replace")
     return ", ".join(_text(value) for key, value in head.fields if key.lower() == wanted)
@@ -369,7 +369,7 @@ _KNOWN = {
     "common": _common,
     "ending": _ending,
     "escaped": _escaped,
-    "field": _field,
+    "field": field,
     "host_name": _host_name,
     "more": _more,
     "quoted": quoted,

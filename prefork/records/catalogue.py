@@ -67,7 +67,7 @@ FIELDS: Mapping[str, str] = {
     "new_starter_generation": "the same under Server::Starter: its count of starts",
     "note": "what that means",
     "oom_kill": "how many processes of the control group the kernel has killed meanwhile for want of memory",
-    "outcome": "how a request ended: `complete`; `client_gone` before it had its answer; `failed`, the application raised; `timeout`, it took longer than `request_timeout`",
+    "outcome": "how a request ended: `complete`; `client_gone` before it had its answer; `failed`, the application raised; `timeout`, it took longer than `request_timeout`; `turned_away`, it had waited longer than `queue_timeout`",
     "overrun": "requests served beyond the budget, while the successor was not ready",
     "path": "path of the request, as it was sent; of a reload, the file",
     "pause_s": "seconds until it is tried again",

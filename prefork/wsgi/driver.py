@@ -26,7 +26,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from prefork.access_format import Entry
+from prefork.access_format import Entry, field
 from prefork.http1.connection import NamedConnection, Phase, closing_answer
 from prefork.http1.messages import Body, End, Misanswered, Refused, Request
 from prefork.outbox import SPOOL, Outbox
@@ -287,10 +287,10 @@ class WsgiDriver(Reception[Client]):
         measures = config.access_log or config.queue_timeout
         self.receive: Step = self._receive_measured if measures else self._receive
         self.advance: Step = self._advance_measured if measures else self._advance
-        self._call_now: Dispatch = self._call_in_time if config.request_timeout else self._call
+        self._call_now = self._call_in_time if config.request_timeout else self._call
+        self._dispatch: Dispatch = self._call_in_turn if config.queue_timeout else self._call_now
         if config.request_id:
-            self._call_now = self._naming(self._call_now)
-        self._dispatch = self._call_in_turn if config.queue_timeout else self._call_now
+            self._dispatch = self._naming(self._dispatch)
         self._patience = config.queue_timeout or NEVER
         self._kinds_of_clients = _kinds_of_clients(timed=bool(config.request_timeout), tls=tls is not None)
         self._running: dict[Running, Client] = {}  # what has a limit of time
@@ -891,23 +891,23 @@ class WsgiDriver(Reception[Client]):
     # Requests that have an id.
 
     def _naming(self, dispatch: Dispatch) -> Dispatch:
-        mine = self._mine
+        mine, ids = self._mine, RequestIds()
 
         def dispatch_by_name(client: Client, request: Request, body: RequestBody | None) -> None:
-            mine.client = client
+            given = field(request.head, "X-Request-ID")
+            mine.request_id = ids.of(given, trusted=client.base.origin.trusted)
+            connection = client.connection
+            assert isinstance(connection, NamedConnection)
+            connection.request_id = mine.request_id
             dispatch(client, request, body)
 
         return dispatch_by_name
 
     def _with_id(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-        mine, ids = self._mine, RequestIds()
+        mine = self._mine
 
         def named(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            client: Client = mine.client
-            connection = client.connection
-            assert isinstance(connection, NamedConnection)
-            name = ids.of(environ.get("HTTP_X_REQUEST_ID"), trusted=client.base.origin.trusted)
-            connection.request_id = environ["prefork.request_id"] = environ["HTTP_X_REQUEST_ID"] = name
+            environ["prefork.request_id"] = environ["HTTP_X_REQUEST_ID"] = mine.request_id
             return app(environ, start_response)
 
         return named
@@ -923,7 +923,10 @@ class WsgiDriver(Reception[Client]):
             self._turned_away.count(QUEUED)
             if self._closing:
                 client.connection.answer_close = True
-            client.send(client.connection.decline(OVERLOADED, self.date()))
+            answer = client.connection.decline(OVERLOADED, self.date())
+            client.send(answer)
+            if self._access is not None:
+                self._log_own_answer(client, request, OVERLOADED.status, answer)
         else:
             self._call_now(client, request, body)
 
@@ -1010,7 +1013,7 @@ class WsgiDriver(Reception[Client]):
             code="PF502",
         )
         if self._access is not None and take(running.untold):
-            self._log_given_up(client, running, late.status, octets)
+            self._log_own_answer(client, running.request, late.status, octets, running)
 
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
         self.records.failure(
@@ -1065,21 +1068,23 @@ class WsgiDriver(Reception[Client]):
         else:
             self._write_log(entry)
 
-    def _log_given_up(self, client: Client, running: Running, status: int, answer: bytes) -> None:
-        """Log a request that took too long; it has no answer but the one that was given for it."""
+    def _log_own_answer(
+        self, client: Client, request: Request, status: int, answer: bytes, running: Running | None = None
+    ) -> None:
+        """Log a request that we answer, and not the application, which may be at it all the same."""
         entry = Entry(
-            request=running.request,
-            client=client_address(client.peer, running.request),
-            scheme=client_scheme(client.base, running.request),
+            request=request,
+            client=client_address(client.peer, request),
+            scheme=client_scheme(client.base, request),
             environ=client.base,
             status=str(status),
             fields=(),
-            received=running.received,
+            received=0 if running is None else running.received,
             sent=len(answer.partition(b"\r\n\r\n")[2]),
-            duration_s=time.monotonic() - running.since,
+            duration_s=0.0 if running is None else time.monotonic() - running.since,
             queue_s=client.queue_s,
-            outcome="timeout",
-            closes=True,
+            outcome="turned_away" if running is None else "timeout",
+            closes=client.connection.answer_close or running is not None,
             request_id=client.connection.request_id,
             context={},
         )

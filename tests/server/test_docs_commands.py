@@ -51,6 +51,7 @@ SHOP = """
 from flask import Flask
 app = Flask("shop")
 app.add_url_rule("/", view_func=lambda: "shop")
+wanted = bool
 """
 
 

@@ -84,7 +84,7 @@ BUSY = b"503 Service Unavailable: too much to do\n"
 def test_who_waited_too_long_is_told_so_and_the_application_is_spared(
     serve: Callable[..., LiveServer], gate: Path
 ) -> None:
-    with serve(queue_timeout=0.2) as server, ExitStack() as clients:
+    with serve(queue_timeout=0.2, access_log="-") as server, ExitStack() as clients:
         kept = clients.enter_context(send(server, "/early"))
         assert answer(kept) == (200, b"False")
         busy = clients.enter_context(send(server, "/gate"))
@@ -108,6 +108,11 @@ def test_who_waited_too_long_is_told_so_and_the_application_is_spared(
         for record in server.all("worker.overloaded", code="PF504"):
             told[record["reason"]] = told.get(record["reason"], 0) + record["turned_away"]
         assert told == {"queue_timeout": 3, "client_gone": 1}
+        lines = [
+            (record["method"], record["path"], record["queue_s"] > 0.2)
+            for record in server.all("request.finished", outcome="turned_away", status=503)
+        ]
+        assert sorted(lines) == [("GET", "/late", True), ("HEAD", "/late", True)]
 
 
 @linux

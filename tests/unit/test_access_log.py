@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
+import time
 from contextlib import contextmanager
+from pathlib import Path
 from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,6 @@ from prefork.records.outlet import Writer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 ACCESS = logging.getLogger("prefork.access")
 
@@ -271,3 +273,41 @@ def test_a_pipe_gets_whole_lines_that_it_does_not_tear_apart(monkeypatch: pytest
     writes.clear()
     Writer(str(tmp_path / "file"), "json").write(lines)
     assert len(writes) == 1
+
+
+def test_the_page_shows_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "access-log.md").read_text()
+    shown = dict(re.findall(r"```(console|json|apache)\n(.*?)\n```", page, re.DOTALL))
+    forms = {"console": "console", "json": "json", "apache": "combined"}
+    asked = entry(
+        fields=[(b"User-Agent", b"Mozilla/5.0"), (b"Referer", b"http://tea.example/")], duration_s=0.0125, sent=1234
+    )
+    monkeypatch.setattr("prefork.records.access.time.time", lambda: 1795694279.25)
+    monkeypatch.setattr("prefork.records.access.os.getpid", lambda: 4711)
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    try:
+        for kind, form in forms.items():
+            path = tmp_path / kind
+            records = Records(Config.of(access_log=str(path), access_log_format=form))
+            try:
+                log = records.bind(role="worker", worker=3, generation=2).access_log()
+                assert log is not None
+                assert written(log, path, asked) == [shown[kind]]
+            finally:
+                records.close()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_the_filter_of_the_page_is_one() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "access-log.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    with access_log(access_log_filter=names["wanted"]) as log:
+        assert log.prompt
+    assert names["wanted"]({"status": 500, "duration_s": 0.1})
+    assert names["wanted"]({"status": 200, "duration_s": 2.0})
+    assert sum(names["wanted"]({"status": 200, "duration_s": 0.1}) for _ in range(1000)) < 100
