@@ -159,11 +159,12 @@ class _Shared:
             fields.setdefault("code", spec.code)
         if trace := fields.pop("traceback", None):
             fields["exception"] = trace
-        outlet = self.open()
+        outlet, level = self.open(), spec.level_of(fields)
         try:
             if outlet is not None:
                 outlet.settle()
-            getattr(self._makers[spec.logger], spec.level_of(fields))(name, **fields, **made)
+            if outlet is None or made or not outlet.write(spec.logger, level, name, fields):
+                getattr(self._makers[spec.logger], level)(name, **fields, **made)
         except Exception:  # noqa: BLE001, S110 - the log must never be what breaks a server
             pass
         if self.hook is not None:

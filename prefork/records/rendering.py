@@ -23,6 +23,7 @@ _LEVEL_STYLES = {"debug": "2", "info": "32", "warning": "33", "error": "31", "cr
 _STATUS_STYLES = {2: "32", 3: "36", 4: "33", 5: "1;31"}
 _DIM, _BOLD, _KEY, _ERROR = "2", "1", "36", "1;31"
 _SUCCESS = 2
+_encode = json.JSONEncoder(default=str).encode  # which json.dumps() would make anew for each record
 _NAME_WIDTH = 22  # of worker.respawn_delayed, the longest name that comes often
 
 
@@ -45,7 +46,7 @@ def to_json(record: Mapping[str, Any]) -> str:
     ordered = {name: record[name] for name in FIRST if name in record}
     ordered |= {name: value for name, value in record.items() if name not in ordered and name != "exc_info"}
     try:
-        return json.dumps(ordered, default=str)
+        return _encode(ordered)
     except (TypeError, ValueError):  # keys that are no text, or a value that contains itself
         return json.dumps({str(name): str(value) for name, value in ordered.items()})
 
@@ -137,7 +138,7 @@ def shown(value: Any) -> str:
 
 def to_line(value: Any) -> str:
     """Return a value as JSON."""
-    return json.dumps(value, default=str)
+    return _encode(value)
 
 
 def escaped(text: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
+from structlog.contextvars import bound_contextvars
 
 from prefork.config import Config
 from prefork.errors import ConfigError
@@ -77,6 +79,35 @@ def test_opentelemetry_gets_its_own_names() -> None:
     of_a_worker = rename(None, "", {"logger": "prefork", "event": "worker.exited", "pid": 1, "child_pid": 2})
     assert (of_a_worker["process.pid"], of_a_worker["process.parent_pid"]) == (2, 1)
     assert rename(None, "", {"logger": "shop", "event": "sold"}) == {"logger": "shop", "event": "sold"}
+
+
+@pytest.mark.parametrize("style", ["json", "console"])
+@pytest.mark.parametrize("bound", [{}, {"tenant": "a"}], ids=["nothing bound", "a context bound"])
+def test_a_line_is_the_same_whether_others_look_at_it_or_not(style: str, bound: dict[str, str], tmp_path: Path) -> None:
+    lines = []
+    for seen in (False, True):
+        path = tmp_path / f"{seen}.log"
+        records = Records(Config(log_file=str(path), log_format=style)).bind(role="worker", worker=1)
+        logger = logging.getLogger("prefork")
+        if seen:
+            logger.addFilter(everything)
+        try:
+            with bound_contextvars(**bound):
+                records.emit("worker.held", holds=[{"why": "x", "age_s": 1.5, "where": "y"}], code="PF431")
+                records.emit(
+                    "worker.boot_failed", worker=2, child_pid=7, reason="a\nb", traceback="Traceback\nx", code="PF401"
+                )
+                records.emit("worker.spawned", worker=2, child_pid=7, budget=None)  # too fine to be written
+        finally:
+            logger.removeFilter(everything)
+            records.close()
+        lines.append(re.sub(r"\d\d:\d\d:\d\d(\.\d+)?", "", path.read_text()))
+    assert lines[0] == lines[1]
+    assert lines[0].count("worker.") == 2
+
+
+def everything(_: logging.LogRecord) -> bool:
+    return True
 
 
 def test_a_hook_that_raises_is_recorded_and_asked_no_more() -> None:
