@@ -648,7 +648,7 @@ class Reception(Generic[G]):
         deadline = ticket.deadline
         if self._leaving:
             deadline = min(deadline, time.monotonic() + self._keep_alive)
-        trusted = self._trusts(ticket.peer, ticket.proxy)
+        trusted = self._believes(ticket.peer, ticket.proxy)
         base = self._base(Origin(ticket.scheme, ticket.name, ticket.port, trusted, ticket.proxy))
         client = self._admit(sock, base, ticket.peer, deadline)
         if ticket.awaits_header:
@@ -730,10 +730,9 @@ class Reception(Generic[G]):
             os.close(descriptor)
             return None
         peer = (address[0], str(address[1])) if gate.tcp else None
-        trusted = self._trusts(peer)
-        base = gate.of_proxies if trusted else gate.of_others
+        base = gate.of_proxies if self._believes(peer, None) else gate.of_others
         client = self._admit(sock, base, peer, time.monotonic() + self.config.head_timeout)
-        if trusted and self.config.proxy_protocol:
+        if self.config.proxy_protocol and self._is_proxy(peer):
             self._open(client)
         return client
 
@@ -792,11 +791,16 @@ class Reception(Generic[G]):
             base = self._bases[origin] = self._new_base(origin)
         return base
 
-    def _trusts(self, peer: tuple[str, str] | None, proxy: str | None = None) -> bool:
-        """Whether a client may speak for others; who is behind a proxy and has no address is none of our own sockets."""
-        if peer is None:
-            return proxy is None and self._proxies.unix
-        return self._proxies.trusts_peer(peer[0])
+    def _is_proxy(self, peer: tuple[str, str] | None) -> bool:
+        return self._proxies.trusts_peer(None if peer is None else peer[0])
+
+    def _believes(self, peer: tuple[str, str] | None, proxy: str | None) -> bool:
+        """Whether a client is believed about others; ``proxy`` is who spoke for it by the PROXY protocol, if anybody did."""
+        if proxy is None:
+            # What comes through such a proxy is its client's, also where it cannot say whose (UNKNOWN).
+            return self._is_proxy(peer) and not self.config.proxy_protocol
+        # Who has no address there is none of our own UNIX sockets.
+        return peer is not None and self._is_proxy(peer)
 
     def _open(self, client: G) -> None:
         """Have a client begin with a PROXY header."""
@@ -840,9 +844,8 @@ class Reception(Generic[G]):
         client.opening = None
         client.step = self.receive
         if header.relayed:
-            proxy = client.address
-            client.peer = header.source
-            trusted = self._trusts(client.peer, proxy)
+            proxy, client.peer = client.address, header.source
+            trusted = self._believes(client.peer, proxy)
             client.base = self._base(replace(self._origin(client.base), trusted=trusted, proxy=proxy))
 
     def _tell_of_ignored(self, names: Sequence[bytes], address: str) -> None:

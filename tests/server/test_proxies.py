@@ -241,11 +241,13 @@ def test_a_header_may_come_in_pieces_and_with_the_request(relayed: LiveServer) -
 
 
 @pytest.mark.parametrize("header", [SIGNATURE + bytes([0x20, 0, 0, 0]), b"PROXY UNKNOWN\r\n"])
-def test_who_asks_for_himself_is_the_client(header: bytes, relayed: LiveServer) -> None:
+def test_who_names_nobody_is_the_client_and_not_believed(header: bytes, relayed: LiveServer) -> None:
+    request = REQUEST.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n")
     with connect(relayed) as client:
-        told = told_on(client, header + REQUEST)
+        told = told_on(client, header + request)
     assert told["REMOTE_ADDR"] == PROXY
     assert "prefork.peer" not in told
+    assert "HTTP_X_FORWARDED_FOR" not in told
 
 
 def test_a_client_behind_the_proxy_may_be_a_proxy_itself(relayed: LiveServer) -> None:
