@@ -241,7 +241,7 @@ class Parent:
 
     def new_context(self) -> SSLContext:
         """Return what the options make of certificates; raises what ``make_context`` raises."""
-        from prefork.certificates import make_context  # and the module ssl, for those alone who speak TLS
+        from prefork.certificates import make_context
 
         return make_context(self.config)
 
@@ -389,7 +389,8 @@ class Parent:
         try:
             self.tls = self.new_context()
         except PreforkError as error:
-            self.record("tls.not_renewed", reason=str(error), code="PF323")
+            why = {} if error.__cause__ is None else {"exc_info": error.__cause__}
+            self.record("tls.not_renewed", reason=str(error), code="PF323", **why)
             return False
         return True
 

@@ -235,7 +235,7 @@ def read_certificate(config: Config) -> SSLContext | None:
     """
     if config.cert is None:
         return None
-    from prefork.certificates import make_context  # and the module ssl, for those alone who speak TLS
+    from prefork.certificates import make_context
 
     return make_context(config)
 

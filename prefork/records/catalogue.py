@@ -177,7 +177,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "worker.exited": _spec("info", "parent", "A worker is gone: one record for each `worker.spawned`.", "worker child_pid exit_code signal expected reason requests overrun uptime_s", "stuck requests_lost connections_lost rss_bytes oom_kill stack", worse="error"),
     "worker.respawn_delayed": _spec("warning", "parent", "Workers die too quickly: the next fork waits.", "worker child_pid delay_s failures", code="PF402"),
     "tls.handshake_failed": _spec("info", "worker", "A client and the server did not agree to speak TLS.", "reason client"),
-    "tls.not_renewed": _spec("error", "parent", "The certificate cannot be read anew at HUP: nothing is replaced, the old one is shown on.", "reason", code="PF323"),
+    "tls.not_renewed": _spec("error", "parent", "The certificate cannot be read anew at HUP: nothing is replaced, the old one is shown on.", "reason", "exception", code="PF323"),
     "hook.failed": _spec("error", "either", "A hook raised.", "hook", "exception"),
     "log.reopen_failed": _spec("error", "either", "A log file cannot be opened anew; the old one is written on.", "log error"),
     "request.finished": _spec("info", "worker", "A request was answered. Only with `access_log`.", "method path query http_version status duration_s queue_s request_bytes response_bytes client scheme host user_agent referer outcome", "request_id", logger="prefork.access", worse="error"),
