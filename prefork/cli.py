@@ -79,7 +79,7 @@ def _check(app: str, resolved: Resolved) -> int:
 
     for text in resolved.config.bind:
         parse_bind(text)
-    load_app(app, resolved.config.app_dir)
+    load_app(app, resolved.config.app_dir, resolved.config.interface)
     if resolved.config.scheme == "https":
         from prefork.certificates import make_context
         from prefork.pool import directory
@@ -112,7 +112,7 @@ def command() -> click.Command:
             ),
             click.version_option(__version__, prog_name="prefork")(lambda: None).__click_params__[0],  # type: ignore[attr-defined]
         ],
-        help="Serve the WSGI application APP: module:attribute, module:factory(), or module with an app or application.",
+        help="Serve the WSGI or ASGI application APP: module:attribute, module:factory(), or module with an app or application.",
     )
 
 

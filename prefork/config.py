@@ -437,6 +437,8 @@ class Config:
     stop_delay: float = option(0.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="How long to accept on after TERM, closing each connection behind its answer: a balancer needs time to hear of the stop.")
     boot_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a worker may take to start.")
     request_timeout: float = option(0.0, "float", group="Timeouts", common=True, least=0, most=_LONGEST, unit="seconds", help="How long a request may keep a thread before it is answered for and its worker replaced; 0: for ever.")
+    blocked_threshold: float = option(1.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="ASGI: for how long a call may hold up the event loop before that is recorded; 0: for ever.")
+    stream_grace: float = option(5.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="ASGI: how long an answer without a known end may go on when the pool stops, after its application was told http.disconnect.")
     heartbeat_timeout: float = option(60.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="How long a worker may not answer its parent before it is replaced and killed; 0: for ever.")
     head_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a request's head may take.")
     body_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="The longest pause between two pieces of a request's body.")
@@ -471,6 +473,8 @@ class Config:
     proc_name: str | None = option(None, "str", group="Process", optional=True, help="What ps shows.")
     redeploy: bool = option(False, "bool", group="Process", help="HUP starts new code beside the old, on Linux; the commands do so unless told otherwise.")
     deploy_probe: str | None = option(None, "str", group="Process", optional=True, help="The path that a worker of new code must answer, with a status below 500, before the pool of it serves.")
+    interface: str = option("auto", "choice", group="Application", common=True, choices=("auto", "wsgi", "asgi"), help="How the application is called; auto: seen by looking at it.")
+    async_backend: str = option("auto", "choice", group="Application", choices=("auto", "asyncio", "uvloop", "trio"), help="The event loop of an ASGI application; auto: uvloop where it is installed, else asyncio.")
     app_dir: str = option(".", "path", group="Application", common=True, help="Where to look for the application's module.")
     warm_up: Any = option(None, "warm_up", group="Hooks", optional=True, help="In the parent, before the first fork: module:function(app), or paths to ask the application for.")
     before_fork: Any = option(None, "hook", group="Hooks", optional=True, help="In the parent, before each fork: module:function(pool).")
@@ -519,6 +523,14 @@ class Config:
         if self.http == "httptools" and find_spec("httptools") is None:
             raise MissingExtra(
                 "PF419", "http is 'httptools', which is not installed", "install prefork[fast], or leave http alone"
+            )
+
+        if self.async_backend in {"uvloop", "trio"} and find_spec(self.async_backend) is None:
+            extra = "prefork[fast]" if self.async_backend == "uvloop" else "prefork[trio]"
+            raise MissingExtra(
+                "PF440",
+                f"async_backend is {self.async_backend!r}, which is not installed",
+                f"pip install '{extra}', or leave async_backend alone",
             )
 
     def _check_tls(self) -> None:

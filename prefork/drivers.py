@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from prefork.loading import as_single, interface_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from ssl import SSLContext
@@ -50,6 +52,9 @@ class Driver(Protocol):
     def tick(self) -> int | None:
         """See to what is due; return for how many milliseconds to sleep. Raises what ended the server."""
 
+    def pulse(self, beat: Callable[[], None]) -> None:
+        """Call ``beat`` if requests are served: at once, or where and when they are."""
+
     def hear(self) -> None:
         """Empty ``monitor_fd``."""
 
@@ -85,7 +90,13 @@ def new_driver(  # noqa: PLR0913, PLR0917 - what a worker has, each for itself
     exchange: Exchange | None = None,
     tls: SSLContext | None = None,
 ) -> Driver:
-    """Return the driver for an application."""
+    """Return the driver for an application, by ``config.interface`` or by what the application looks like."""
+    if interface_of(app, config) == "asgi":
+        from prefork.asgi.driver import AsgiDriver
+
+        return AsgiDriver(
+            as_single(app), listeners, config, facts, records, exit_guard, thread_exit, row, exchange, tls
+        )
     from prefork.wsgi.driver import WsgiDriver
 
     return WsgiDriver(app, listeners, config, facts, records, exit_guard, thread_exit, row, exchange, tls)

@@ -6,13 +6,12 @@ a worker that retires waits for it. ``environ["prefork.exit_guard"]`` is the wor
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import RLock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,21 +76,47 @@ class ExitGuard:
             free = self.free
         self._tell(free)
 
-    @contextmanager
-    def hold(self, why: str = "") -> Iterator[None]:
-        """Keep the worker alive for the length of a block."""
+    def hold(self, why: str = "") -> Block:
+        """Keep the worker alive for the length of a block, ``with`` or ``async with``."""
+        return Block(self, why)
+
+    def _take(self, why: str) -> Hold:
         hold = Hold(why, self._clock(), self._locate())
         with self._lock:
             self._held.append(hold)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._held.remove(hold)
-                free = self.free
-            self._tell(free)
+        return hold
+
+    def _give_back(self, hold: Hold) -> None:
+        with self._lock:
+            self._held.remove(hold)
+            free = self.free
+        self._tell(free)
 
     def _tell(self, free: bool) -> None:
         # Outside of the lock: the callback may look at the guard from another thread.
         if free and self._on_free is not None:
             self._on_free()
+
+
+class Block:
+    """A block of code for whose length the guard is held: usable once, in either kind of ``with``."""
+
+    __slots__ = ("_guard", "_hold", "_why")
+
+    def __init__(self, guard: ExitGuard, why: str) -> None:
+        self._guard = guard
+        self._why = why
+        self._hold: Hold | None = None
+
+    def __enter__(self) -> None:
+        self._hold = self._guard._take(self._why)  # noqa: SLF001 - it is the guard's own
+
+    def __exit__(self, *_: object) -> None:
+        assert self._hold is not None
+        self._guard._give_back(self._hold)  # noqa: SLF001
+
+    async def __aenter__(self) -> None:
+        self.__enter__()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.__exit__()

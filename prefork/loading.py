@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from prefork.errors import AppFailed, AppNotFound
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
     from types import TracebackType
+
+    from prefork.config import Config
 
 _NAMES = ("app", "application")
 _FACTORIES = ("create_app", "make_app")
@@ -47,12 +49,13 @@ def collecting_seldom() -> Iterator[None]:
             gc.set_threshold(*before)
 
 
-def load_app(spec: str | Callable[..., Any], app_dir: str = ".") -> Callable[..., Any]:
-    """Return the WSGI application that ``spec`` names, looked for in ``app_dir`` first.
+def load_app(spec: str | Callable[..., Any], app_dir: str = ".", interface: str = "auto") -> Callable[..., Any]:
+    """Return the application that ``spec`` names, looked for in ``app_dir`` first.
 
     ``spec`` is ``module:attribute`` (or ``module:object.attribute``), ``module:factory(...)`` with literals as
     arguments, or ``module`` with an ``app`` or ``application`` in it; a callable stands for itself. ``app_dir`` is put
-    at the head of ``sys.path``, and stays there: the application may import more of itself later.
+    at the head of ``sys.path``, and stays there: the application may import more of itself later. ``interface`` is
+    ``"wsgi"`` or ``"asgi"`` where that is known, else ``"auto"``.
 
     Raises ``AppNotFound`` where there is nothing to serve, which is a mistake in ``spec``, and ``AppFailed``, whose
     cause is what the application's own code raised.
@@ -62,8 +65,15 @@ def load_app(spec: str | Callable[..., Any], app_dir: str = ".") -> Callable[...
         app = _find(spec, app_dir) if isinstance(spec, str) else spec
     if not callable(app):
         raise AppNotFound("PF204", f"{name} is {_described(app)}, not callable", _what_else(name, app))
-    if kind_of(app) == "asgi":
-        raise AppNotFound("PF205", f"{name} is an ASGI application", "ASGI is not served yet: name the WSGI one")
+    kind = kind_of(app)
+    if interface == "asgi":
+        if not (_takes(app, 3) or _is_double(app)):
+            raise AppNotFound("PF212", f"{name} does not take (scope, receive, send)", "leave interface alone")
+        return app
+    if kind == "asgi":
+        if interface == "wsgi":
+            raise AppNotFound("PF205", f"{name} is an ASGI application", "leave interface alone, or name the WSGI one")
+        return app
     if inspect.isfunction(app) and not _takes(app, 2):
         hint = f"did you mean {name}()?" if isinstance(spec, str) else "call it, if it makes the application"
         raise AppNotFound("PF211", f"{name} does not take (environ, start_response)", hint)
@@ -73,13 +83,34 @@ def load_app(spec: str | Callable[..., Any], app_dir: str = ".") -> Callable[...
 def kind_of(app: Callable[..., Any]) -> Literal["wsgi", "asgi"]:
     """Return which protocol ``app`` speaks.
 
-    ``"asgi"`` is what is called as a coroutine function, or takes three arguments where WSGI gives two; all else is
-    ``"wsgi"``, among it a class whose instances are the answers.
+    ``"asgi"`` is what is called as a coroutine function, or takes three arguments where WSGI gives two, or is a class
+    of ASGI 2; all else is ``"wsgi"``, among it a class whose instances are the answers.
     """
     call = app if inspect.isroutine(app) or inspect.isclass(app) else getattr(app, "__call__", app)  # noqa: B004 - the method itself is wanted
     if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(app):
         return "asgi"
-    return "asgi" if _takes(app, 3) and not _takes(app, 2) else "wsgi"
+    return "asgi" if (_takes(app, 3) and not _takes(app, 2)) or _is_double(app) else "wsgi"
+
+
+def interface_of(app: Callable[..., Any], config: Config) -> str:
+    """Return ``"wsgi"`` or ``"asgi"``: as ``config`` says, or as it looks."""
+    return kind_of(app) if config.interface == "auto" else config.interface
+
+
+def _is_double(app: Callable[..., Any]) -> bool:
+    """Whether this is a class of ASGI 2, called twice: with the scope, then as a coroutine function."""
+    return inspect.isclass(app) and inspect.iscoroutinefunction(app.__call__) and _takes(app, 1)
+
+
+def as_single(app: Callable[..., Any]) -> Callable[..., Awaitable[None]]:
+    """Return an ASGI application as version 3 of the specification has it, called once."""
+    if _takes(app, 3) and not _is_double(app):
+        return app
+
+    async def single(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope)(receive, send)
+
+    return single
 
 
 def _takes(app: Callable[..., Any], count: int) -> bool:

@@ -203,7 +203,7 @@ class Parent:
                 self.tls = self.new_context()
             self.hooks.load(self.config.app_dir, "before_fork")
             if self.config.preload or callable(self.app):
-                self.app = load_app(self.app, self.config.app_dir)
+                self.app = load_app(self.app, self.config.app_dir, self.config.interface)
             if callable(self.app):
                 warm_up(self.app, self.config.warm_up, self.config.app_dir)
                 self.hooks.load(self.config.app_dir, "worker_started", "worker_exiting")

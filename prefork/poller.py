@@ -31,6 +31,9 @@ class Poller(Protocol):
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
         """Wait for at most ``timeout`` seconds; return descriptors and events."""
 
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when ``poll`` would not wait."""
+
     def close(self) -> None:
         """Give everything back."""
 
@@ -43,6 +46,7 @@ class EpollPoller:
         self.modify = self._epoll.modify
         self.unregister = self._epoll.unregister
         self.close = self._epoll.close
+        self.fileno = self._epoll.fileno
 
     def register(self, descriptor: int, events: int, *, shared: bool = False) -> None:  # noqa: ARG002, RUF100
         """Watch a descriptor. ``EPOLLEXCLUSIVE`` spares the siblings a wake-up for nothing."""
@@ -89,6 +93,10 @@ class PollPoller:
             for descriptor, events in self._watched.items():
                 poll.register(descriptor, events)
         return poll.poll(None if timeout is None else timeout * 1000)
+
+    def fileno(self) -> int:
+        """Raise ``OSError``: ``poll`` has no descriptor."""
+        raise OSError("there is no descriptor to wait for")
 
     def close(self) -> None:
         """Give everything back."""

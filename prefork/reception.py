@@ -218,6 +218,15 @@ class Guest:
         """Say that nothing more will come. Raises ``OSError`` if the client is gone."""
         self.sock.shutdown(socket.SHUT_WR)
 
+    def cut(self, last: bytes) -> None:
+        """End it while another thread may be at it: the descriptor stays open, so that nobody else gets its number."""
+        try:
+            if last:
+                self.sock.send(last, AT_ONCE)
+            self.sock.shutdown(socket.SHUT_WR if last else socket.SHUT_RDWR)
+        except OSError:
+            return
+
     def close(self) -> None:
         """Give the descriptor back."""
         self.sock.close()

@@ -46,6 +46,7 @@ class SignalInbox:
         self._previous: dict[signal.Signals, Handler] = {}
         self._previous_wakeup = -1
         self.impatient = False
+        self._notes_itself = False
 
     def __enter__(self) -> Self:
         self.open()
@@ -79,6 +80,14 @@ class SignalInbox:
         # inherited by programs that the application starts.
         if self.impatient and number in STOPS:
             raise StoppedEarly
+        if self._notes_itself:
+            with suppress(BlockingIOError):  # full: it is readable
+                os.write(self._writer, bytes([number]))
+
+    def give_way(self) -> None:
+        """Leave the interpreter's wake-up descriptor to an event loop in the main thread, which sets its own."""
+        signal.set_wakeup_fd(-1)
+        self._notes_itself = True
 
     def fileno(self) -> int:
         """Return the descriptor to poll."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 from wsgiref.util import setup_testing_defaults
 
-from prefork.errors import AppFailed
+from prefork.errors import AppFailed, ConfigError
 from prefork.hooks import load_hook
+from prefork.loading import kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,18 +17,26 @@ def warm_up(app: Callable[..., Any], how: Callable[..., object] | Sequence[str] 
     """Run the app's first requests in the parent, so that all workers share what they have built.
 
     ``how`` is a function that is given the app (or its name, ``"module:function"``), or paths to be asked for.
-    Raises ``AppFailed`` for what any of them raises.
+    Raises ``AppFailed`` for what any of them raises, ``ConfigError`` if an ASGI application is to be asked for paths.
     """
     if how is None:
         return
+    if not (callable(how) or _is_name(how)) and kind_of(app) == "asgi":
+        # It would need an event loop, which no fork survives.
+        raise ConfigError("PF414", "warm_up names paths, and the application is ASGI", "give a function instead")
     try:
-        if callable(how) or (isinstance(how, str) and not how.startswith("/")):
+        if callable(how) or _is_name(how):
             load_hook(how, app_dir)(app)
         else:
             for path in [how] if isinstance(how, str) else how:
                 ask(app, path)
     except Exception as error:
         raise AppFailed("PF414", f"warm_up failed: {type(error).__name__}: {error}", "see the traceback") from error
+
+
+def _is_name(how: object) -> TypeGuard[str]:
+    """Whether this is the name of a function, and not a path."""
+    return isinstance(how, str) and not how.startswith("/")
 
 
 def ask(app: Callable[..., Any], path: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # see prefork.signals
 import atexit
+import ctypes
 import enum
 import fcntl
 import math
@@ -26,7 +27,7 @@ from prefork.config import QUICK_STOP_S
 from prefork.drivers import new_driver
 from prefork.exit_guard import ExitGuard
 from prefork.hooks import load_hook
-from prefork.loading import load_app
+from prefork.loading import interface_of, load_app
 from prefork.memory import Scales
 from prefork.process_name import set_process_name
 from prefork.reception import LINGER, PARTING, WorkerFacts
@@ -194,9 +195,10 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     """Do all that has to be done before the driver runs."""
     config, records = birth.config, birth.records.bind(role="worker", worker=birth.number, generation=birth.generation)
     with ExitStack() as alone:
-        if isinstance(birth.app, str) or birth.hooks.worker_started or config.access_log_filter:
+        is_asgi = not isinstance(birth.app, str) and interface_of(birth.app, config) == "asgi"
+        if isinstance(birth.app, str) or birth.hooks.worker_started or config.access_log_filter or is_asgi:
             alone.enter_context(dying_with_parent(lifeline))
-        app = load_app(birth.app, config.app_dir) if isinstance(birth.app, str) else birth.app
+        app = load_app(birth.app, config.app_dir, config.interface) if isinstance(birth.app, str) else birth.app
         birth.hooks.load(config.app_dir, "worker_started", "worker_exiting")
         if config.access_log_filter is not None:
             records.choose_requests(load_hook(config.access_log_filter, config.app_dir))
@@ -231,6 +233,8 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
             driver = birth.driver
             birth.driver.reopen(facts, records, guard, birth.row, birth.exchange, birth.tls)
         driver.announce_at(announcement(birth.budget))
+        if interface_of(app, config) == "asgi":
+            inbox.give_way()
         return Life(birth, worker, driver, lifeline, inbox, records, resignation, alone.pop_all())
 
 
@@ -294,13 +298,20 @@ def rehearse(
     Returns the driver, for the workers to reopen; ``None`` if the application is not there yet.
     """
     known = callable(app)
-    target = app if callable(app) else lambda _environ, _start: ()
+    target = app if callable(app) else _app_of(config.interface)
     facts = WorkerFacts(number=0, generation=0, retire=lambda: None)
     driver = new_driver(
         target, listeners if known else (), config, facts, records, ExitGuard(), thread_exit, None, exchange, tls
     )
     driver.close()
     return driver if known and isinstance(driver, WsgiDriver) else None
+
+
+def _app_of(interface: str) -> Callable[..., Any]:
+    """Return something that looks like an application which is not loaded yet."""
+    if interface == "asgi":
+        return lambda _scope, _receive, _send: None
+    return lambda _environ, _start: ()
 
 
 def send(reports: socket.socket, report: Report) -> None:
@@ -460,7 +471,7 @@ class Life:
             case b"c":
                 self.driver.close_after_answer()
             case b"p":
-                self.birth.row.beat(monotonic())
+                self.driver.pulse(lambda: self.birth.row.beat(monotonic()))
 
     def heed(self) -> None:
         """Act upon signals sent to this worker alone. Only TERM means something: retire, a successor first."""
@@ -470,7 +481,8 @@ class Life:
     def outlive_parent(self) -> None:
         """Leave without a parent, which would have set the limit: the kernel does, whatever this process is stuck in."""
         self.poller.unregister(self.lifeline)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        # Not signal.signal(): that is for the main thread, where an event loop may be.
+        ctypes.CDLL(None).signal(int(signal.SIGALRM), None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
         signal.setitimer(signal.ITIMER_REAL, max(self.birth.config.graceful_timeout, 0.001))
         if self.birth.keeper is not None and is_alive(self.birth.keeper):

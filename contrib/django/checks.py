@@ -98,7 +98,7 @@ def _persistent(config: Config) -> Iterator[checks.CheckMessage]:
 
 def _persistent_under_asgi() -> Iterator[checks.CheckMessage]:
     if getattr(settings, "ASGI_APPLICATION", None) and (kept := _kept()):
-        hint = "Under an ASGI server they are never closed: set CONN_MAX_AGE = 0. runprefork serves WSGI, where it is fine."
+        hint = "Under an ASGI server they are never closed: set CONN_MAX_AGE = 0. Without --asgi runprefork serves WSGI, where it is fine."
         yield checks.Warning(
             f"Connections of {', '.join(kept)} are persistent, beside ASGI.", hint=hint, id="prefork.W006"
         )

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 IPV4 = re.compile(r"\d+(\.\d+){3}")
 ADDRPORT = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):)?(?P<port>[0-9]+)")
 # manage.py has imported the project already when we are called: it is preloaded, from where it is.
-NOT_OURS = ("app_dir", "preload")
+NOT_OURS = ("app_dir", "preload", "interface")
 # What a dictionary of settings may have besides the options.
 LOGGING = "LOGGING"
 _LOG_LEVELS = {0: "warning", 1: None, 2: "debug", 3: "debug"}

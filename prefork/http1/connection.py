@@ -420,6 +420,11 @@ class Connection:
         """Whether the present answer lacks nothing but ``finish``: its body has the length that was declared."""
         return self._owed == 0 and self._framing is _BY_LENGTH
 
+    @property
+    def endless(self) -> bool:
+        """Whether nobody knows how long the present answer becomes."""
+        return self._framing is _BY_CHUNKS or self._framing is _BY_CLOSE
+
     def room(self, size: int) -> int:
         """Return how many of ``size`` further bytes the declared length leaves room for."""
         return min(size, self._owed) if self._framing is _BY_LENGTH else size
@@ -431,14 +436,11 @@ class Connection:
             return True
         return self._framing is _BY_CLOSE
 
-    def early_hint(self, links: Iterable[str]) -> bytes:
-        """Return the interim answer with the ``Link`` fields to come (RFC 8297); nothing for a client of HTTP/1.0."""
-        return self.informational("103 Early Hints", [("Link", link) for link in links])
-
     def finish(self, trailers: Iterable[tuple[str, str]] = ()) -> bytes:
         """Return what ends the answer, and make ready for the next request.
 
-        ``trailers`` go out where the body is chunked, and nowhere else (RFC 9110 section 6.5). Raises ``Misanswered`` if less came than was declared: the connection must be cut, so that the client knows.
+        ``trailers`` go out where the body is chunked, and nowhere else (RFC 9110 section 6.5). Raises ``Misanswered`` if
+        less came than was declared: the connection must be cut, so that the client knows.
         """
         if self._framing is _BY_LENGTH and self._owed:
             raise Misanswered(f"the body is shorter than its Content-Length by {self._owed} bytes")

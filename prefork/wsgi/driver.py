@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 import os
 import select
-import socket
 import stat
 import sys
 import threading
@@ -197,15 +196,6 @@ class Client(Guest):
         assert self.lock is not None
         return self.lock
 
-    def cut(self, last: bytes) -> None:
-        """End it while a thread may be at it: the descriptor stays open, so that nobody else gets its number."""
-        try:
-            if last:
-                self.sock.send(last, AT_ONCE)
-            self.sock.shutdown(socket.SHUT_WR if last else socket.SHUT_RDWR)
-        except OSError:
-            return
-
 
 class TimedClient(Client):
     """A connection whose requests have a limit of time: who is late has nothing to say any more."""
@@ -371,6 +361,10 @@ class WsgiDriver(Reception[Client]):
             self._quiet = 0
             self._monitor_sleeps = True
         return int(TICK * 1000)
+
+    def pulse(self, beat: Callable[[], None]) -> None:
+        """Call ``beat``: this thread serves no request, and while it runs so do the others."""
+        beat()
 
     @property
     def overdue(self) -> bool:

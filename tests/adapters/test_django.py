@@ -244,3 +244,31 @@ def test_the_checks_find_a_system_that_cannot_fork(write: Callable[..., Path]) -
 def test_the_checks_are_silent_for_one_worker(write: Callable[..., Path]) -> None:
     log = messages(write("PREFORK = {'MAX_WORKERS': 1}\nDATABASES['default']['CONN_MAX_AGE'] = 0\n"))
     assert "prefork." not in log
+
+
+# ASGI.
+
+VIEW = """
+import asyncio
+from django.http import StreamingHttpResponse
+
+async def waiting(request):
+    await asyncio.sleep(0)
+    request.scope["extensions"]["prefork.exit_guard"]
+    return HttpResponse(request.scope["type"])
+
+urlpatterns = [*urlpatterns, path("waiting", waiting)]
+"""
+
+
+@pytest.mark.parametrize("setting", ["", "ASGI_APPLICATION = 'asgi.application'\n"])
+def test_asynchronous_views_are_served_with_asgi(write: Callable[..., Path], setting: str) -> None:
+    folder = write(setting)
+    (folder / "urls.py").write_text((folder / "urls.py").read_text() + VIEW)
+    (folder / "asgi.py").write_text(
+        "from django.core.asgi import get_asgi_application\napplication = get_asgi_application()\n"
+    )
+    with runprefork(folder, "--asgi") as server:
+        assert server.get("/waiting") == (200, b"http")
+        assert server.get("/") == (200, b"hello")
+        assert server.get("/broken")[0] == 500

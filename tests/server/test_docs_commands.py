@@ -54,6 +54,12 @@ app.add_url_rule("/", view_func=lambda: "shop")
 wanted = bool
 """
 
+SHOP_ASGI = """
+async def application(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"shop"})
+"""
+
 
 def commands() -> Iterator[tuple[str, str]]:
     for page in PAGES:
@@ -78,6 +84,8 @@ def write_shop(folder: Path) -> None:
     (folder / "shop").mkdir()
     (folder / "shop" / "__init__.py").write_text(SHOP)
     (folder / "shop" / "wsgi.py").write_text("from shop import app as application\n")
+    (folder / "shop" / "asgi.py").write_text(SHOP_ASGI)
+    shutil.copytree(ROOT / "examples", folder / "examples")
     (folder / "shop.toml").touch()
     certificate = trustme.CA().issue_cert("localhost")
     certificate.private_key_pem.write_to_path(folder / "key.pem")

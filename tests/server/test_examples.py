@@ -34,6 +34,12 @@ def test_background_job_is_finished_although_the_server_stops() -> None:
     assert "job done" in server.output
 
 
+def test_a_delayed_answer_comes_and_the_job_behind_it_is_finished() -> None:
+    with LiveServer.of("asgi_delayed:app", "--app-dir", str(EXAMPLES), "-w", "1") as server:
+        assert server.get("/") == (200, b"delayed\n")
+    assert "job done" in server.output
+
+
 def test_embedded_example_serves_and_ends() -> None:
     done = subprocess.run(
         [sys.executable, str(EXAMPLES / "embedded.py")], capture_output=True, text=True, check=True, timeout=30

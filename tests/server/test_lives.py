@@ -183,6 +183,40 @@ def unfinished_work(folder: Path) -> LiveServer:
     return server
 
 
+TEA_ASYNC = """
+import asyncio, time
+from tea import MARK
+
+kept = []
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        raise LookupError("no kettle")
+    if scope["path"] == "/block":
+        time.sleep(0.5)
+        kept.append(asyncio.create_task(asyncio.sleep(60)))
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    while scope["path"] == "/stream":
+        await send({"type": "http.response.body", "body": b"tea", "more_body": True})
+        await asyncio.sleep(0.02)
+    await send({"type": "http.response.body", "body": b"tea"})
+"""
+
+
+def event_loop(folder: Path) -> LiveServer:
+    """A loop that is held up, and a stop in the midst of a stream and of a task that nobody has waited for."""
+    (folder / "async_tea.py").write_text(TEA_ASYNC)
+    limits: dict[str, Any] = {"blocked_threshold": 0.1, "stream_grace": 0.1}
+    with LiveServer.pool("async_tea:app", app_dir=str(folder), max_workers=1, **limits) as server:
+        assert server.get("/block")[0] == 200
+        with socket.create_connection(server.address) as client:
+            client.sendall(b"GET /stream HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(1000)
+            server.stop()
+    return server
+
+
 def never_ready(folder: Path) -> LiveServer:
     """A pool of which no worker ever starts."""
     with pool(folder, worker_started="tea:raise_", where={"ready": ""}) as server:
@@ -257,6 +291,7 @@ LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     no_exchange,
     sick_worker,
     unfinished_work,
+    event_loop,
     never_ready,
     crowd,
     full_house,

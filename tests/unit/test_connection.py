@@ -624,13 +624,3 @@ def test_a_trailer_that_would_break_the_framing_is_misanswered(parser: Maker, fi
     made.start("200 OK", [], DATE)
     with pytest.raises(Misanswered):
         made.finish([field])
-
-
-@pytest.mark.parametrize(
-    ("version", "hint"),
-    [(b"1.1", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nLink: </b>\r\n\r\n"), (b"1.0", b"")],
-)
-def test_early_hints_are_for_who_knows_interim_answers(parser: Maker, version: bytes, hint: bytes) -> None:
-    made = connection(parser, b"GET / HTTP/%b\r\nHost: x\r\n\r\n" % version)
-    read(made)
-    assert made.early_hint(["</a>", "</b>"]) == hint

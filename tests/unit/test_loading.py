@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefork.errors import AppFailed, AppNotFound
-from prefork.loading import kind_of, load_app
+from prefork.loading import as_single, kind_of, load_app
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,7 +118,6 @@ def test_an_application_is_found(spec: str, answer: bytes | None, folder: Path) 
         ("kiosk:create_nothing()", "PF204", "does the factory return the application?"),
         ("kiosk:create_later()", "PF204", "make it a plain function"),
         ("package:app", "PF203", "'package'"),
-        ("kiosk:asgi", "PF205", "name the WSGI one"),
         ("kiosk:needing()", "PF210", "missing a required argument: 'name'"),
         ("kiosk:create_app(colour='red')", "PF210", "unexpected keyword argument 'colour'"),
         ("kiosk:create_app", "PF211", "did you mean kiosk:create_app()?"),
@@ -195,6 +194,20 @@ class Old:
     def __call__(self, scope: Any, receive: Any, send: Any) -> Any: ...
 
 
+class Double:
+    """An application of ASGI 2, called twice."""
+
+    def __init__(self, scope: Any) -> None:
+        self.scope = scope
+
+    async def __call__(self, receive: Any, send: Any) -> None:
+        await send((self.scope, await receive()))
+
+
+def called_once(scope: Any) -> Double:
+    return Double(scope)
+
+
 class Answer:
     """An application that is a class: its instances are the answers (PEP 3333)."""
 
@@ -218,17 +231,45 @@ async def coroutine(scope: Any, receive: Any, send: Any) -> None: ...
         (Asynchronous(), "asgi"),
         (Asynchronous().__call__, "asgi"),
         (Old(), "asgi"),
+        (Double, "asgi"),
     ],
 )
 def test_the_protocol_is_seen_by_how_it_is_called(app: Callable[..., Any], kind: str) -> None:
     assert kind_of(app) == kind
 
 
+@pytest.mark.parametrize(
+    ("app", "interface", "code"),
+    [
+        (coroutine, "wsgi", "PF205"),
+        (lambda environ, start_response: (), "asgi", "PF212"),
+    ],
+)
+def test_who_says_which_protocol_it_is_is_held_to_it(app: Callable[..., Any], interface: str, code: str) -> None:
+    with pytest.raises(AppNotFound, match="leave interface alone") as caught:
+        load_app(app, interface=interface)
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("app", [Double, called_once], ids=["a class", "a function"])
+def test_an_application_of_asgi_2_is_called_twice(app: Callable[..., Any]) -> None:
+    heard: list[Any] = []
+
+    async def receive() -> str:
+        return "message"
+
+    async def send(message: Any) -> None:
+        heard.append(message)
+
+    with pytest.raises(StopIteration):
+        as_single(app)("scope", receive, send).__await__().__next__()  # it waits for nothing
+    assert heard == [("scope", "message")]
+
+
 def test_a_callable_stands_for_itself_and_is_held_to_the_same() -> None:
     app = Both()
     assert load_app(app) is app
-    with pytest.raises(AppNotFound, match="coroutine is an ASGI application"):
-        load_app(coroutine)
+    assert load_app(coroutine) is coroutine
     with pytest.raises(AppNotFound, match=r"<lambda> does not take .* call it, if it makes the application \[PF211\]"):
         load_app(lambda: app)
 

@@ -8,11 +8,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
+from django.core.asgi import get_asgi_application
 from django.core.management.base import BaseCommand, CommandError
 from django.core.servers.basehttp import get_internal_wsgi_application
 from django.db import connections
 from django.db.utils import OperationalError
 from django.urls import get_resolver
+from django.utils.module_loading import import_string
 
 from prefork.contrib.django import checks, fork, signals
 from prefork.contrib.django.options import add_options, joins_logs, resolve_options
@@ -37,6 +39,9 @@ class Command(BaseCommand):
         """Add what ``runserver`` has, and our options."""
         parser.add_argument("addrport", nargs="?", help="Port, or address:port.  [127.0.0.1:8000]")
         parser.add_argument("--ipv6", "-6", action="store_true", dest="use_ipv6", help="Listen on an IPv6 address.")
+        parser.add_argument(
+            "--asgi", action="store_true", help="Serve ASGI_APPLICATION, or get_asgi_application(), in an event loop."
+        )
         parser.add_argument(
             "--nostatic", action="store_false", dest="use_static_handler", help="Do not serve static files under DEBUG."
         )
@@ -131,13 +136,14 @@ class Command(BaseCommand):
             self.stderr.write(self.style.WARNING(f"Migrations could not be checked: {error}"))
 
     def get_handler(self, *_: Any, **options: Any) -> Callable[..., Any]:
-        """Return the WSGI application, with static files exactly where ``runserver`` serves them."""
-        handler: Callable[..., Any] = get_internal_wsgi_application()
+        """Return the WSGI application, or that of ASGI, with static files exactly where ``runserver`` serves them."""
+        asgi = options["asgi"]
+        handler: Callable[..., Any] = asgi_application() if asgi else get_internal_wsgi_application()
         installed = "django.contrib.staticfiles" in settings.INSTALLED_APPS
         if installed and options["use_static_handler"] and (settings.DEBUG or options["insecure_serving"]):
-            from django.contrib.staticfiles.handlers import StaticFilesHandler
+            from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler, StaticFilesHandler
 
-            return StaticFilesHandler(handler)  # type: ignore[arg-type]  # it is a WSGIHandler, or acts like one
+            return (ASGIStaticFilesHandler if asgi else StaticFilesHandler)(handler)  # type: ignore[arg-type]  # it acts like Django's own
         return handler
 
     def get_pool(self, handler: Callable[..., Any], config: Config, **more: Any) -> WorkerPool:
@@ -179,6 +185,14 @@ class Command(BaseCommand):
             for shown in reachable(url):
                 self.stdout.write(f"Starting prefork at {shown}{'/' if shown.startswith('http') else ''}")
         self.stdout.write("Quit the server with CONTROL-C.")
+
+
+def asgi_application() -> Callable[..., Any]:
+    """Return what ``ASGI_APPLICATION`` names, a setting of channels and daphne, or else Django's own."""
+    if (name := getattr(settings, "ASGI_APPLICATION", None)) is not None:
+        application: Callable[..., Any] = import_string(name)
+        return application
+    return get_asgi_application()
 
 
 def template_folders() -> list[str]:

@@ -1,0 +1,1 @@
+"""Serves ASGI applications from one event loop."""

@@ -1,0 +1,143 @@
+"""How are requests served on asyncio, or uvloop?"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from prefork.asgi.backends import LAST_CALL_S
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from prefork.asgi.backends import Job
+
+_NEVER = float("inf")
+# A task that starts in place saves the loop a turn; it ends in place if its application never waits.
+_EAGER: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+
+
+class AsyncioSignal:
+    """Futures, one for each who waits."""
+
+    __slots__ = ("_loop", "_waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def wait(self) -> None:
+        """Wait until ``set`` is called."""
+        future = self._loop.create_future()
+        self._waiting.append(future)
+        await future
+
+    def set(self) -> None:
+        """Wake all who wait now."""
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(None)
+
+
+class AsyncioBackend:
+    """A loop of asyncio's, or uvloop's."""
+
+    def __init__(self, *, uvloop: bool) -> None:
+        self._new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+        if uvloop:
+            import uvloop as library
+
+            self._new_loop = library.new_event_loop
+        self._loop: Any = None
+        self._turn: Callable[[], float] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = _NEVER
+        self._jobs: dict[asyncio.Task[None], Job] = {}
+
+    def run(self, main: Callable[[], Awaitable[None]]) -> None:
+        """Run ``main`` from a new loop's first turn to its last."""
+        self._loop = loop = self._new_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_until_complete(main())
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            asyncio.set_event_loop(None)
+            loop.close()
+
+    def signal(self) -> AsyncioSignal:
+        """Return something to wait for."""
+        return AsyncioSignal(self._loop)
+
+    def watch(self, descriptor: int, turn: Callable[[], float]) -> None:
+        """Call ``turn`` when a descriptor is readable, and when the monotonic time is over that it returned."""
+        self._turn = turn
+        self._loop.add_reader(descriptor, self._do_turn)
+
+    def _do_turn(self) -> None:
+        assert self._turn is not None
+        due = self._turn()
+        if due < self._alarm_at:
+            self.wake_at(due)
+
+    def wake_at(self, when: float) -> None:
+        """Call ``turn`` at this monotonic time already."""
+        if when < self._alarm_at:
+            if self._alarm is not None:
+                self._alarm.cancel()
+            self._alarm_at = when
+            self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm, self._alarm_at = None, _NEVER
+        self._do_turn()
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Call this in the loop's next turn; from any thread."""
+        with suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(callback)
+
+    def spawn(self, job: Job) -> None:
+        """Run a job as a task."""
+        coroutine = job.coroutine = job.run()
+        loop = self._loop
+        if _EAGER and loop.get_task_factory() is None:
+            task = asyncio.Task(coroutine, loop=loop, **_EAGER)
+        else:
+            task = loop.create_task(coroutine)
+        job.handle = task
+
+    def cancel(self, job: Job) -> None:
+        """Cancel a job's task."""
+        job.handle.cancel()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
+        await asyncio.sleep(seconds)
+
+    async def end_tasks(self) -> tuple[list[str], int]:
+        """Cancel what the application has left running; return their names, and how many did not end."""
+        left = asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
+        for task in left:
+            task.cancel()
+        if not left:
+            return [], 0
+        _, stubborn = await asyncio.wait(left, timeout=LAST_CALL_S)
+        return sorted(_described(task) for task in left), len(stubborn)
+
+    def running(self) -> Any:
+        """Return the coroutine of the task that the loop is at; from any thread."""
+        task = asyncio.current_task(self._loop)
+        return None if task is None else task.get_coro()
+
+
+def _described(task: asyncio.Task[Any]) -> str:
+    coroutine: Any = task.get_coro()
+    return f"{task.get_name()}: {getattr(coroutine, '__qualname__', repr(coroutine))}"

@@ -1,0 +1,121 @@
+"""How are requests served on trio?"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from prefork.asgi.backends import Job
+
+
+class TrioSignal:
+    """A parking lot."""
+
+    __slots__ = ("_lot",)
+
+    def __init__(self) -> None:
+        self._lot = trio.lowlevel.ParkingLot()
+
+    async def wait(self) -> None:
+        """Wait until ``set`` is called."""
+        await self._lot.park()
+
+    def set(self) -> None:
+        """Wake all who wait now."""
+        self._lot.unpark_all()
+
+
+class TrioBackend:
+    """A run of trio's."""
+
+    def __init__(self) -> None:
+        self._nursery: trio.Nursery | None = None
+        self._token: trio.lowlevel.TrioToken | None = None
+        self._alarm: trio.CancelScope | None = None
+
+    def run(self, main: Callable[[], Awaitable[None]]) -> None:
+        """Run ``main`` from a new loop's first turn to its last."""
+        try:
+            trio.run(self._root, main)
+        except BaseExceptionGroup as group:
+            raise _alone(group) from None
+
+    async def _root(self, main: Callable[[], Awaitable[None]]) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as self._nursery:
+            await main()
+            self._nursery.cancel_scope.cancel()
+
+    def signal(self) -> TrioSignal:
+        """Return something to wait for."""
+        return TrioSignal()
+
+    def watch(self, descriptor: int, turn: Callable[[], float]) -> None:
+        """Call ``turn`` when a descriptor is readable, and when the monotonic time is over that it returned."""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._keep_turning, descriptor, turn)
+
+    async def _keep_turning(self, descriptor: int, turn: Callable[[], float]) -> None:
+        while True:
+            due = turn()
+            with trio.CancelScope(deadline=_deadline(due)) as self._alarm:
+                await trio.lowlevel.wait_readable(descriptor)
+
+    def wake_at(self, when: float) -> None:
+        """Call ``turn`` at this monotonic time already."""
+        if self._alarm is not None:
+            self._alarm.deadline = min(self._alarm.deadline, _deadline(when))
+
+    def soon(self, callback: Callable[[], object]) -> None:
+        """Call this in the loop's next turn; from any thread."""
+        assert self._token is not None
+        try:
+            self._token.run_sync_soon(callback)
+        except trio.RunFinishedError:
+            return
+
+    def spawn(self, job: Job) -> None:
+        """Run a job as a task."""
+        assert self._nursery is not None
+        job.handle = trio.CancelScope()
+        self._nursery.start_soon(_run, job)
+
+    def cancel(self, job: Job) -> None:
+        """Cancel a job's task."""
+        job.handle.cancel()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep."""
+        await trio.sleep(seconds)
+
+    async def end_tasks(self) -> tuple[list[str], int]:
+        """Return nothing: trio lets no task outlive the one that has started it."""
+        await trio.lowlevel.checkpoint()
+        return [], 0
+
+    def running(self) -> Any:
+        """Return nothing: trio does not tell other threads."""
+        return None
+
+
+def _alone(group: BaseException) -> BaseException:
+    """Return what a group has in it, if that is one."""
+    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group
+
+
+async def _run(job: Job) -> None:
+    with job.handle:
+        coroutine = job.coroutine = job.run()
+        await coroutine
+
+
+def _deadline(when: float) -> float:
+    """Return on trio's clock what is a monotonic time."""
+    return trio.current_time() + when - time.monotonic()

@@ -1,0 +1,344 @@
+"""What does an ASGI application see and answer, on each event loop? ASGI 3, HTTP 2.5."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+from http.client import HTTPConnection
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from server_process import LiveServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+APP = """
+import json, os, sys
+import anyio, sniffio
+
+FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "file")
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+async def start(send, *headers, status=200, **more):
+    await send({"type": "http.response.start", "status": status, "headers": headers, **more})
+
+async def body(send, data=b"", more_body=False):
+    await send({"type": "http.response.body", "body": data, "more_body": more_body})
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        scope["state"]["tea"] = "green"
+        scope["state"]["loop"] = sniffio.current_async_library()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    match scope["path"]:
+        case "/scope":
+            shown = {name: value for name, value in scope.items() if name != "extensions"}
+            data = json.dumps(shown | {"extensions": sorted(scope["extensions"])}, default=bytes.decode).encode()
+            scope["state"]["tea"] = "spilt"
+            scope["extensions"].clear()
+            scope["headers"].clear()
+            await start(send, (b"content-type", b"application/json"))
+            await body(send, data)
+        case "/echo":
+            await start(send)
+            more = True
+            while more:
+                message = await receive()
+                more = message.get("more_body", False)
+                await body(send, message["body"], more)
+            say("then", (await receive())["type"])
+        case "/slow-reader":
+            await anyio.sleep(0.3)
+            size = 0
+            while True:
+                message = await receive()
+                assert len(message["body"]) < 200_000, "more than is to be kept"
+                size += len(message["body"])
+                if not message["more_body"]:
+                    break
+            await start(send)
+            await body(send, b"%d" % size)
+        case "/early":
+            await start(send, (b"content-length", b"5"))
+            await body(send, b"early")
+        case "/wait":
+            say("waits")
+            say("heard", (await receive())["type"], (await receive())["type"])
+            try:
+                await start(send)
+                await body(send, b"late")
+            except OSError as error:
+                say("raised", type(error).__name__)
+                raise
+        case "/flood":
+            await start(send)
+            sent = 0
+            try:
+                while True:
+                    await body(send, b"x" * 65536, True)
+                    sent += 65536
+                    if sent == 65536 * 200:
+                        say("too much")
+            except OSError:
+                say("sent", sent)
+                raise
+        case "/file":
+            await start(send, (b"content-length", str(os.stat(FILE).st_size).encode()))
+            await send({"type": "http.response.pathsend", "path": FILE})
+        case "/no-file":
+            await start(send)
+            await send({"type": "http.response.pathsend", "path": FILE + ".none"})
+        case "/trailers":
+            await start(send, (b"trailer", b"x-sum"), trailers=True)
+            await body(send, b"one")
+            await send({"type": "http.response.trailers", "headers": [(b"x-sum", b"1")], "more_trailers": True})
+            await send({"type": "http.response.trailers", "headers": [(b"x-more", b"2")]})
+        case "/hint":
+            await send({"type": "http.response.early_hint", "links": [b"</style.css>; rel=preload"]})
+            await start(send)
+            await body(send, b"page")
+        case "/lists":
+            await start(send, [b"x-a", b"1"], [b"x-a", b"2"], status=299)
+            await body(send, b"listed")
+        case "/twice":
+            await start(send)
+            await body(send, b"once")
+            try:
+                await body(send, b"more")
+            except RuntimeError as error:
+                say(error)
+        case "/text":
+            await start(send, ("x-a", "1"))
+            await body(send, b"text")
+        case "/caught":
+            try:
+                await start(send, (b"content-length", b"1"))
+                await body(send, b"12")
+            except Exception:
+                pass
+        case "/unknown":
+            await send({"type": "http.response.tea"})
+        case "/exit":
+            sys.exit(3)
+        case "/background":
+            await start(send)
+            await body(send, b"done")
+            say("behind", (await receive())["type"])
+            await anyio.sleep(0.05)
+            raise LookupError("behind the answer")
+"""
+
+
+@pytest.fixture(scope="module", params=["asyncio", "uvloop", "trio"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "sample.py").write_text(APP)
+    (folder / "file").write_bytes(b"0123456789" * 300_000)
+    options = {"app_dir": str(folder), "max_workers": 1, "max_reqs_per_child": 0, "async_backend": request.param}
+    with LiveServer.pool("sample:app", **options) as live:
+        yield live
+
+
+def talk(server: LiveServer, *pieces: bytes, half_close: bool = False) -> bytes:
+    """Send, and read until the server closes."""
+    with socket.create_connection(server.address, timeout=20) as client:
+        for piece in pieces:
+            client.sendall(piece)
+        if half_close:
+            client.shutdown(socket.SHUT_WR)
+        return b"".join(iter(lambda: client.recv(65536), b""))
+
+
+def ask(path: str, *fields: str, method: str = "GET", version: str = "1.1") -> bytes:
+    """Return a request that is answered with a close."""
+    lines = (f"{method} {path} HTTP/{version}", "Host: a", "Connection: close", *fields, "", "")
+    return "\r\n".join(lines).encode()
+
+
+def answer_to(server: LiveServer, path: str, *fields: str, **more: str) -> tuple[bytes, bytes]:
+    head, _, body = talk(server, ask(path, *fields, **more)).partition(b"\r\n\r\n")
+    return head, body
+
+
+# What it sees.
+
+
+def test_the_scope_says_what_the_request_says(server: LiveServer) -> None:
+    for _ in range(2):  # what one application changes is not seen by the next
+        connection = HTTPConnection(*server.address, timeout=20)
+        connection.request("GET", "/scop%65?a=%20b", headers={"X-Mixed": "1"})
+        scope: dict[str, Any] = json.loads(connection.getresponse().read())
+        here = connection.sock.getsockname()
+        connection.close()
+        assert scope.pop("state").pop("loop") == ("trio" if "trio" in str(server.command) else "asyncio")
+        assert dict(scope.pop("headers"))["x-mixed"] == "1"
+        assert scope.pop("extensions")[:3] == [
+            "http.response.early_hint", "http.response.pathsend", "http.response.trailers",
+        ]  # fmt: skip
+        assert scope == {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.5"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": "/scope",
+            "raw_path": "/scop%65",
+            "query_string": "a=%20b",
+            "root_path": "",
+            "server": list(server.address),
+            "client": list(here),
+        }
+
+
+def test_a_unix_socket_is_the_server_and_its_client_has_no_name(tmp_path: Path) -> None:
+    (tmp_path / "sample.py").write_text(APP)
+    path = str(tmp_path / "s")
+    with LiveServer.pool("sample:app", app_dir=str(tmp_path), max_workers=1, bind=f"unix:{path}") as server:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            client.sendall(ask("/scope"))
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+        scope = json.loads(answer.partition(b"\r\n\r\n")[2])
+        assert (scope["server"], scope["client"], scope["state"]["tea"]) == ([path, None], None, "green")
+        assert server.wait_for("pool.ready")
+
+
+# Bodies, both ways.
+
+
+def test_a_body_is_streamed_in_and_out(server: LiveServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\none")
+        answer = client.recv(1000)
+        while b"one" not in answer:
+            answer += client.recv(1000)
+        client.sendall(b"two")
+        while b"two" not in answer:
+            answer += client.recv(1000)
+        client.sendall(b"six")
+        answer += b"".join(iter(lambda: client.recv(1000), b""))
+    assert answer.endswith(b"3\r\none\r\n3\r\ntwo\r\n3\r\nsix\r\n0\r\n\r\n")
+    server.wait_for_output("then http.disconnect")
+
+
+def test_a_body_waits_in_the_kernel_for_who_reads_slowly(server: LiveServer) -> None:
+    for framing in ({}, {"Transfer-Encoding": "chunked"}):
+        connection = HTTPConnection(*server.address, timeout=20)
+        body: Any = iter([b"x" * 100_000] * 50) if framing else b"x" * 5_000_000
+        connection.request("POST", "/slow-reader", body=body, headers=framing, encode_chunked=bool(framing))
+        assert connection.getresponse().read() == b"5000000"
+        connection.close()
+
+
+def test_send_waits_for_the_client_and_raises_when_it_is_gone(server: LiveServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(b"GET /flood HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(1000)
+        assert server.get("/early")[1] == b"early"
+    line = server.wait_for_output("sent ")
+    assert int(line.split()[1]) < 65536 * 200
+    assert not server.all("request.failed", path="/flood")
+
+
+def test_an_answer_may_come_before_the_body_and_ends_the_connection(server: LiveServer) -> None:
+    head = b"POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
+    answer = talk(server, head, b"x" * 1_000_000)
+    assert b"Connection: close" in answer
+    assert answer.endswith(b"\r\n\r\nearly")
+
+
+def test_who_holds_its_body_back_is_told_to_go_on_when_it_is_read(server: LiveServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(ask("/echo", "Expect: 100-continue", "Content-Length: 3", method="POST"))
+        answer = b""
+        while b"100 Continue" not in answer:
+            answer += client.recv(1000)
+        client.sendall(b"tea")
+        answer += b"".join(iter(lambda: client.recv(1000), b""))
+    assert answer.endswith(b"\r\n\r\ntea")
+    answer = talk(server, ask("/early", "Expect: 100-continue", "Content-Length: 3", method="POST"))
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
+# Who leaves.
+
+
+def test_an_application_that_waits_hears_at_once_of_a_client_that_leaves(server: LiveServer) -> None:
+    before = sum("heard" in line for line in server.output)
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.wait_for_output("waits")
+    server.wait_for_output("heard http.request http.disconnect", count=before + 1)
+    assert not server.all("request.failed", path="/wait")
+
+
+def test_who_only_stops_sending_still_reads_its_answer(server: LiveServer) -> None:
+    assert talk(server, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n", half_close=True).endswith(b"\r\n\r\nlate")
+
+
+# Answers.
+
+
+def test_a_file_is_sent_by_its_path(server: LiveServer) -> None:
+    head, body = answer_to(server, "/file")
+    assert (head[:15], body) == (b"HTTP/1.1 200 OK", b"0123456789" * 300_000)
+    assert answer_to(server, "/file", method="HEAD")[1] == b""
+    assert answer_to(server, "/no-file")[0].startswith(b"HTTP/1.1 500 ")
+
+
+def test_trailers_go_to_who_takes_them(server: LiveServer) -> None:
+    assert answer_to(server, "/trailers", "TE: trailers")[1] == b"3\r\none\r\n0\r\nx-sum: 1\r\nx-more: 2\r\n\r\n"
+    assert answer_to(server, "/trailers")[1] == b"3\r\none\r\n0\r\n\r\n"
+
+
+def test_early_hints_go_before_the_answer(server: LiveServer) -> None:
+    head, rest = answer_to(server, "/hint")
+    assert head == b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload"
+    assert rest.endswith(b"\r\n\r\npage")
+    assert answer_to(server, "/hint", version="1.0")[0].startswith(b"HTTP/1.1 200 OK")
+
+
+def test_pairs_may_be_lists_and_any_status_has_its_line(server: LiveServer) -> None:
+    head, body = answer_to(server, "/lists")
+    assert head.startswith(b"HTTP/1.1 299 \r\nx-a: 1\r\nx-a: 2\r\n")
+    assert body == b"listed"
+
+
+@pytest.mark.parametrize("path", ["/text", "/caught", "/unknown", "/exit", "/nowhere"])
+def test_what_is_no_answer_is_500_and_recorded_and_the_worker_lives_on(server: LiveServer, path: str) -> None:
+    head, body = answer_to(server, path)
+    assert head.startswith(b"HTTP/1.1 500 ")
+    assert body == b"Internal Server Error\n"
+    assert server.wait_for("request.failed", path=path)["exception"]
+    assert len(server.worker_pids) == 1
+
+
+def test_to_send_behind_the_end_is_refused(server: LiveServer) -> None:
+    assert answer_to(server, "/twice")[1] == b"once"
+    server.wait_for_output("sent 'http.response.body' where nothing more is due")
+
+
+def test_the_next_request_does_not_wait_for_what_an_application_does_behind_its_answer(server: LiveServer) -> None:
+    connection = HTTPConnection(*server.address, timeout=20)
+    for _ in range(2):
+        connection.request("GET", "/background")
+        assert connection.getresponse().read() == b"done"
+    connection.close()
+    server.wait_for_output("behind http.disconnect", count=2)
+    server.wait_for("request.failed", path="/background", count=2)
+
+
+def test_requests_that_are_sent_ahead_are_answered_in_their_order(server: LiveServer) -> None:
+    ahead = [f"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n{n}".encode() for n in range(5)]
+    answer = talk(server, b"".join(ahead) + ask("/early"))
+    assert re.findall(rb"\r\n\r\n(\d)HTTP", answer) == [b"0", b"1", b"2", b"3", b"4"]
+    assert answer.endswith(b"early")

@@ -1,0 +1,374 @@
+"""How does a worker with an event loop start, serve, hang and leave?
+
+What both kinds of drivers have in common is tested where it is tested for WSGI, over both (see ``over_both`` in conftest).
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from server_process import ROOT, LiveServer
+
+from prefork.config import Config
+from prefork.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+APP = """
+import asyncio, os, signal, sys, time
+import anyio
+
+def say(*words):
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+async def deep():
+    await anyio.sleep(60)
+
+async def answer(send, body=b"tea"):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+async def stream(receive, send, *, listens):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    async with anyio.create_task_group() as group:
+        async def drip():
+            while True:
+                await send({"type": "http.response.body", "body": b"tea", "more_body": True})
+                await anyio.sleep(0.01)
+        group.start_soon(drip)
+        if listens:
+            await receive()
+            say("told", (await receive())["type"])
+            group.cancel_scope.cancel()
+    await send({"type": "http.response.body", "body": b"over"})
+
+async def lifespan(receive, send):
+    await receive()
+    say("begins", os.getpid())
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    say("ends", os.getpid())
+    await send({"type": "lifespan.shutdown.complete"})
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return await lifespan(receive, send)
+    path = scope["path"]
+    if path == "/hold":
+        guard = scope["extensions"]["prefork.exit_guard"]
+        async with guard.hold("a job"):
+            await answer(send)
+            while not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+                await anyio.sleep(0.01)
+            say("job done")
+    elif path == "/late":
+        await deep()
+    elif path == "/resist":
+        while True:
+            try:
+                await anyio.sleep(60)
+            except BaseException:
+                say("resists")
+    elif path == "/more-time":
+        scope["extensions"]["prefork.extend_deadline"](60)
+        await anyio.sleep(0.5)
+        await answer(send)
+    elif path.startswith("/block"):
+        time.sleep(float(path.partition("=")[2]))
+        await answer(send)
+    elif path == "/one-second":
+        await anyio.sleep(1)
+        await answer(send)
+    elif path == "/stream":
+        await stream(receive, send, listens=True)
+    elif path == "/deaf-stream":
+        await stream(receive, send, listens=False)
+    elif path == "/background":
+        say("background", asyncio.create_task(deep(), name="brew").get_name())
+        await answer(send)
+    elif path == "/wait":
+        say("waits")
+        await deep()
+    elif path == "/retire":
+        scope["extensions"]["prefork.retire"]()
+        await answer(send, b"%d" % os.getpid())
+    else:
+        await answer(send, b"%d" % os.getpid())
+"""
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Callable[..., LiveServer]:
+    """Return a server of the app above, with options."""
+
+    def serve(app: str = "sample:app", more: str = "", **options: Any) -> LiveServer:
+        (tmp_path / "sample.py").write_text(APP + more)
+        options = {"max_workers": 1, "max_reqs_per_child": 0, "async_backend": "uvloop", **options}
+        return LiveServer.pool(app, app_dir=str(tmp_path), **options)
+
+    return serve
+
+
+def begin(server: LiveServer, path: str) -> socket.socket:
+    client = socket.create_connection(server.address, timeout=20)
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    return client
+
+
+# It starts and ends.
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_each_worker_has_a_lifespan_of_its_own_from_its_fork_to_its_end(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    with serve(max_workers=2, async_backend=backend) as server:
+        begun = server.worker_pids
+        _, pid = server.get("/retire")
+        server.wait_for("worker.exited", child_pid=int(pid), exit_code=0)
+        server.stop()
+        for worker in {*begun, *server.worker_pids}:
+            assert server.wait_for_output(f"begins {worker}")
+            assert server.wait_for_output(f"ends {worker}")
+
+
+FAILS = """
+from contextlib import asynccontextmanager
+from starlette.applications import Starlette
+
+@asynccontextmanager
+async def lifespan(app):
+    raise LookupError("no kettle")
+    yield
+
+failing = Starlette(lifespan=lifespan)
+"""
+
+
+def test_a_startup_that_fails_fails_the_boot_with_its_traceback(serve: Callable[..., LiveServer]) -> None:
+    with serve("sample:failing", FAILS, where={"ready": ""}) as server:
+        assert server.wait() == 1
+        (failed,) = server.all("pool.boot_failed")
+        assert "LookupError: no kettle" in failed["reason"]
+        assert "[PF213]" in failed["reason"]
+        assert "in lifespan" in failed["exception"]
+
+
+def test_a_lifespan_is_ended_although_the_server_itself_fails(serve: Callable[..., LiveServer]) -> None:
+    more = """
+from prefork.asgi.driver import AsgiDriver
+def fail(self, fd):
+    raise RuntimeError("a fault of the server")
+AsgiDriver._accept = fail
+"""
+    with serve(more=more) as server:
+        (worker,) = server.worker_pids
+        with socket.create_connection(server.address, timeout=20):
+            exited = server.wait_for("worker.exited", child_pid=worker)
+        assert (exited["exit_code"], exited["expected"]) == (1, False)
+        assert server.wait_for_output(f"ends {worker}")
+        assert "a fault of the server" in server.log
+
+
+def test_an_application_may_be_a_class_that_is_called_twice(serve: Callable[..., LiveServer]) -> None:
+    more = """
+class Old:
+    def __init__(self, scope):
+        self.scope = scope
+    async def __call__(self, receive, send):
+        await app(self.scope, receive, send)
+"""
+    with serve("sample:Old", more) as server:
+        assert server.get()[0] == 200
+
+
+@pytest.mark.parametrize("library", ["uvloop", "trio"])
+def test_a_loop_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    monkeypatch.setattr("prefork.config.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=rf"'{library}', which is not installed.*pip install.*PF440"):
+        Config(async_backend=library)
+
+
+def test_paths_to_warm_up_with_are_not_for_an_event_loop(serve: Callable[..., LiveServer]) -> None:
+    with serve(warm_up=["/"], where={"ready": ""}) as server:
+        assert server.wait() == 1
+        assert "PF414" in server.log
+
+
+def test_a_wsgi_application_needs_no_event_loop(serve: Callable[..., LiveServer]) -> None:
+    text = "import sys\nfrom prefork.worker import rehearse\nfrom prefork.config import Config\n"
+    text += "from prefork.records import Records\nconfig = Config()\nrehearse(lambda e, s: (), (), config, Records(config), None, None, None)\n"
+    text += "print(sorted({'uvloop', 'trio', 'anyio', 'prefork.asgi.driver'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", text], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# Many at once.
+
+
+def test_a_thousand_requests_wait_side_by_side_in_one_worker(serve: Callable[..., LiveServer]) -> None:
+    with serve() as server:
+        clients = [socket.create_connection(server.address, timeout=20) for _ in range(1000)]
+        began = time.monotonic()
+        for client in clients:
+            client.sendall(b"GET /one-second HTTP/1.1\r\nHost: a\r\n\r\n")
+        for client in clients:
+            assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
+        assert time.monotonic() - began < 3  # 1.2 on a quiet machine: see the benchmarks
+        for client in clients:
+            client.close()
+
+
+# It hangs.
+
+
+def test_what_holds_the_loop_up_is_named(serve: Callable[..., LiveServer]) -> None:
+    with serve(blocked_threshold=0.2) as server:
+        assert server.get("/block=0.7")[0] == 200
+        told = server.wait_for("worker.blocked", code="PF432")
+        assert (told["method"], told["path"]) == ("GET", "/block=0.7")
+        assert "time.sleep" in told["stack"]
+        assert 0.2 <= told["blocked_s"] < 0.7
+        with ThreadPoolExecutor() as pool:
+            assert {status for status, _ in pool.map(server.get, ["/one-second"] * 20)} == {200}
+        assert len(server.all("worker.blocked")) == 1
+
+
+def test_a_worker_whose_loop_is_held_up_for_too_long_is_replaced_and_killed(serve: Callable[..., LiveServer]) -> None:
+    with serve(heartbeat_timeout=0.5) as server:
+        (worker,) = server.worker_pids
+        client = begin(server, "/block=60")
+        sick = server.wait_for("worker.unresponsive", child_pid=worker)
+        assert "in app" in sick["stack"]
+        gone = server.wait_for("worker.exited", child_pid=worker)
+        assert [lost["path"] for lost in gone["requests_lost"]] == ["/block=60"]
+        assert server.get()[0] == 200
+        client.close()
+
+
+@pytest.mark.parametrize("backend", ["uvloop", "trio"])
+def test_a_request_that_takes_too_long_is_answered_for_and_cancelled(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    with serve(request_timeout=0.2, async_backend=backend) as server:
+        (worker,) = server.worker_pids
+        assert server.get("/late")[0] == 504
+        told = server.wait_for("request.timeout", path="/late", status=504, code="PF502")
+        assert "in deep" in told["stack"]
+        assert "in app" in told["stack"]
+        assert server.get("/more-time")[0] == 200
+        assert server.get()[1] == b"%d" % worker
+        client = begin(server, "/deaf-stream")
+        assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 200 OK")
+        client.close()
+        assert server.wait_for("request.timeout", path="/deaf-stream")["status"] is None
+
+
+@pytest.mark.parametrize("path", ["/resist", "/block=3"])
+def test_a_request_that_cannot_be_cancelled_costs_the_worker(serve: Callable[..., LiveServer], path: str) -> None:
+    with serve(request_timeout=0.2) as server:
+        (worker,) = server.worker_pids
+        began = time.monotonic()
+        assert server.get(path)[0] == 504
+        assert time.monotonic() - began < 2
+        server.wait_for("request.timeout", path=path, status=504)
+        gone = server.wait_for("worker.exited", child_pid=worker)
+        assert (gone["reason"], gone["exit_code"]) == ("request_timeout", 0)
+        assert server.get()[0] == 200
+
+
+# It leaves.
+
+
+@pytest.mark.parametrize("backend", ["uvloop", "trio"])
+@pytest.mark.parametrize(("path", "rest"), [("/stream", "over"), ("/deaf-stream", "tea")])
+def test_a_stream_without_an_end_is_told_that_the_pool_stops_and_then_cancelled(
+    serve: Callable[..., LiveServer], backend: str, path: str, rest: str
+) -> None:
+    with serve(stream_grace=0.3, async_backend=backend) as server:
+        client = begin(server, path)
+        assert client.recv(1)
+        server.process.terminate()
+        body = b"".join(iter(lambda: client.recv(65536), b""))
+        assert rest in body.decode()
+        client.close()
+        assert server.wait() == 0
+        assert server.all("worker.exited")[0]["exit_code"] == 0
+        named = [record["path"] for record in server.all("request.cancelled", code="PF510")]
+        assert named == ([] if path == "/stream" else [path])
+        assert any(line.startswith("ends") for line in server.output)
+
+
+def test_a_stream_goes_on_through_a_worker_that_retires(serve: Callable[..., LiveServer]) -> None:
+    with serve(stream_grace=0.1, graceful_timeout=0.2) as server:
+        (worker,) = server.worker_pids
+        client = begin(server, "/stream")
+        assert client.recv(1)
+        server.send(signal.SIGUSR2)
+        server.wait_for("worker.ready", count=2)
+        deadline = time.monotonic() + 1
+        while time.monotonic() < deadline:
+            assert client.recv(65536)
+        assert not server.all("worker.exited")
+        client.close()
+        server.wait_for("worker.exited", child_pid=worker, exit_code=0)
+
+
+def test_a_request_that_outlasts_the_stop_is_named_and_the_lifespan_ends(serve: Callable[..., LiveServer]) -> None:
+    with serve(graceful_timeout=1) as server:
+        client = begin(server, "/wait")
+        server.wait_for_output("waits")
+        assert server.stop() == 0
+        assert "in deep" in server.wait_for("request.cancelled", path="/wait", code="PF510")["stack"]
+        assert server.all("worker.exited", exit_code=0)
+        assert any(line.startswith("ends") for line in server.output)
+        client.close()
+
+
+def test_a_job_under_the_exit_guard_is_finished_behind_its_answer(
+    serve: Callable[..., LiveServer], tmp_path: Path
+) -> None:
+    with serve() as server:
+        assert server.get("/hold")[0] == 200
+        server.process.terminate()
+        server.wait_for("pool.stopping")
+        (tmp_path / "go").touch()
+        assert server.wait() == 0
+        assert server.wait_for_output("job done")
+
+
+def test_a_task_that_nobody_waits_for_is_cancelled_by_name(serve: Callable[..., LiveServer]) -> None:
+    with serve() as server:
+        assert server.get("/background")[0] == 200
+        assert server.stop() == 0
+        assert server.wait_for("worker.tasks_cancelled")["tasks"] == ["brew: deep"]
+
+
+def test_a_term_to_one_worker_replaces_it(serve: Callable[..., LiveServer]) -> None:
+    with serve() as server:
+        (worker,) = server.worker_pids
+        server.send(signal.SIGTERM, to=worker)
+        server.wait_for("worker.exited", child_pid=worker, reason="signal", exit_code=0)
+        assert server.get()[0] == 200
+
+
+def test_a_worker_whose_whole_pool_was_killed_ends(serve: Callable[..., LiveServer]) -> None:
+    with serve(graceful_timeout=0.5) as server:
+        (worker,) = server.worker_pids
+        client = begin(server, "/block=60")
+        server.send(signal.SIGKILL, to=server.pid)
+        server.process.wait()
+        deadline = time.monotonic() + 10
+        while worker in server.group():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        client.close()
