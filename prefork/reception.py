@@ -267,10 +267,12 @@ class Reception(Generic[G]):
         self._belief = Belief(self._proxies, frozenset(name.encode() for name in config.forwarded_headers))
         self._bases: dict[Hashable, Any] = {}
         self._gates: dict[int, _Gate] = {}
+        self._awaits_headers = config.proxy_protocol
         for listener in listeners:
             origins = [
                 Origin(listener.scheme, listener.server_name, listener.server_port, trusted)
-                for trusted in (True, False)
+                # What comes through by the PROXY protocol is a client's, also where the header names nobody (UNKNOWN).
+                for trusted in (not self._awaits_headers, False)
             ]
             self._gates[listener.socket.fileno()] = _Gate(listener, *map(self._base, origins))
         self._taking = False  # whether what siblings hand over is looked for
@@ -739,9 +741,10 @@ class Reception(Generic[G]):
             os.close(descriptor)
             return None
         peer = (address[0], str(address[1])) if gate.tcp else None
-        base = gate.of_proxies if self._believes(peer, None) else gate.of_others
+        trusted = self._proxies.peers[address[0]] if gate.tcp else self._proxies.unix
+        base = gate.of_proxies if trusted else gate.of_others
         client = self._admit(sock, base, peer, time.monotonic() + self.config.head_timeout)
-        if self.config.proxy_protocol and self._is_proxy(peer):
+        if trusted and self._awaits_headers:
             self._open(client)
         return client
 
@@ -800,16 +803,13 @@ class Reception(Generic[G]):
             base = self._bases[origin] = self._new_base(origin)
         return base
 
-    def _is_proxy(self, peer: tuple[str, str] | None) -> bool:
-        return self._proxies.trusts_peer(None if peer is None else peer[0])
-
     def _believes(self, peer: tuple[str, str] | None, proxy: str | None) -> bool:
         """Whether a client is believed about others; ``proxy`` is who spoke for it by the PROXY protocol, if anybody did."""
-        if proxy is None:
-            # What comes through such a proxy is its client's, also where it cannot say whose (UNKNOWN).
-            return self._is_proxy(peer) and not self.config.proxy_protocol
-        # Who has no address there is none of our own UNIX sockets.
-        return peer is not None and self._is_proxy(peer)
+        if proxy is None and self._awaits_headers:
+            return False
+        if peer is None:  # behind a proxy it is none of our own UNIX sockets
+            return proxy is None and self._proxies.unix
+        return self._proxies.peers[peer[0]]
 
     def _open(self, client: G) -> None:
         """Have a client begin with a PROXY header."""

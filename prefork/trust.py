@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
 Network: TypeAlias = IPv4Network | IPv6Network
 
@@ -44,6 +44,20 @@ def is_private(text: str) -> bool:
     return not read_address(text).is_global
 
 
+class _Verdicts(dict[str, bool]):
+    """Addresses and whether they are trusted; whom ``judge`` was not asked about yet it is asked about."""
+
+    def __init__(self, judge: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._judge = judge
+
+    def __missing__(self, address: str) -> bool:
+        if len(self) >= _KNOWN_ADDRESSES:
+            self.clear()
+        verdict = self[address] = self._judge(address)
+        return verdict
+
+
 class TrustedProxies:
     """The peers that ``names`` stand for, the entries of the option ``trusted_proxies``.
 
@@ -53,26 +67,18 @@ class TrustedProxies:
 
     def __init__(self, names: Iterable[str]) -> None:
         names = tuple(names)
-        self.everybody = EVERYBODY in names
-        self.unix = self.everybody or UNIX in names
+        everybody = EVERYBODY in names
+        self.unix = everybody or UNIX in names
+        """Whether who is connected by a UNIX socket is trusted."""
         self._networks = [network for name in names if (network := parse_proxy(name)) is not None]
-        self._known: dict[str, bool] = {}
+        self._verdicts = _Verdicts(self._judge)
+        self.peers: Mapping[str, bool] = _Verdicts(lambda _: True) if everybody else self._verdicts
+        """Whether who is connected from an address is trusted."""
 
     def __contains__(self, address: str) -> bool:
-        known = self._known.get(address)
-        if known is None:
-            if len(self._known) >= _KNOWN_ADDRESSES:
-                self._known.clear()
-            known = self._known[address] = self._look_up(address)
-        return known
+        return self._verdicts[address]
 
-    def trusts_peer(self, address: str | None) -> bool:
-        """Tell whether who is connected from ``address`` is believed; ``None`` stands for a UNIX socket."""
-        if address is None:
-            return self.unix
-        return self.everybody or address in self
-
-    def _look_up(self, text: str) -> bool:
+    def _judge(self, text: str) -> bool:
         try:
             address = read_address(text)
         except ValueError:
