@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+import threading
 from collections import deque
 from contextlib import suppress
 from fcntl import ioctl
@@ -22,12 +23,40 @@ if TYPE_CHECKING:
 
 MEMORY = 1024 * 1024
 """How many unsent bytes are kept in memory for one client."""
+ALL_MEMORY = 64 * 1024 * 1024
+"""How many bytes are kept in memory for all clients of a worker together."""
 SPOOL = 256 * 1024 * 1024
 """How many unsent bytes are kept at all; beyond it the application's thread waits for the client."""
 FILE = 16 * 1024 * 1024
 """How long one temporary file becomes; then another one is begun, and the room of the first is free once it is sent."""
 _BLOCK = 1024 * 1024
 _INT = Struct("@i")
+
+
+class Memory:
+    """Room in memory, shared by all outboxes of a process."""
+
+    __slots__ = ("_left", "_lock")
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> bool:
+        """Take so much, or return ``False`` if less is left."""
+        with self._lock:
+            if size > self._left:
+                return False
+            self._left -= size
+            return True
+
+    def give(self, size: int) -> None:
+        """Give so much back; what is less than nothing is taken without asking."""
+        with self._lock:
+            self._left += size
+
+
+_memory = Memory(ALL_MEMORY)
 
 
 class Part:
@@ -45,10 +74,11 @@ class Part:
 class Outbox:
     """What was answered and not yet taken by the client, in order."""
 
-    __slots__ = ("_items", "_memory", "_sent", "_spool", "_spool_dir", "size", "then")
+    __slots__ = ("_items", "_memory", "_sent", "_shared", "_spool", "_spool_dir", "size", "then")
 
-    def __init__(self, spool_dir: str | None) -> None:
+    def __init__(self, spool_dir: str | None, shared: Memory = _memory) -> None:
         self._spool_dir = spool_dir
+        self._shared = shared
         self._items: deque[memoryview | Part] = deque()
         self._memory = 0
         self._sent = 0
@@ -64,14 +94,15 @@ class Outbox:
     def add(self, data: bytes | memoryview) -> None:
         """Keep ``data`` behind what is there; raises ``OSError`` if it must go to a disk that is full."""
         self.size += len(data)
-        if self._memory + len(data) <= MEMORY or not self._items:
+        view = memoryview(data)
+        if (self._memory + len(data) <= MEMORY or not self._items) and self._shared.take(_held_by(view)):
             self._memory += len(data)
-            self._items.append(memoryview(data))
+            self._items.append(view)
             return
         if self._spool is None or self._spool.tell() >= FILE:
             self._close_spool()
             self._spool = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - closed with the outbox
-        spool, last = self._spool, self._items[-1]
+        spool, last = self._spool, self._items[-1] if self._items else None
         at = spool.tell()
         spool.write(data)
         spool.flush()
@@ -89,6 +120,7 @@ class Outbox:
         """Keep ``data`` in memory, before what is there."""
         self.size += len(data)
         self._memory += len(data)
+        self._shared.give(-len(data))
         self._items.appendleft(memoryview(data))
 
     def flush(self, sock: _socket.socket, most: float = math.inf) -> int:
@@ -123,6 +155,7 @@ class Outbox:
             self.size -= sent
             if sent == len(item):
                 self._items.popleft()
+                self._shared.give(_held_by(item))
             else:
                 self._items[0] = item[sent:]
             return sent
@@ -151,6 +184,8 @@ class Outbox:
         for item in self._items:
             if isinstance(item, Part):
                 os.close(item.file)
+            else:
+                self._shared.give(_held_by(item))
         self._items.clear()
         self._close_spool()
         self.size = self._memory = 0
@@ -161,3 +196,8 @@ class Outbox:
             with suppress(OSError):
                 self._spool.close()
             self._spool = None
+
+
+def _held_by(view: memoryview) -> int:
+    """Return how many bytes a view keeps in memory: all of what it is a part of."""
+    return memoryview(view.obj).nbytes

@@ -14,6 +14,7 @@ import math
 import os
 import resource
 import socket
+import struct
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -59,7 +60,7 @@ PAUSE = 0.5
 """How many seconds nothing is accepted after the descriptors were used up."""
 SPARE = 256
 """How many descriptors are left to the application at most; it is one in eight where there are few."""
-SIBLINGS_FIRST = 0.05
+SIBLINGS_FIRST = 0.25
 """For how many seconds a worker that holds as many clients as it may leaves newcomers in the exchange."""
 TELL_AGAIN = 1000
 """For how many milliseconds the main thread sleeps at most while there is something to record."""
@@ -72,6 +73,7 @@ AT_ONCE = socket.MSG_DONTWAIT
 _LOOK = socket.MSG_PEEK | AT_ONCE
 _KNOWN_ORIGINS = 256
 NEVER = math.inf
+_RESET = struct.pack("ii", 1, 0)
 _SPARED = "few descriptors are left, and those are for the application"
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
@@ -198,8 +200,12 @@ class Guest:
         return has_left(self.sock)
 
     def takes(self) -> bool:
-        """Whether the client takes what is in the outbox fast enough so far."""
-        return self.outbox is None or self.goes_on(self.outbox.taken(self.sock))
+        """Whether the client takes what is in the outbox fast enough so far; if not, it is to be reset, not closed."""
+        if self.outbox is None or self.goes_on(self.outbox.taken(self.sock)):
+            return True
+        # Else the kernel would go on for minutes, with all that it has for the client.
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        return False
 
     def goes_on(self, moved: int) -> bool:
         """Whether it goes on fast enough if so much was moved so far; if so the next look is at its deadline."""

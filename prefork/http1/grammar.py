@@ -28,6 +28,7 @@ CHUNK_LINE = re.compile(
     % (TOKEN, TOKEN)
 )
 
+_KNOWN_HOST_SIZE = 260  # a name of 253 octets (RFC 1035) and a port; or somebody could fill the memory with long ones
 _NAME = rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})"
 _PORT = rb"(?::[0-9]*)?"
 _LITERAL = rb"\[(?:(?P<v6>[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*)|[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
@@ -37,9 +38,12 @@ ABSOLUTE = re.compile(
 )
 
 
-@lru_cache(maxsize=1024)
 def is_host(value: bytes) -> bool:
     """Tell whether ``value`` is a ``Host`` by RFC 9112 section 3.2: a host of RFC 3986 and a port, or nothing."""
+    return _is_known_host(value) if len(value) <= _KNOWN_HOST_SIZE else _judge_host(value)
+
+
+def _judge_host(value: bytes) -> bool:
     match = _HOST.fullmatch(value)
     if match is None:
         return False
@@ -50,6 +54,9 @@ def is_host(value: bytes) -> bool:
         except ValueError:
             return False
     return True
+
+
+_is_known_host = lru_cache(maxsize=1024)(_judge_host)
 
 
 def split_fields(block: bytes) -> list[tuple[bytes, bytes]]:

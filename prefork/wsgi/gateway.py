@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _KNOWN_NAMES = 4096
 _KNOWN_NAME_SIZE = 64  # or somebody could fill the memory with long ones
+_LARGE = 256 * 1024
 _NOT_STARTED = "the application sent a body before it called start_response()"
 
 
@@ -383,6 +384,9 @@ class Answer:
             if self.status is None:
                 raise AssertionError(_NOT_STARTED)
             body = iterable[0]  # type: ignore[index]
+            if len(body) > _LARGE:
+                self._send_large(self.status, body)
+                return
             data = self._connection.whole(self.status, self.fields, self._stream.date(), body)
             self.sent = True
             self.size = len(body)
@@ -394,6 +398,16 @@ class Answer:
             close = getattr(iterable, "close", None)
             if close is not None:
                 close()
+
+    def _send_large(self, status: str, body: bytes) -> None:
+        """Send a whole body that is too large to be copied behind its head, and so to be in memory twice."""
+        connection = self._connection
+        head = connection.start(status, self.fields, self._stream.date(), len(body))
+        rest = connection.data(body) + connection.finish()
+        self.sent = True
+        self.size = len(body)
+        self._stream.send(head)
+        self._stream.complete(rest)
 
     def _deliver(self, iterable: Iterable[bytes]) -> None:
         if type(iterable) is FileWrapper and self._file(iterable):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.outbox import MEMORY, Outbox
+from prefork.outbox import MEMORY, Memory, Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -156,3 +156,22 @@ def test_what_lies_in_the_kernel_is_not_taken() -> None:
             while outbox.taken(server) - before < stuck + size // 2:
                 assert time.monotonic() < deadline
             outbox.close()
+
+
+def test_what_all_clients_leave_is_in_memory_as_far_as_there_is_room_and_then_on_disk(
+    tmp_path: Path, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    room = Memory(1000)
+    boxes = [Outbox(str(tmp_path / folder), room) for folder in ("missing", "missing", ".")]
+    answer = b"a" * 400
+    for outbox in boxes[:2]:
+        outbox.add(memoryview(answer)[390:])  # which keeps all of it in memory
+    with pytest.raises(FileNotFoundError):
+        boxes[0].add(b"b" * 400)
+    boxes[2].add(b"b" * 400)
+    boxes[2].add(b"c")
+    assert taken(boxes[2], ends) == b"b" * 400 + b"c"
+    for outbox in boxes:
+        outbox.close()
+    assert room.take(1000)
+    assert not room.take(1)
