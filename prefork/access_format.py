@@ -16,6 +16,7 @@ import time
 from base64 import b64decode
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -23,6 +24,7 @@ from prefork.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import CodeType
 
     from prefork.http1.messages import Head, Request
 
@@ -50,7 +52,7 @@ class Entry:
     ``status`` has three digits. ``duration_s`` is for how many seconds it was at the application, ``queue_s`` how many it
     had waited until then, ``None`` if nobody knows. ``received`` and ``sent`` count bytes of body. ``fields`` are those
     of the answer, ``closes`` says whether the connection ends behind it. ``environ`` is the WSGI environ, or whatever
-    else has a ``REMOTE_USER``. ``context`` is what the application has bound to the request for its own log.
+    else has a ``REMOTE_USER``; it may be empty where no form reads it. ``context`` is what the application has bound to the request for its own log.
     """
 
     request: Request
@@ -91,11 +93,18 @@ class Atom:
 
 
 class Form:
-    """A sequence of texts and atoms, compiled; call it with entries and the time, and it returns their lines."""
+    """A sequence of texts and atoms, compiled; call it with entries and the time, and it returns their lines.
 
-    __slots__ = ("_fill", "_of")
+    ``known`` are further names that its expressions use, for what is different in each process.
+    """
 
-    def __init__(self, parts: Iterable[str | Atom]) -> None:
+    __slots__ = ("_fill", "_of", "reads_environ")
+
+    def __init__(self, parts: Iterable[str | Atom], known: Mapping[str, Any]) -> None:
+        parts = list(parts)
+        names = {**_KNOWN, **known}
+        self.reads_environ = any(isinstance(part, Atom) and "environ" in part.code for part in parts)
+        """Whether an entry needs its ``environ``, which is large: it may be empty otherwise."""
         self._of: dict[Place, list[Callable[[Any], str]]] = {"line": [], "head": [], "now": []}
         whole: list[str | Atom] = []
         for run in _runs(parts):
@@ -105,8 +114,8 @@ class Form:
             else:
                 kept = self._of[first.of]
                 whole.append(Atom("entry", f"of_{first.of}[{len(kept)}]"))
-                kept.append(_compiled(first.of, run))
-        self._fill = _compiled("entry, now, of_line, of_head, of_now", whole)
+                kept.append(_compiled(first.of, run, names))
+        self._fill = _compiled("entry, now, of_line, of_head, of_now", whole, names)
 
     def __call__(self, entries: Iterable[Entry], now: float) -> list[str]:
         """Return a line for each entry, without its end; ``now`` is the time in seconds since the epoch."""
@@ -139,7 +148,7 @@ def _runs(parts: Iterable[str | Atom]) -> Iterator[list[str | Atom]]:
         yield run
 
 
-def _compiled(of: str, parts: Iterable[str | Atom]) -> Callable[..., str]:
+def _compiled(of: str, parts: Iterable[str | Atom], names: Mapping[str, Any]) -> Callable[..., str]:
     """Return a function of ``of`` that makes the text of ``parts``, by the fastest means that Python has."""
     template, statements = "", list[str]()
     for part in parts:
@@ -148,11 +157,17 @@ def _compiled(of: str, parts: Iterable[str | Atom]) -> Callable[..., str]:
         else:
             template += f"{{value{len(statements)}:{part.spec}}}" if part.spec else f"{{value{len(statements)}}}"
             statements.append(f"    value{len(statements)} = {part.code}")
+    space = dict(names)
     source = "\n".join([f"def make({of}):", *statements, f"    return f{template!r}"])
-    names: dict[str, Any] = dict(_KNOWN)
-    exec(source, names)  # noqa: S102 - as dataclasses does; what the user wrote is in it as literals alone
-    made: Callable[..., str] = names["make"]
+    exec(_code(source), space)  # noqa: S102 - as dataclasses does; what the user wrote is in it as literals alone
+    made: Callable[..., str] = space["make"]
     return made
+
+
+@cache
+def _code(source: str) -> CodeType:
+    """Return a source compiled. What the parent has compiled no worker needs to."""
+    return compile(source, "<access log>", "exec")
 
 
 # What there is to be said of a request.
@@ -228,11 +243,12 @@ def json_form(writer: Mapping[str, Any], *, with_id: bool) -> Form:
         '{"timestamp": "',
         *(Atom("now", "utc(int(now))"), ".", Atom("now", "int(now * 1_000_000) % 1_000_000", "06d")),
         'Z", "level": "',
-        *(Atom("entry", f"'info' if entry.status < {FAILED!r} else 'error'"), '", ' + json.dumps(who)[1:-1]),
+        *(Atom("entry", f"'info' if entry.status < {FAILED!r} else 'error'"), '", ', Atom("now", "who")),
     ]
     for name in names:
         parts += [f', "{name}": ', *_in_json(FIELDS[name])]
-    return Form([*parts, Atom("entry", f"more(entry.context, {said!r}) if entry.context else ''"), "}"])
+    parts += [Atom("entry", "more(entry.context, said) if entry.context else ''"), "}"]
+    return Form(parts, {"who": json.dumps(who)[1:-1], "said": said})
 
 
 def _in_json(atom: Atom) -> Iterator[str | Atom]:
@@ -410,17 +426,21 @@ _BOTH: Mapping[str, Atom] = {
     "u": Atom("entry", "user(entry.environ)"),
 }
 _GUNICORN: Mapping[str, Atom] = {
+    **_NAMED,
+    **{name: Atom("now", name) for name in ("worker", "generation", "pid")},
     **_BOTH,
     "a": _NAMED["user_agent"],
     "f": _NAMED["referer"],
     "L": _NAMED["duration_s"],
     "M": _MILLISECONDS,
+    "p": Atom("now", "f'<{pid}>'"),
     "q": _NAMED["query"],
 }
 _APACHE: Mapping[str, Atom] = {
     **_BOTH,
     "a": _NAMED["client"],
     "L": _NAMED["request_id"],
+    "P": Atom("now", "pid"),
     "p": _as_shown("entry", "entry.environ.get('SERVER_PORT')"),
     "q": Atom("line", "'?' + escaped(text(line.query)) if line.query else ''"),
     "V": _as_shown("head", "host_name(head)"),
@@ -452,13 +472,11 @@ def compile_format(text: str, writer: Mapping[str, Any] | None = None) -> Form:
     record. ``\"`` is a quote. ``writer`` has ``worker``, ``generation`` and ``pid`` of who writes. Raises
     ``ConfigError`` for what stands for nothing.
     """
-    return Form(_parts(FORMATS.get(text, text), writer or {}))
+    known = {name: (writer or {}).get(name, "-") for name in ("worker", "generation", "pid")}
+    return Form(_parts(FORMATS.get(text, text)), known)
 
 
-def _parts(text: str, writer: Mapping[str, Any]) -> Iterator[str | Atom]:
-    who = {name: str(writer.get(name, "-")) for name in ("worker", "generation", "pid")}
-    apache: Mapping[str, str | Atom] = {**_APACHE, "P": who["pid"]}
-    gunicorn: Mapping[str, str | Atom] = {**_NAMED, **who, **_GUNICORN, "p": f"<{who['pid']}>"}
+def _parts(text: str) -> Iterator[str | Atom]:
     at = 0
     while (percent := text.find("%", at)) >= 0:
         yield _literal(text[at:percent])
@@ -473,13 +491,13 @@ def _parts(text: str, writer: Mapping[str, Any]) -> Iterator[str | Atom]:
         elif sent is not None:
             found = _WITH_ARGUMENT[match["of"]](sent)
         elif name is not None:
-            found = gunicorn.get(name)
+            found = _GUNICORN.get(name)
         elif argument is not None:
             found = _WITH_ARGUMENT[letter](argument) if letter in _WITH_ARGUMENT else None
         else:
-            found = apache.get(letter)
+            found = _APACHE.get(letter)
         if found is None:
-            near = _nearest(letter, apache, "%{}") if name is None else _nearest(name, gunicorn, "%({})s")
+            near = _nearest(letter, _APACHE, "%{}") if name is None else _nearest(name, _GUNICORN, "%({})s")
             raise _nothing(match[0], near)
         yield found
     yield _literal(text[at:])

@@ -518,6 +518,9 @@ class Config:
         if self.deploy_probe is not None and not self.deploy_probe.startswith("/"):
             raise OPTIONS["deploy_probe"].wrong(self.deploy_probe, "a path begins with /")
         self._check_tls()
+        for path in self.access_log_skip:
+            if not path.startswith("/"):
+                raise OPTIONS["access_log_skip"].wrong(path, "a path begins with /")
         if self.spool_dir is not None and not Path(self.spool_dir).is_dir():
             raise OPTIONS["spool_dir"].wrong(self.spool_dir, "there is no such directory")
         if self.http == "httptools" and find_spec("httptools") is None:

@@ -11,13 +11,14 @@ import os
 import time
 from collections import deque
 from contextvars import Context, copy_context
+from dataclasses import replace
 from logging import ERROR, INFO
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from structlog.contextvars import get_contextvars
 
 from prefork.access_format import FAILED, Entry, compile_format, json_form, record_of
-from prefork.records.rendering import to_console
+from prefork.records.rendering import to_console, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -58,6 +59,8 @@ class AccessLog:
         self._render: Render | None = None
         self._passes_on = False
         self._look_at = 0.0
+        self.reads_environ = False
+        """Whether an entry needs its ``environ``."""
         self.prompt = True
         """Whether ``take`` may call somebody else's code, which may last: send before what is to be sent."""
         self._look(time.time())
@@ -80,7 +83,8 @@ class AccessLog:
 
     def flush(self) -> None:
         """Write what is kept."""
-        kept, entries = self._kept, list[Entry]()
+        kept = self._kept
+        entries: list[Entry] = []
         try:
             while True:
                 entries.append(kept.popleft())
@@ -114,13 +118,18 @@ class AccessLog:
                 to_console(self._record(entry), now, colour=writer.colour, clock=not writer.journal)
                 for entry in entries
             ]
-        return compile_format(style, self._who)
+        form = compile_format(style, self._who)
+        self.reads_environ = form.reads_environ
+        return form
 
     def _lines(self, entries: list[Entry], now: float) -> list[str]:
         writer = self._writer
         assert writer is not None
         assert self._render is not None
-        lines = self._render(entries, now)
+        try:
+            lines = self._render(entries, now)
+        except Exception:  # noqa: BLE001 - what an application puts into its environ may do anything when it is shown
+            lines = [self._plainly(entry) for entry in entries]
         if writer.journal:
             levels = (ERROR if entry.status >= FAILED else INFO for entry in entries)
             return list(map(writer.marked, lines, levels))
@@ -143,6 +152,10 @@ class AccessLog:
 
     def _record(self, entry: Entry) -> dict[str, Any]:
         return {"event": "request.finished", **record_of(entry, with_id=self._with_id)}
+
+    def _plainly(self, entry: Entry) -> str:
+        """Return a line that has nothing of the application in it."""
+        return to_json({"event": "request.finished", **record_of(replace(entry, context={}), with_id=self._with_id)})
 
     def _pass_on(self, entry: Entry) -> None:
         """Let ``logging`` have an entry; our own handlers write the line that is made of it."""

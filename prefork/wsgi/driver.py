@@ -42,8 +42,7 @@ from prefork.wsgi.body import RequestBody
 from prefork.wsgi.gateway import (
     Answer,
     Base,
-    client_address,
-    client_scheme,
+    asked_by,
     request_environ,
     server_environ,
     trailers_in_environ,
@@ -999,7 +998,7 @@ class WsgiDriver(Reception[Client]):
             "request.timeout",
             method=running.request.line.method,
             path=running.request.line.path.decode("latin-1"),
-            client=client_address(client.peer, running.request),
+            client=asked_by(client.base, client.peer, running.request)[0],
             status=late.status if answered else None,
             age_s=age_s,
             stack=stack,
@@ -1014,7 +1013,7 @@ class WsgiDriver(Reception[Client]):
             error,
             method=request.line.method,
             path=request.line.path.decode("latin-1"),
-            client=client_address(client.peer, request),
+            client=asked_by(client.base, client.peer, request)[0],
             **_id_of(client),
         )
         if answer.sent:
@@ -1040,16 +1039,19 @@ class WsgiDriver(Reception[Client]):
         """Have a request written into the access log, as soon as its answer has gone out."""
         if isinstance(client, TimedClient) and client.running is not None and not take(client.running.untold):
             return  # who answered for it has done so
+        access = self._access
+        assert access is not None
+        address, scheme = asked_by(client.base, client.peer, request)
         # By place, for the sake of speed: in the order in which Entry has them.
         entry = Entry(
             request,
-            client_address(client.peer, request),
-            client_scheme(client.base, request),
-            environ,
+            address,
+            scheme,
+            environ if access.reads_environ else client.base,
             (answer.status or _CLIENT_GONE)[:3],
             answer.fields,
             received,
-            answer.size,
+            0 if client.connection.head_only else answer.size,
             duration,
             client.queue_s,
             outcome,
@@ -1066,10 +1068,11 @@ class WsgiDriver(Reception[Client]):
         self, client: Client, request: Request, status: int, answer: bytes, running: Running | None = None
     ) -> None:
         """Log a request that we answer, and not the application, which may be at it all the same."""
+        address, scheme = asked_by(client.base, client.peer, request)
         entry = Entry(
             request=request,
-            client=client_address(client.peer, request),
-            scheme=client_scheme(client.base, request),
+            client=address,
+            scheme=scheme,
             environ=client.base,
             status=str(status),
             fields=(),

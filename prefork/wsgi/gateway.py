@@ -270,21 +270,16 @@ def _forwarded_environ(
     return environ
 
 
-def client_address(peer: tuple[str, str] | None, request: Request) -> str:
-    """Return the address of whose request it is, once its environ was made; empty where that is not known."""
+def asked_by(base: Base, peer: tuple[str, str] | None, request: Request) -> tuple[str, str]:
+    """Return by whom a request comes, once its environ was made: the address, empty if it is not known, and the scheme."""
     memo = request.head.memo
-    client = memo[1].said.client if memo is not None and memo[0] is _Forwarded else None
-    if client is None:
-        client = peer
-    return "" if client is None else client[0]
-
-
-def client_scheme(base: Base, request: Request) -> str:
-    """Return the scheme by which it was asked for, once its environ was made."""
-    memo = request.head.memo
-    forwarded = memo is not None and memo[0] is _Forwarded
-    scheme: str = (memo[1].environ if forwarded else base)["wsgi.url_scheme"]
-    return scheme
+    scheme: str
+    if memo is not None and memo[0] is _Forwarded:
+        client = memo[1].said.client or peer
+        scheme = memo[1].environ["wsgi.url_scheme"]
+    else:
+        client, scheme = peer, base["wsgi.url_scheme"]
+    return client[0] if client else "", scheme
 
 
 def _line_environ(line: RequestLine, root_path: str) -> dict[str, str]:
@@ -457,7 +452,7 @@ class Answer:
         """Answer 500 for an application that failed before its head went out."""
         body = b"Internal Server Error\n"
         fields = [("Content-Type", "text/plain; charset=utf-8")]
-        self.status = "500 Internal Server Error"
+        self.status, self.fields = "500 Internal Server Error", fields
         connection = self._connection
         head = connection.start(self.status, fields, self._stream.date(), len(body))
         self.sent = True

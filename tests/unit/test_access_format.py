@@ -187,7 +187,6 @@ def test_what_stands_for_nothing_is_told_with_the_nearest(text: str, near: str) 
     with pytest.raises(ConfigError) as caught:
         Config(access_log_format=text)
     assert caught.value.code == "PF102"
-    assert "stands for nothing" in str(caught.value)
     assert near in str(caught.value)
 
 

@@ -18,6 +18,7 @@ import structlog
 from access_entries import entry
 
 from prefork.config import Config
+from prefork.errors import ConfigError
 from prefork.records import Records
 from prefork.records.access import AccessLog, bound_context
 from prefork.records.outlet import Writer
@@ -105,11 +106,60 @@ def test_without_a_file_it_goes_to_stderr_in_its_own_form(capsys: pytest.Capture
     assert capsys.readouterr().err == "GET 200\n"
 
 
+@pytest.mark.parametrize("path", ["health", "*"])
+def test_a_path_that_is_none_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="a path begins with /"):
+        Config(access_log_skip=("/", path))
+
+
 def test_the_outcome_and_the_id_are_shown_to_people(capsys: pytest.CaptureFixture[str]) -> None:
     with access_log(log_format="console", request_id=True) as log:
         log.take(entry(outcome="client_gone", request_id="a-1"))
         log.flush()
     assert capsys.readouterr().err.endswith(" 200 1234 1.2s client_gone a-1\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        ("200", '"GET /cups?size=2 HTTP/1.1" \x1b[32m200\x1b[0m'),
+        ("302", '\x1b[36m"GET /cups?size=2 HTTP/1.1"\x1b[0m \x1b[36m302\x1b[0m'),
+        ("404", '\x1b[33m"GET /cups?size=2 HTTP/1.1"\x1b[0m \x1b[33m404\x1b[0m'),
+        ("500", '\x1b[1;31m"GET /cups?size=2 HTTP/1.1"\x1b[0m \x1b[1;31m500\x1b[0m'),
+    ],
+)
+def test_a_terminal_has_the_colour_of_the_status(
+    status: str, shown: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with access_log(log_format="console") as log:
+        log.take(entry(status=status))
+        log.flush()
+    assert f" 192.0.2.7 {shown} 1234 \x1b[2m1.2s\x1b[0m\n" in capsys.readouterr().err
+
+
+class Odd:
+    """A value that cannot be shown."""
+
+    def __str__(self) -> str:
+        raise LookupError
+
+
+def test_what_cannot_be_shown_costs_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "access"
+    odd = [entry(environ={"SHOP": Odd()}), entry(path=b"/other", environ={"SHOP": "x"})]
+    with access_log(access_log=str(path), access_log_format="%U %{SHOP}e") as log:
+        assert [json.loads(line)["path"] for line in written(log, path, *odd)] == ["/cups", "/other"]
+    with access_log(access_log=str(path)) as log:
+        (line,) = written(log, path, entry(context={"cup": Odd()}))[2:]
+        assert json.loads(line)["path"] == "/cups"
+
+
+def test_an_entry_keeps_its_environ_only_where_it_is_read() -> None:
+    for form, reads in [("combined", True), ("%{SHOP}e", True), ("%h %s", False), ("json", False)]:
+        with access_log(access_log_format=form) as log:
+            assert log.reads_environ is reads
 
 
 def test_paths_are_left_out_unless_they_fail(tmp_path: Path) -> None:

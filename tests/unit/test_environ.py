@@ -15,7 +15,7 @@ from prefork.http1.messages import Refused, Request
 from prefork.http1.parser_h11 import H11Parser
 from prefork.reception import Origin
 from prefork.trust import TrustedProxies
-from prefork.wsgi.gateway import Base, client_address, request_environ, server_environ
+from prefork.wsgi.gateway import Base, asked_by, request_environ, server_environ
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -68,7 +68,7 @@ def test_a_peer_that_speaks_for_nobody_is_the_client(ask: Ask) -> None:
     assert (environ["REMOTE_ADDR"], environ["REMOTE_PORT"]) == PEER
     assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == ("10.0.0.5", "8000")
     assert "prefork.peer" not in environ
-    assert client_address(PEER, request) == "127.0.0.1"
+    assert asked_by(base(), PEER, request) == ("127.0.0.1", "http")
 
 
 def test_a_trusted_peer_speaks_for_the_client(ask: Ask) -> None:
@@ -82,7 +82,7 @@ def test_a_trusted_peer_speaks_for_the_client(ask: Ask) -> None:
     assert environ["HTTP_HOST"] == "shop.example"
     assert (environ["SERVER_NAME"], environ["SERVER_PORT"]) == ("10.0.0.5", "443")
     assert environ["HTTP_X_FORWARDED_FOR"] == "192.0.2.1"
-    assert client_address(PEER, request) == "192.0.2.1"
+    assert asked_by(base(), PEER, request) == ("192.0.2.1", "https")
 
 
 def test_the_scheme_of_the_client_takes_the_place_of_that_of_the_connection(ask: Ask) -> None:
@@ -143,7 +143,7 @@ def test_the_same_fields_mean_nothing_from_one_peer_and_much_from_another(ask: A
         for which, address in ((trusted, "192.0.2.1"), (stranger, "127.0.0.1")):
             request = ask("X-Forwarded-For: 192.0.2.1")
             assert request_environ(which, PEER, request, None, 0)["REMOTE_ADDR"] == address
-            assert client_address(PEER, request) == address
+            assert asked_by(which, PEER, request) == (address, "http")
 
 
 def test_an_environ_is_nobody_elses(ask: Ask) -> None:
