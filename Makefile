@@ -14,7 +14,7 @@ PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
 NATIVE := bjoern fastpysgi gunicorn_h1c uwsgi
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage soak lint format docs bench wheel-test clean distclean
+.PHONY: help run test coverage soak fuzz lint format docs bench wheel-test clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -46,6 +46,10 @@ coverage: $(VENV)/.dev  ## hold that unit tests alone enter every branch of the 
 soak: $(VENV)/.dev  ## let everything happen at random for 15 minutes, and count; ARGS="--minutes 1 --seed 7"
 	$(BIN)/python tests/soak.py $(ARGS)
 
+fuzz: $(VENV)/.dev  ## look for requests and answers that break a promise, 15 minutes; ARGS="--seconds 60"
+	@$(PIP) --group fuzz || echo "atheris cannot be installed here: hypothesis looks instead, without the guidance of coverage"
+	$(BIN)/python tests/fuzz.py $(ARGS)
+
 lint: $(VENV)/.dev  ## style, types, direction of imports, generated pages
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -75,7 +79,7 @@ wheel-test: $(VENV)/.dev  ## build sdist and wheel, and try the wheel in a clean
 	tests/wheel.sh $(BIN)/python
 
 clean:  ## remove what tools left
-	rm -rf dist build bench-results .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .grimp_cache
+	rm -rf dist build bench-results .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .fuzz .import_linter_cache .grimp_cache
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean  ## remove the environments too

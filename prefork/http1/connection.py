@@ -58,6 +58,7 @@ RETRY_AFTER = "1"
 """After how many seconds a client may ask again for whom there was no time (RFC 9110 section 10.2.3)."""
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_CODE_DIGITS = 3
 _BODILESS = frozenset({204, 205, 304, *range(100, 200)})
 _CONTROLS = bytes({*range(0x20), 0x7F} - {ord("\t")})
 
@@ -87,7 +88,7 @@ class _Heading:
 
     def __init__(self, status: str, fields: Iterable[tuple[Any, Any]], *, final: bool = True) -> None:
         code = status[:3]
-        if not (code.isascii() and code.isdigit() and status[3:4] in {" ", ""}):
+        if not (len(code) == _CODE_DIGITS and code.isascii() and code.isdigit() and status[3:4] in {" ", ""}):
             raise Misanswered(f"malformed status: {status!r}")
         if not ("200" <= code <= "599" if final else "100" <= code <= "199"):
             raise Misanswered(f"no status of {'an answer' if final else 'an interim answer'}: {status!r}")
@@ -294,7 +295,8 @@ class Connection:
     def _check_unfinished(self, new: int, limit: int) -> None:
         """Refuse a head that can only become worse, of which all before ``new`` was looked at."""
         buffer, at = self._buffer, self._at
-        if STRAY_LINE_END.search(buffer, new):
+        # The pattern would take a CR at the end of the body before for the other half of a first LF.
+        if buffer.startswith(b"\n", at) or STRAY_LINE_END.search(buffer, new):
             raise Refused(400, "line ended by CR or LF alone", "RFC 9112 section 2.2")
         line_limit = min(at + self._reader.limits.max_request_line_size + 2, limit)
         if len(buffer) >= line_limit and buffer.find(b"\r\n", at, line_limit) < 0:

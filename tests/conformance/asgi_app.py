@@ -73,6 +73,17 @@ async def app(scope, receive, send):
         case ["unmodified"]:
             await start(304, (b"etag", b'"x"'))
             await body()
+        case ["reset"]:
+            await start(205, plain)
+            await body(b"nothing of this\n")
+        case ["interim"]:
+            await start(103, plain)
+            await body(b"nothing of this\n")
+        case ["hints"]:
+            if "http.response.early_hint" in (scope.get("extensions") or {}):
+                await send({"type": "http.response.early_hint", "links": [b"</a.css>; rel=preload"]})
+            await start(200, plain, (b"content-length", b"7"))
+            await body(b"hinted\n")
         case ["raise"]:
             raise RuntimeError("deliberate failure before the response")
         case ["broken"]:

@@ -4,6 +4,8 @@ Any path answers with JSON that says what the app saw. The first path segment se
 /stream  three pieces without a Content-Length     /early  answers without touching the body
 /empty   204 without a body                        /unmodified  304 without a body
 /raise   raises before start_response              /broken  raises after the first piece
+/reset   205 with a body                           /interim  103 as if it were the response
+/hints   103 ahead of the response, where the interface has hints
 /short   declares 10 octets, gives 9               /long   declares 9 octets, gives 10
 
 `checked` is the same app behind wsgiref.validate, which answers 500 where the server breaks PEP 3333.
@@ -71,6 +73,17 @@ def app(environ, start_response):
         case ["unmodified"]:
             start_response("304 Not Modified", [("ETag", '"x"')])
             return []
+        case ["reset"]:
+            start_response("205 Reset Content", plain)
+            return [b"nothing of this\n"]
+        case ["interim"]:
+            start_response("103 Early Hints", plain)
+            return [b"nothing of this\n"]
+        case ["hints"]:
+            if "wsgi.early_hints" in environ:
+                environ["wsgi.early_hints"]([("Link", "</a.css>; rel=preload")])
+            start_response("200 OK", [*plain, ("Content-Length", "7")])
+            return [b"hinted\n"]
         case ["raise"]:
             raise RuntimeError("deliberate failure before the response")
         case ["broken"]:

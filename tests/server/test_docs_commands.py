@@ -32,6 +32,7 @@ ELSEWHERE = {
     "make lint": ".ci/run calls it",
     "make coverage": ".ci/run calls it",
     "make soak": "test_soak.py runs a short form of it",
+    "make fuzz": "test_fuzz.py runs a short form of it",
     "make bench": "it takes minutes, and compares with other servers",
     ".venv-bench/bin/": "the same",
     ".ci/run": "is what runs this where it counts",

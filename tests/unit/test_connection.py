@@ -360,6 +360,8 @@ def test_hop_by_hop_fields_of_an_application_are_dropped_but_a_close_is_granted(
         ("200 OK", [("X", "\u20ac")]),
         ("OK", []),
         ("2000", []),
+        ("3", []),
+        ("25", []),
         ("100 Continue", []),
         ("101 Switching Protocols", []),
         ("103 Early Hints", []),
