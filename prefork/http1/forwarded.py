@@ -132,7 +132,8 @@ def _judge(found: tuple[Field, ...], belief: Belief) -> Said | None:
     forwarded = _read_forwarded(b",".join(values.pop(FORWARDED)), belief) if FORWARDED in values else None
     custom = _read_custom({name: _members(lines) for name, lines in values.items()}, belief) if values else None
     if custom is None or forwarded is None:
-        return forwarded or custom
+        said = forwarded or custom
+        return None if said == Said() else said
     # Most proxies set one kind and let the other pass as the client sent it: which one is believed must make no difference.
     if (_address(custom), custom.scheme) != (_address(forwarded), forwarded.scheme):
         raise Refused(400, "Forwarded and X-Forwarded-* differ", _CUSTOM)
