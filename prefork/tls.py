@@ -53,11 +53,12 @@ class Session:
     Not for two threads at once.
     """
 
-    __slots__ = ("_in", "_out", "_tls", "ended", "established")
+    __slots__ = ("_in", "_out", "_read", "_tls", "_write", "ended", "established")
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._in, self._out, server_side=True)
+        self._read, self._write = self._tls.read, self._tls.write
         self.established = False
         """Whether the handshake is done."""
         self.ended = False
@@ -66,14 +67,15 @@ class Session:
     def receive(self, data: bytes) -> bytes:
         """Take what the wire brought; return all that it says, which may be nothing yet."""
         said: list[bytes] = []
-        tls, arrived = self._tls, self._in
+        read, arrived = self._read, self._in
         arrived.write(data)
         try:
             if not self.established:
-                tls.do_handshake()
+                self._tls.do_handshake()
                 self.established = True
-            while piece := tls.read(RECORD_SIZE):
-                if not (tls.pending() or arrived.pending or said):
+            # Whole records are read, so that nothing is left of one.
+            while piece := read(RECORD_SIZE):
+                if not (arrived.pending or said):
                     return piece
                 said.append(piece)
             self.ended = True
@@ -83,13 +85,13 @@ class Session:
 
     def send(self, data: bytes | memoryview) -> bytes:
         """Return ``data`` as it goes on the wire."""
-        self._tls.write(data)
+        self._write(data)
         return self._out.read()
 
     @property
     def unsent(self) -> bytes:
         """What goes on the wire without anybody's asking: handshakes, tickets, alerts. Empty when it was taken."""
-        return self._out.read() if self._out.pending else b""
+        return self._out.read()
 
     def end(self) -> bytes:
         """Return what says that nothing more will come."""
@@ -178,26 +180,46 @@ class TlsGuest(Guest):
             raise BlockingIOError
         assert self.reception.tls is not None
         self.session = Session(self.reception.tls)
-        self.receive = self._go_on
-        return self._take(self.session, data)
+        self.receive = self._shake_hands
+        return self._shake(self.session, data)
 
-    def _go_on(self, size: int, flags: int) -> bytes:
+    def _shake_hands(self, size: int, flags: int) -> bytes:
         assert self.session is not None
         data = self.sock.recv(size, flags)
-        return self._take(self.session, data) if data else data
+        return self._shake(self.session, data) if data else data
 
-    def _take(self, session: Session, data: bytes) -> bytes:
-        new = not session.established
+    def _shake(self, session: Session, data: bytes) -> bytes:
         try:
             said = session.receive(data)
         except ssl.SSLError as error:
-            self._fail(session, error)
+            reason = error.reason or str(error)
+            self.reception.records.emit("tls.handshake_failed", reason=reason, client=self.address)
+            self._fail(session)
             raise BlockingIOError from None
         if unsent := session.unsent:
             self.send_octets(unsent)
-        if new and session.established:
+        if session.established:
+            self.receive = self._decrypt
             self.base = self.reception.base_of_session(self.base, session)
         if not (said or session.ended):
+            raise BlockingIOError
+        return said
+
+    def _decrypt(self, size: int, flags: int) -> bytes:
+        session = self.session
+        assert session is not None
+        data = self.sock.recv(size, flags)
+        if not data:
+            return data
+        try:
+            said = session.receive(data)
+        except ssl.SSLError:
+            self._fail(session)
+            raise BlockingIOError from None
+        if not (said or session.ended):
+            # Where something was said, what OpenSSL has to say besides goes out with the answer.
+            if unsent := session.unsent:
+                self.send_octets(unsent)
             raise BlockingIOError
         return said
 
@@ -214,11 +236,8 @@ class TlsGuest(Guest):
         self.send_octets(closing_answer(_PLAIN, date))
         self.connection.close()
 
-    def _fail(self, session: Session, error: ssl.SSLError) -> None:
+    def _fail(self, session: Session) -> None:
         """Say what is wrong, by an alert (RFC 8446 section 6.2), and close."""
-        if not session.established:
-            reason = error.reason or str(error)
-            self.reception.records.emit("tls.handshake_failed", reason=reason, client=self.address)
         self.send_octets(session.unsent)
         self.connection.close()
 

@@ -39,7 +39,7 @@ class TlsClient(TlsGuest, Client):
         session = self.session
         assert session is not None
         if len(data) <= PIECE:
-            self.send_octets(session.send(data))
+            Client.send_now(self, session.send(data))
             return
         view = memoryview(data)
         for at in range(0, len(data), PIECE):
