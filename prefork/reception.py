@@ -61,7 +61,7 @@ PAUSE = 0.5
 SPARE = 256
 """How many descriptors are left to the application at most; it is one in eight where there are few."""
 SIBLINGS_FIRST = 0.25
-"""For how many seconds a worker that holds as many clients as it may leaves newcomers in the exchange."""
+"""For how many seconds a worker that is full leaves who lies in the exchange to its siblings."""
 TELL_AGAIN = 1000
 """For how many milliseconds the main thread sleeps at most while there is something to record."""
 OVERLOADED = Refused(503, "too much to do", "RFC 9110 section 15.6.4")
@@ -290,6 +290,7 @@ class Reception(Generic[G]):
         self._resume_at = NEVER
         self._eases = exchange is not None and config.max_workers > 1
         self._most = config.limit_concurrency or NEVER
+        self._full = False  # whether there are as many as there may be
         self._refused: set[G] = set()  # who was told that there is no room
         self._turned_away = TurnedAway()
         self._hurry_again = 0.0
@@ -704,11 +705,25 @@ class Reception(Generic[G]):
         """Let a sibling take a client; nobody is taken in here for ``pause`` seconds, or it would come back at once."""
         if not self._share_out(client):
             return False
+        self._take_nobody(pause)
+        return True
+
+    def _take_nobody(self, pause: float) -> None:
+        """Leave what lies in the exchange to siblings, for so many seconds."""
         if self._taking:
             self._taking = False
             self._poller.unregister(self._into)
         self._resume_at = min(self._resume_at, time.monotonic() + pause)
-        return True
+
+    def _may_take(self) -> bool:
+        """Whether to take in who lies in the exchange; a worker that is full lets siblings come first, which may not be."""
+        if not (self._taking and self._full):
+            return self._taking
+        assert self._exchange is not None
+        if not self._exchange.taken(time.monotonic() - SIBLINGS_FIRST):
+            return True
+        self._take_nobody(SIBLINGS_FIRST / 10)
+        return False
 
     def _share_out(self, client: G) -> bool:
         """Let whoever is free first take a client; return ``False``, and keep it, if the exchange is full."""
@@ -759,27 +774,31 @@ class Reception(Generic[G]):
             sock.setblocking(False)  # socket.setdefaulttimeout() of an application is for others
         client = self._new_client(sock, self._kind_of_connection(self._reader), base, peer)
         self._clients[client.fd] = client
-        self._row.hold(len(self._clients))
+        self._count()
         client.deadline = deadline
         if client.fd >= self._last_descriptor:
             self._pause(_SPARED)
         return client
+
+    def _count(self) -> None:
+        """Take note of how many clients there are."""
+        clients = len(self._clients)
+        self._row.hold(clients)
+        self._full = clients - len(self._refused) >= self._most
 
     def _crowded(self) -> bool:
         """Whether there are more clients than there may be, those not counted that were told so and only have to go."""
         return len(self._clients) - len(self._refused) > self._most
 
     def _leave_to_siblings(self, client: G) -> bool:
-        """Let a sibling take one that is too many here; return whether that may be.
-
-        We look there again in a moment: whom nobody has taken by then is turned away.
-        """
-        return self._eases and self._pass_on(client, SIBLINGS_FIRST)
+        """Let a sibling take one that is too many here; return whether that may be. Whom none takes is turned away."""
+        return self._eases and self._share_out(client)
 
     def turn_away(self, client: G) -> bool:
         """Answer one that is too many, whatever it wants, and have others make room."""
         self._turned_away.count(CROWDED)
         self._refused.add(client)
+        self._count()
         self._hurry()
         if self._origin(client.base).scheme == "https":
             client.broken = True  # a handshake would cost more than there is
@@ -970,7 +989,7 @@ class Reception(Generic[G]):
             client.watched = 0
             self._poller.forget(client.fd)
         self._clients.pop(client.fd, None)  # who was given up is gone from there
-        self._row.hold(len(self._clients))
+        self._count()
         client.close()
         if client.outbox is not None:
             client.outbox.close()

@@ -307,7 +307,7 @@ class AsgiDriver(Reception[Client]):
                 self._step(client, self.turn_away)
 
     def _welcome_from_sibling(self) -> None:
-        client = self._take_over() if self._taking else None
+        client = self._take_over() if self._may_take() else None
         if client is not None:
             self._step(client, client.step if client.requests or not self._crowded() else self.turn_away)
 

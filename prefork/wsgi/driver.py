@@ -537,7 +537,7 @@ class WsgiDriver(Reception[Client]):
         patience = None if due is None else max(0.0, due - time.monotonic())
         if self._behind:
             self._batch.extend(self._poller.poll(0))
-        elif self._eases and self._taking and not self._away:
+        elif self._eases and self._taking and not (self._away or self._full):
             self._idlers.memory[self._place] = IDLE
             self._batch.extend(self._poller.poll(patience))
             self._idlers.memory[self._place] = 0
@@ -583,7 +583,7 @@ class WsgiDriver(Reception[Client]):
         The next has to wait for the next look at the poller: so a sibling that has less to do takes more of them. If this
         one has waited long all have to do much: then the next is taken in behind the next client that is ready.
         """
-        client = self._take_over() if self._taking else None
+        client = self._take_over() if self._may_take() else None
         if client is not None:
             if self._batch and self._waited > TICK:
                 self._batch.insert(1, (self._into, 0))
@@ -986,7 +986,7 @@ class WsgiDriver(Reception[Client]):
             if leads or self._vacant:
                 self._pass_lead()
             self._clients.pop(client.fd, None)
-            self._row.hold(len(self._clients))
+            self._count()
             # Under the lock, which its thread has to pass: when that is back it closes the socket.
             client.broken = True
             answered = not running.sending
