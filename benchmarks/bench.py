@@ -40,6 +40,7 @@ TARGETS = {
     "raw": {"wsgi": ("raw:hello", "/"), "asgi": ("raw_asgi:hello", "/"), "a2wsgi": ("raw_a2wsgi:hello", "/")},
     "flask": {"wsgi": ("flaskapp:app", "/"), "a2wsgi": ("flask_a2wsgi:app", "/")},
     "django": {"wsgi": ("djhello:app", "/"), "asgi": ("djhello_asgi:app", "/async")},
+    "starlette": {"asgi": ("starlette_app:app", "/")},
     "big": {"wsgi": ("djbig:app", "/"), "asgi": ("djbig_asgi:app", "/")},
     "io": {"wsgi": ("flaskapp:app", "/io"), "a2wsgi": ("flask_a2wsgi:app", "/io"), "asgi": ("raw_asgi:io", "/")},
     "stream": {"wsgi": ("raw:stream", "/"), "asgi": ("raw_asgi:stream", "/"), "a2wsgi": ("raw_a2wsgi:stream", "/")},
@@ -488,7 +489,7 @@ SUITES = {
     "tls": (throughput, W + A, TLS, "", "granian-wsgi-bt4", {"app": "raw"}),
     "flask": (throughput, W, WSGI, WSGI_MORE, "gunicorn-gthread-h1c", {"app": "flask"}),
     "django": (throughput, W, WSGI, WSGI_MORE, "gunicorn-gthread-h1c", {"app": "django"}),
-    "asgi": (throughput, A, ASGI, ASGI_MORE, "uvicorn-httptools", {"app": "raw,django"}),
+    "asgi": (throughput, A, ASGI, ASGI_MORE, "uvicorn-httptools", {"app": "raw,starlette,django"}),
     "io": (throughput, W, WSGI, SOME_MORE, "gunicorn-gthread-h1c", {"app": "io", "modes": "keepalive"}),
     "body": (
         throughput,

@@ -19,9 +19,9 @@ S = namedtuple("S", "kind cmd needs limit nolimit idle workers hup tls", default
 PREFORK = "prefork {app} --bind 127.0.0.1:{port} --max-workers {workers} "
 
 
-def prefork(extra, needs="prefork httptools"):
+def prefork(extra, needs="prefork httptools", kind="wsgi"):
     return S(
-        "wsgi",
+        kind,
         PREFORK + extra + " {opts}",
         needs,
         "--max-reqs-per-child {maxreq}",
@@ -37,6 +37,8 @@ OURS = {
     "prefork": prefork("--threads 4 --http httptools"),
     "prefork-t1": prefork("--threads 1 --http httptools"),
     "prefork-h11": prefork("--threads 4 --http h11", "prefork"),
+    "prefork-asgi": prefork("--http httptools --async-backend uvloop", "prefork httptools uvloop", "asgi"),
+    "prefork-asgi-h11": prefork("--http h11 --async-backend asyncio", "prefork", "asgi"),
 }
 
 GUNICORN = "gunicorn -b 127.0.0.1:{port} -w {workers} --log-level critical --no-control-socket "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from server_process import LiveServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,3 +62,17 @@ def _leavings() -> dict[str, object]:
         "frozen": gc.get_freeze_count(),
         "directory": Path.cwd(),
     }
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that is marked ``over_both`` with its WSGI application served as it is, and as an ASGI one."""
+    if metafunc.definition.get_closest_marker("over_both"):
+        metafunc.fixturenames.append("interface")
+        metafunc.parametrize("interface", ["wsgi", "asgi"], indirect=True)
+
+
+@pytest.fixture
+def interface(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Say how the applications of a test are served (see ``as_asgi``)."""
+    monkeypatch.setattr(LiveServer, "interface", request.param)
+    return str(request.param)

@@ -48,6 +48,15 @@ class Backend(Protocol):
     def watch(self, descriptor: int, turn: Callable[[], float]) -> None:
         """Call ``turn`` when a descriptor is readable, and when the monotonic time is over that it returned."""
 
+    def share(self, descriptor: int, turn: Callable[[], None]) -> bool:
+        """Call ``turn`` when a descriptor is readable for which siblings wait too, and one of them is enough.
+
+        Return ``False`` if that cannot be had here.
+        """
+
+    def unshare(self, descriptor: int) -> None:
+        """Watch a shared descriptor no longer."""
+
     def wake_at(self, when: float) -> None:
         """Call ``turn`` at this monotonic time already."""
 

@@ -25,6 +25,7 @@ from prefork.asgi.backends import new_backend
 from prefork.asgi.calls import HIGH, LOW, Call, Client, ClientLeft
 from prefork.asgi.gateway import Base, client_address, client_scheme, request_scope, server_scope, tls_extension
 from prefork.asgi.lifespan import Lifespan
+from prefork.asgi.loop_poller import LoopPoller
 from prefork.asgi.loop_watch import LoopWatch
 from prefork.asgi.stacks import stack_of
 from prefork.config import QUICK_STOP_S
@@ -103,6 +104,7 @@ class AsgiDriver(Reception[Client]):
         self._kinds_of_clients = _kinds_of_clients(tls=tls is not None)
         self.app = app
         self.backend = new_backend(config.async_backend)
+        self._poller = LoopPoller(self._poller, self.backend)
         self.failure: BaseException | None = None
         """What ended the loop or the thread beside it: a fault of the server."""
         self._thread_exit = thread_exit
@@ -116,6 +118,7 @@ class AsgiDriver(Reception[Client]):
         self._watch_loop = LoopWatch(config.blocked_threshold)
         self._watch_sleeps = True
         self._loop_turned = True
+        self._seen = 0  # how many were served at the last look
         self._thread = threading.main_thread()
         self._timed: dict[Call, float] = {}  # requests whose time is over, and since when the loop knows
         self._resisting: set[Call] = set()
@@ -135,8 +138,8 @@ class AsgiDriver(Reception[Client]):
         self._state = lifespan.state
         try:
             over = self.backend.signal()
-            self._resume_accepting()
             self.backend.watch(self._poller.fileno(), self._turn)
+            self._resume_accepting()
             started()
             beside = threading.Thread(target=self._lead, args=(lead, over.set), name="prefork-life", daemon=True)
             beside.start()
@@ -186,22 +189,23 @@ class AsgiDriver(Reception[Client]):
         return self._tell_turned_away(patience) if self._turned_away.pending else patience
 
     def _look_at_loop(self, now: float) -> float:
-        watch = self._watch_loop
-        if not watch.threshold or self._watch_sleeps:
+        if not self._watch_loop.threshold or self._watch_sleeps:
             return NEVER
-        turned, self._loop_turned = self._loop_turned, False
-        blocked_s, wait = watch.look(now, turned=turned, busy=bool(self._calls) or self.served != watch.served)
-        watch.served = self.served
-        if turned:
+        busy = bool(self._calls) or self.served != self._seen
+        self._seen = self.served
+        look = self._watch_loop.look(now, turned=self._loop_turned, busy=busy)
+        if look.ask:
+            self._loop_turned = False
             self.backend.soon(self._say_that_loop_turns)
-        if blocked_s:
-            self._tell_of_block(blocked_s)
-        if wait == NEVER:
-            self._watch_sleeps = True
-            if self._calls:  # somebody came in while it fell asleep
-                self._watch_sleeps = False
-                return watch.threshold
-        return wait
+        if look.silent:
+            self._tell_of_block(look.silent)
+        if look.wait < NEVER:
+            return look.wait
+        self._watch_sleeps = True
+        if not self._calls:
+            return NEVER
+        self._watch_sleeps = False  # somebody came in while it fell asleep
+        return 0.0
 
     def _say_that_loop_turns(self) -> None:
         self._loop_turned = True

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import sys
 import time
 from collections import deque
@@ -57,11 +59,13 @@ class AsyncioBackend:
         self._turn: Callable[[], float] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = _NEVER
-        self._jobs: dict[asyncio.Task[None], Job] = {}
+        self._epoll: select.epoll | None = None
+        self._shared: set[int] = set()
 
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         """Run ``main`` from a new loop's first turn to its last."""
         self._loop = loop = self._new_loop()
+        self._epoll = _epoll_of(loop)
         asyncio.set_event_loop(loop)
         try:
             loop.run_until_complete(main())
@@ -70,6 +74,8 @@ class AsyncioBackend:
             if self._alarm is not None:
                 self._alarm.cancel()
             asyncio.set_event_loop(None)
+            if self._epoll is not None:
+                self._epoll.close()
             loop.close()
 
     def signal(self) -> AsyncioSignal:
@@ -80,6 +86,37 @@ class AsyncioBackend:
         """Call ``turn`` when a descriptor is readable, and when the monotonic time is over that it returned."""
         self._turn = turn
         self._loop.add_reader(descriptor, self._do_turn)
+
+    def share(self, descriptor: int, turn: Callable[[], None]) -> bool:
+        """Call ``turn`` when a descriptor is readable for which siblings wait too, and one of them is enough."""
+        if self._epoll is None:
+            return False
+        self._shared.add(descriptor)
+
+        def turn_and_look() -> None:
+            turn()
+            self._do_turn()
+
+        self._loop.add_reader(descriptor, turn_and_look)
+        self._make_exclusive(descriptor)
+        return True
+
+    def _make_exclusive(self, descriptor: int) -> None:
+        """Have the kernel wake one of the workers that wait, as no loop asks of it by itself."""
+        if descriptor not in self._shared:
+            return
+        assert self._epoll is not None
+        try:
+            self._epoll.unregister(descriptor)
+        except FileNotFoundError:  # uvloop registers it when it next waits
+            self._loop.call_soon(self._make_exclusive, descriptor)
+        else:
+            self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLEXCLUSIVE)
+
+    def unshare(self, descriptor: int) -> None:
+        """Watch a shared descriptor no longer."""
+        self._shared.discard(descriptor)
+        self._loop.remove_reader(descriptor)
 
     def _do_turn(self) -> None:
         assert self._turn is not None
@@ -136,6 +173,20 @@ class AsyncioBackend:
         """Return the coroutine of the task that the loop is at; from any thread."""
         task = asyncio.current_task(self._loop)
         return None if task is None else task.get_coro()
+
+
+def _epoll_of(loop: Any) -> select.epoll | None:
+    """Return the epoll that a loop waits in, if it can be had: neither library has a public way to it."""
+    if not hasattr(select, "epoll"):
+        return None
+    if hasattr(loop, "_get_backend_id"):  # uvloop
+        descriptor = loop._get_backend_id()  # noqa: SLF001
+    else:
+        selector = getattr(getattr(loop, "_selector", None), "_selector", None)
+        if not isinstance(selector, select.epoll):
+            return None
+        descriptor = selector.fileno()
+    return select.epoll.fromfd(os.dup(descriptor))
 
 
 def _described(task: asyncio.Task[Any]) -> str:

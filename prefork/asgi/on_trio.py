@@ -66,6 +66,13 @@ class TrioBackend:
             with trio.CancelScope(deadline=_deadline(due)) as self._alarm:
                 await trio.lowlevel.wait_readable(descriptor)
 
+    def share(self, descriptor: int, turn: Callable[[], None]) -> bool:  # noqa: ARG002 - as the others have it
+        """Return ``False``: trio waits for a descriptor anew each time."""
+        return False
+
+    def unshare(self, descriptor: int) -> None:
+        """Do nothing."""
+
     def wake_at(self, when: float) -> None:
         """Call ``turn`` at this monotonic time already."""
         if self._alarm is not None:

@@ -8,6 +8,7 @@ import socket
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 from server_process import LiveServer
 
@@ -39,7 +40,7 @@ async def app(scope, receive, send):
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
         return
-    match scope["path"]:
+    match scope["path"].removeprefix(scope["root_path"]):
         case "/scope":
             shown = {name: value for name, value in scope.items() if name != "extensions"}
             data = json.dumps(shown | {"extensions": sorted(scope["extensions"])}, default=bytes.decode).encode()
@@ -342,3 +343,60 @@ def test_requests_that_are_sent_ahead_are_answered_in_their_order(server: LiveSe
     answer = talk(server, b"".join(ahead) + ask("/early"))
     assert re.findall(rb"\r\n\r\n(\d)HTTP", answer) == [b"0", b"1", b"2", b"3", b"4"]
     assert answer.endswith(b"early")
+
+
+# What other parts of the server say to an application, over ASGI too.
+
+
+def serve(folder: Path, **options: Any) -> LiveServer:
+    (folder / "sample.py").write_text(APP)
+    (folder / "file").write_bytes(b"0123456789" * 300_000)
+    return LiveServer.pool("sample:app", app_dir=str(folder), max_workers=1, **options)
+
+
+def test_tls_is_spoken_and_told_of(tmp_path: Path) -> None:
+    with serve(tmp_path, cert="adhoc") as server, httpx.Client(verify=False) as client:
+        scope = client.get(f"{server.url}/scope").json()
+        assert (scope["scheme"], "tls" in scope["extensions"]) == ("https", True)
+        assert client.get(f"{server.url}/file").content == b"0123456789" * 300_000
+        assert client.post(f"{server.url}/echo", content=b"tea" * 100_000).content == b"tea" * 100_000
+        assert client.get(f"{server.url}/no-file").status_code == 500
+
+
+FIELDS = ["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]
+
+
+def test_a_trusted_proxy_is_believed(tmp_path: Path) -> None:
+    said = ["X-Forwarded-For: 203.0.113.7", "X-Forwarded-Proto: https", "X-Forwarded-Host: shop.example:444"]
+    with serve(tmp_path, trusted_proxies="127.0.0.1", root_path="/shop", forwarded_headers=FIELDS) as server:
+        scope = json.loads(answer_to(server, "/scope", *said)[1])
+        assert (scope["client"], scope["scheme"]) == (["203.0.113.7", 0], "https")
+        assert scope["server"] == ["shop.example", 444]
+        assert (scope["root_path"], scope["path"], scope["raw_path"]) == ("/shop", "/shop/scope", "/shop/scope")
+        assert ["host", "shop.example:444"] in scope["headers"]
+        assert answer_to(server, "/scope", "Forwarded: for=")[0].startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_stranger_speaks_for_nobody(tmp_path: Path) -> None:
+    with serve(tmp_path, trusted_proxies="none") as server:
+        scope = json.loads(answer_to(server, "/scope", "X-Forwarded-For: 203.0.113.7", "X-Forwarded-Proto: https")[1])
+        assert (scope["client"][0], scope["scheme"]) == ("127.0.0.1", "http")
+        assert not any(name.startswith("x-forwarded") for name, _ in scope["headers"])
+        assert len(server.all("request.forwarding_ignored")) == 2
+
+
+def test_each_request_is_logged_once_with_its_outcome_and_its_id(tmp_path: Path) -> None:
+    with serve(tmp_path, access_log="-", request_id=True, request_timeout=1) as server:
+        head, body = answer_to(server, "/scope")
+        name = server.wait_for("request.finished", path="/scope", status=200, outcome="complete")["request_id"]
+        assert f"X-Request-ID: {name}".encode() in head
+        assert ["x-request-id", name] in json.loads(body)["headers"]
+        answer_to(server, "/exit")
+        assert server.wait_for("request.failed", path="/exit")["request_id"]
+        server.wait_for("request.finished", path="/exit", status=500, outcome="failed")
+        with socket.create_connection(server.address, timeout=20) as client:
+            client.sendall(b"GET /flood HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(1000)
+        server.wait_for("request.finished", path="/flood", outcome="client_gone")
+        for path in ("/scope", "/exit", "/flood"):
+            assert len(server.all("request.finished", path=path)) == 1

@@ -15,12 +15,21 @@ import pytest
 KIT = Path(__file__).resolve().parent.parent / "conformance"
 
 
-@pytest.mark.parametrize("app", ["app", "checked"], ids=["plain", "behind wsgiref.validate"])
-@pytest.mark.parametrize("parser", ["h11", "httptools"])
-def test_every_exchange_is_judged_as_the_rfc_demands(parser: str, app: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("parser", "app", "flags"),
+    [
+        ("h11", "wsgi_app:app", ""),
+        ("httptools", "wsgi_app:app", ""),
+        ("h11", "wsgi_app:checked", ""),
+        ("httptools", "wsgi_app:checked", ""),
+        ("h11", "asgi_app:app", "--async-backend trio"),
+        ("httptools", "asgi_app:app", "--async-backend uvloop"),
+    ],
+)
+def test_every_exchange_is_judged_as_the_rfc_demands(parser: str, app: str, flags: str, tmp_path: Path) -> None:
     assert shutil.which("curl") or "CI" not in os.environ, "in CI the kit's checks with curl must not be left out"
     out, log = tmp_path / "results.json", tmp_path / "log"
-    prefork = [sys.executable, "-m", "prefork", f"wsgi_app:{app}", "--http", parser, "--bind", "127.0.0.1:{port}"]
+    prefork = [sys.executable, "-m", "prefork", app, "--http", parser, "--bind", "127.0.0.1:{port}", *flags.split()]
     # No recycling: a worker that retires may close after any answer, and some cases count what one connection gets.
     prefork += ["--max-reqs-per-child", "0", "--max-workers", "2"]
     replay = [sys.executable, str(KIT / "replay.py"), "--command", shlex.join(prefork)]
