@@ -133,7 +133,7 @@ def _judge(found: tuple[Field, ...], belief: Belief) -> Said | None:
     custom = _read_custom({name: _members(lines) for name, lines in values.items()}, belief) if values else None
     if custom is None or forwarded is None:
         said = forwarded or custom
-        return None if said == Said() else said
+        return None if said == _NOTHING else said
     # Most proxies set one kind and let the other pass as the client sent it: which one is believed must make no difference.
     if (_address(custom), custom.scheme) != (_address(forwarded), forwarded.scheme):
         raise Refused(400, "Forwarded and X-Forwarded-* differ", _CUSTOM)
