@@ -12,12 +12,12 @@ def entry(
     method: str = "GET",
     path: bytes = b"/cups",
     query: bytes = b"size=2",
-    fields: list[tuple[bytes, bytes]] | None = None,
+    asked_with: list[tuple[bytes, bytes]] | None = None,
     **more: Any,
 ) -> Entry:
     target = path + (b"?" + query if query else b"")
     line = RequestLine(method, target, path, query, None, "1.1", b"%b %b HTTP/1.1" % (method.encode(), target))
-    given = [(b"Host", b"tea.example:8000"), *(fields or [])]
+    given = [(b"Host", b"tea.example:8000"), *(asked_with or [])]
     values: dict[str, Any] = {
         "request": Request(line, Head(given, b"tea.example:8000", 0, keep_alive=True, awaits_continue=False)),
         "client": "192.0.2.7",

@@ -202,9 +202,9 @@ _PAGE = """\
 Made from the code by `make docs`.
 
 On a terminal records are for people; elsewhere each is one JSON object on one line (`log_format` decides otherwise).
-They go to stderr, or to `log_file`; requests are recorded with `access_log`, `-` for among the others, or a file. Each
-record is one `write`, so lines of several processes do not mix; control characters in what clients send are escaped.
-After moving files away, send USR1.
+They go to stderr, or to `log_file`; requests are recorded with `access_log`, `-` for among the others, or a file, and in
+[other forms](access-log.md) too. Lines of several processes do not mix; control characters in what clients send are
+escaped. After moving files away, send USR1. In systemd's journal each line has its priority.
 
 ## With your own logging
 

@@ -37,7 +37,7 @@ def unescaped(text: str) -> str:
 
 def described(path: bytes, query: bytes, agent: bytes, referer: bytes, client: str, bound: dict[str, Any]) -> Entry:
     fields = [(b"User-Agent", agent), (b"REFERER", referer)]
-    return entry(path=path, query=query, fields=fields, client=client, context=bound)
+    return entry(path=path, query=query, asked_with=fields, client=client, context=bound)
 
 
 BOUND = st.dictionaries(ANY, ANY | st.integers() | st.none(), max_size=2)
@@ -86,8 +86,23 @@ def test_what_an_application_or_a_name_holds_begins_no_line_and_no_column(value:
     assert " " not in text.partition("|")[0]
 
 
+@given(ANY)
+def test_what_the_user_writes_between_atoms_stands_there(text: str) -> None:
+    text = text.replace("\\", "/").replace("\n", " ").replace("\r", " ")
+    assert line(text.replace("%", "%%") + "%m" + text.replace("%", "%%")) == f"{text}GET{text}"
+
+
+@given(st.text(st.characters(exclude_characters="{}()"), min_size=1, max_size=10), ANY)
+def test_any_name_is_looked_up_and_nothing_else(name: str, value: str) -> None:
+    environ = {name: value}
+    assert line(f"%{{{name}}}e", environ=environ) == line(f"%({{{name}}}e)s", environ=environ)
+    if value and max(value) <= "\xff":
+        assert unescaped(line(f"%{{{name}}}e", environ=environ)) == value
+    assert line(f"%{{{name}}}i%{{{name}}}o", fields=()) == "--"
+
+
 @pytest.mark.parametrize(
-    "asked", [entry(), entry(sent=0), entry(fields=[(b"user-agent", b'a "b"'), (b"referer", b"/")])]
+    "asked", [entry(), entry(sent=0), entry(asked_with=[(b"user-agent", b'a "b"'), (b"referer", b"/")])]
 )
 def test_gunicorns_own_format_and_apaches_say_the_same(asked: Entry) -> None:
     assert compile_format(GUNICORN)([asked], NOW) == compile_format("combined")([asked], NOW)
@@ -137,7 +152,7 @@ def test_an_atom_stands_for_its_value(text: str, shown: str) -> None:
         ("%u", {"environ": {"HTTP_AUTHORIZATION": "Basic tea"}}, "-"),
         ("%u", {"environ": {"HTTP_AUTHORIZATION": "Bearer tea"}}, "-"),
         ("%p %{wsgi.version}e", {"environ": {"SERVER_PORT": "80", "wsgi.version": (1, 0)}}, "80 (1, 0)"),
-        ("%{X-A}i", {"fields": [(b"X-A", b"1"), (b"x-a", b"2")]}, "1, 2"),
+        ("%{X-A}i", {"asked_with": [(b"X-A", b"1"), (b"x-a", b"2")]}, "1, 2"),
     ],
 )
 def test_an_atom_shows_what_is_not_there(text: str, more: dict[str, Any], shown: str) -> None:
@@ -152,7 +167,7 @@ def test_the_time_of_a_request_is_when_it_began() -> None:
 
 
 def test_forms_that_share_a_request_do_not_mix() -> None:
-    asked = entry(fields=[(b"Referer", b"/a"), (b"User-Agent", b"b")])
+    asked = entry(asked_with=[(b"Referer", b"/a"), (b"User-Agent", b"b")])
     first, second = compile_format("%m %{Referer}i"), compile_format("%U %{User-Agent}i %m")
     for _ in range(2):
         assert first([asked, asked], NOW) == ["GET /a"] * 2

@@ -330,7 +330,7 @@ def test_the_page_shows_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_pat
     shown = dict(re.findall(r"```(console|json|apache)\n(.*?)\n```", page, re.DOTALL))
     forms = {"console": "console", "json": "json", "apache": "combined"}
     asked = entry(
-        fields=[(b"User-Agent", b"Mozilla/5.0"), (b"Referer", b"http://tea.example/")], duration_s=0.0125, sent=1234
+        asked_with=[(b"User-Agent", b"Mozilla/5.0"), (b"Referer", b"http://tea.example/")], duration_s=0.0125, sent=1234
     )
     monkeypatch.setattr("prefork.records.access.time.time", lambda: 1795694279.25)
     monkeypatch.setattr("prefork.records.access.os.getpid", lambda: 4711)
