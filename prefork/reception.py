@@ -250,6 +250,8 @@ class Reception(Generic[G]):
 
     receive: Step
     """Takes in what a client sent, and goes on with it."""
+    advance: Step
+    """Goes on with what was taken in."""
 
     def __init__(
         self,
@@ -908,6 +910,15 @@ class Reception(Generic[G]):
         if client.watched:
             client.watched = 0
             self._poller.unregister(client.fd)
+
+    def await_turn(self, _client: G) -> bool:
+        """Leave what a client sends while a request of it waits here for its turn."""
+        return False
+
+    def take_turn(self, client: G) -> bool:
+        """Go on with a request that has waited for its turn."""
+        client.step = self.receive
+        return self.advance(client)
 
     def read_out(self, client: G) -> bool:
         """Throw away what a refused client still sends."""

@@ -405,6 +405,12 @@ class AsgiDriver(Reception[Client]):
         client.connection.receive(data)
         return self.advance(client)
 
+    def _let_wait(self, client: Client) -> None:
+        """Let a client wait with what may be its next request: others come first, and nothing more is read meanwhile."""
+        client.step = self.await_turn
+        self._behind.append((client, self.take_turn))
+        self._wake()
+
     def _see_end(self, client: Client) -> None:
         """Take note that the client sends nothing more. Who has asked may still read its answer."""
         if client.call is None and client.outbox is None:
@@ -460,8 +466,7 @@ class AsgiDriver(Reception[Client]):
         self.put(client, connection.decline(OVERLOADED, self.date()))
         client.deadline = time.monotonic() + self._keep_alive
         if connection.buffered:
-            self._behind.append((client, self.advance))
-            self._wake()
+            self._let_wait(client)
 
     def _expect_more(self, call: Call) -> None:
         """See that the rest of a body comes fast enough, unless its application makes it wait."""
@@ -585,8 +590,7 @@ class AsgiDriver(Reception[Client]):
         elif client.connection.phase is _HEAD:
             client.deadline = time.monotonic() + self._keep_alive
             if client.connection.buffered:
-                self._behind.append((client, self.advance))
-                self._wake()
+                self._let_wait(client)
 
     def _lose(self, client: Client) -> None:
         """Let go of a client that is gone; not here and now, for a call may be under way with it."""
@@ -663,9 +667,7 @@ class AsgiDriver(Reception[Client]):
         if connection.phase is _HEAD:
             client.deadline = time.monotonic() + self._keep_alive
             if not connection.idle and client.outbox is None:
-                # What lies here may be a next request. Others come first.
-                self._behind.append((client, self.advance))
-                self._wake()
+                self._let_wait(client)
             elif client.watched == READ and client.deadline >= client.listed and not (self._handing_over or client.eof):
                 return
         self._settle(client)

@@ -781,15 +781,6 @@ class WsgiDriver(Reception[Client]):
             client.deadline = time.monotonic() + self.config.head_timeout
         return False
 
-    def await_turn(self, _client: Client) -> bool:
-        """Leave what the client sent for now."""
-        return False
-
-    def take_turn(self, client: Client) -> bool:
-        """Take the next of the requests that lie here further."""
-        client.step = self.receive
-        return self.advance(client)
-
     def flush(self, client: Client) -> bool:
         """Send on what the client did not take at once; returns whether that was all."""
         client.flush(TURN)

@@ -32,6 +32,12 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [repr(environ["prefork.trailers"]).encode()]
 """
+ASGI_APP = """
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"()"})
+"""
 ROOM = 4_000_000
 
 
@@ -43,6 +49,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     options = {"max_workers": 1, "threads": 1, "max_reqs_per_child": 0}
     with LiveServer.pool("ruled:app", app_dir=str(folder), where=None, **options) as server:
         server.cwd = folder
+        yield server
+
+
+@pytest.fixture(scope="module")
+def asgi_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = tmp_path_factory.mktemp("asgi")
+    (folder / "ruled_asgi.py").write_text(ASGI_APP)
+    with LiveServer.pool("ruled_asgi:app", app_dir=str(folder), max_workers=1, max_reqs_per_child=0) as server:
         yield server
 
 
@@ -97,15 +111,19 @@ def test_a_refusal_is_small_says_why_and_is_recorded_with_its_rule(server: LiveS
     assert (record["status"], record["source"]) == (400, "RFC 9112 section 3.2")
 
 
-def test_who_sends_ahead_of_its_answers_is_answered_in_turn_and_costs_no_memory(server: LiveServer) -> None:
+@pytest.mark.parametrize("kind", ["server", "asgi_server"], ids=["WSGI", "ASGI"])
+def test_who_sends_ahead_of_its_answers_is_answered_in_turn_and_costs_no_memory(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
     """RFC 9112 section 9.3.2: what is not yet to be served stays in the kernel, which makes the client wait."""
-    request = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 500 + b"\r\n\r\n"
-    count = 20_000
+    server: LiveServer = request.getfixturevalue(kind)
+    asked = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 500 + b"\r\n\r\n"
+    count = 10_000
     before = peak_memory(server)
     with socket.create_connection(server.address, timeout=20) as client:
-        client.sendall(request)
+        client.sendall(asked)
         size = len(client.recv(1000))
-        sender = threading.Thread(target=client.sendall, args=(request * count,))
+        sender = threading.Thread(target=client.sendall, args=(asked * count,))
         sender.start()
         received = 0
         while received < count * size:
