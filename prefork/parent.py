@@ -25,6 +25,7 @@ from prefork.children import Child, fork_child, inherits_orphans, open_pidfd, re
 from prefork.config import QUICK_STOP_S
 from prefork.errors import BootError, PreforkError
 from prefork.fork_audit import audit
+from prefork.heap import fill_holes
 from prefork.loading import load_app
 from prefork.pid_file import pid_file
 from prefork.privileges import drop
@@ -164,6 +165,7 @@ class Parent:
         self.requests = 0  # of workers that have left
         self.look_at = 0.0  # when to look for changed files
         self.forked = False
+        self.filler: list[bytes] = []  # lies where new objects of workers should not
         self.thawed = gc.get_freeze_count() == 0  # whether what is frozen is ours to thaw in the end
 
     def run(self) -> int:
@@ -313,6 +315,7 @@ class Parent:
         """Leave the garbage collector and ``faulthandler`` as they were."""
         if self.forked and self.thawed:
             gc.unfreeze()
+        self.filler.clear()
         give_up_last_words()
 
     # What can happen.
@@ -540,6 +543,7 @@ class Parent:
             arrange_last_words()
             # What is there now is there for good: the collector of a child need not touch, and so copy, its pages.
             gc.collect()
+            self.filler = fill_holes()
             gc.freeze()
 
     def warn_of_leftovers(self) -> None:
