@@ -888,7 +888,7 @@ class Reception(Generic[G]):
         """Tell of a proxy that may have been forgotten; who is out in the internet claims what he likes."""
         if not address or is_private(address):
             for name in names:
-                field = name.decode("latin-1")
+                field = name.decode("latin-1").lower()
                 self.records.emit("request.forwarding_ignored", field=field, client=address, code="PF503")
 
     # What a connection waits for.

@@ -26,6 +26,7 @@ VERSIONS = {"version": "3.0", "spec_version": "2.5"}
 _TLS_VERSIONS = {"TLSv1": 0x0301, "TLSv1.1": 0x0302, "TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
 _KNOWN = 512
 _KNOWN_FIELDS = 32
+_KNOWN_NAME_SIZE = 64  # or somebody could fill the memory with long ones
 _NEW, _STARTED, _SENDING, _TRAILERS, _DONE = range(5)
 
 
@@ -135,15 +136,16 @@ def _judge_fields(
     if base.belief is None:
         ignored = [name for name, _ in fields if is_forwarding(name)]
         if ignored:
-            news = [name for name in ignored if name not in _told]
-            _told.update(news)
-            if news:
-                base.on_ignored(news, "" if peer is None else peer[0])
+            news = {name for name in ignored if name not in _told and len(name) <= _KNOWN_NAME_SIZE}
+            if news and len(_told) < _KNOWN:
+                _told.update(news)
+                base.on_ignored(sorted(news), "" if peer is None else peer[0])
             fields = [field for field in fields if field[0] not in ignored]
         return base, fields, None
     said = read_forwarding(head.fields, base.belief)
-    if said is not None and said.host is not None:
-        host, name, _ = said.authority("", base["scheme"])
+    if said is not None and (said.host or said.port):
+        here = next((value for name, value in fields if name == b"host"), b"")
+        host, name, _ = said.authority(here.decode("latin-1"), base["scheme"])
         if name:
             fields = [(b"host", host.encode("latin-1")), *(field for field in fields if field[0] != b"host")]
     return base, fields, said

@@ -91,7 +91,7 @@ class Said(NamedTuple):
         usual = _DEFAULT_PORTS[scheme if self.scheme is None else self.scheme]
         name, port = _split_host(host)
         if self.port is None or not name:
-            return host, name, self.port or port or usual
+            return host, name, self.port or (port if _PORT.fullmatch(port.encode()) else usual)
         return (name if self.port == usual else f"{name}:{self.port}"), name, self.port
 
 

@@ -234,6 +234,8 @@ def test_forwarded_beside_fields_that_say_the_same_adds_nothing() -> None:
         (Said(port="80"), "a", "http", ("a", "a", "80")),
         (Said(port="81"), "", "http", ("", "", "81")),
         (Said(scheme="https"), "", "http", ("", "", "443")),
+        (Said(scheme="https"), "a:", "http", ("a:", "a", "443")),
+        pytest.param(Said(scheme="https"), "a:" + "9" * 5000, "http", ("a:" + "9" * 5000, "a", "443"), id="no port"),
     ],
 )
 def test_host_and_port_are_those_that_the_client_asked(
