@@ -225,7 +225,7 @@ def _text(octets: bytes) -> str:
 def field(head: Head, name: str) -> str:
     """Return the value of a field of a request; empty if there is none."""
     wanted = name.lower().encode("latin-1", "replace")
-    return ", ".join(_text(value) for key, value in head.fields if key.lower() == wanted)
+    return ", ".join([_text(value) for key, value in head.fields if key.lower() == wanted])
 
 
 # JSON.

@@ -20,6 +20,6 @@ class RequestIds:
 
     def of(self, given: str | None, *, trusted: bool) -> str:
         """Return the id of a request: the ``given`` one, where it is sane and ``trusted``, or 32 hexadecimal digits."""
-        if trusted and given is not None and _SANE.fullmatch(given):
+        if given and trusted and _SANE.fullmatch(given):
             return given
-        return f"{self._draw(128):032x}"
+        return "%032x" % self._draw(128)  # noqa: UP031 - faster than any other way

@@ -489,10 +489,10 @@ class NamedConnection(Connection):
     def start(self, status: str, fields: Sequence[tuple[str, str]], date: bytes, whole: int | None = None) -> bytes:
         """Return the head of the answer, with the id in it."""
         head = super().start(status, fields, date, whole)
-        if not self.request_id or any(name.lower() == "x-request-id" for name, _ in fields):
+        if not self.request_id or b"\r\nx-request-id:" in head.lower():
             return head
         # Put in behind the fields: these are remembered as a whole, and would be no more if one were new each time.
-        return b"%bX-Request-ID: %b\r\n\r\n" % (head[:-2], self.request_id.encode("ascii"))
+        return head[:-2] + f"X-Request-ID: {self.request_id}\r\n\r\n".encode("ascii")
 
 
 def closing_answer(refused: Refused, date: bytes, *, head_only: bool = False) -> bytes:

@@ -58,7 +58,7 @@ class AccessLog:
         self._writer: Writer | None = None
         self._render: Render | None = None
         self._passes_on = False
-        self._look_at = 0.0
+        self._looked_at = 0
         self.reads_environ = False
         """Whether an entry needs its ``environ``."""
         self.prompt = True
@@ -97,9 +97,9 @@ class AccessLog:
 
     def _look(self, now: float) -> None:
         """See who wants the records of requests, once a second."""
-        if now < self._look_at:
+        if int(now) == self._looked_at:
             return
-        self._look_at = int(now) + 1
+        self._looked_at = int(now)
         outlet = self._records.outlet
         if outlet is not None:
             outlet.settle()

@@ -878,11 +878,11 @@ class WsgiDriver(Reception[Client]):
         mine, ids = self._mine, RequestIds()
 
         def dispatch_by_name(client: Client, request: Request, body: RequestBody | None) -> None:
-            given = field(request.head, "X-Request-ID")
-            mine.request_id = ids.of(given, trusted=client.base.origin.trusted)
+            trusted = client.base.origin.trusted
+            given = field(request.head, "X-Request-ID") if trusted else ""
             connection = client.connection
             assert isinstance(connection, NamedConnection)
-            connection.request_id = mine.request_id
+            connection.request_id = mine.request_id = ids.of(given, trusted=trusted)
             dispatch(client, request, body)
 
         return dispatch_by_name

@@ -305,11 +305,11 @@ def test_logrotate_loses_no_line_while_workers_come_and_go(folder: Path, tmp_pat
     logrotate = tool("logrotate")
     logs = tmp_path / "logs"
     logs.mkdir(mode=0o755)
-    log, rules = logs / "access.log", tmp_path / "rules"
-    options: dict[str, Any] = {"app_dir": str(folder), "access_log": str(log), "access_log_format": "combined"}
-    with LiveServer.pool("tea:app", max_workers=3, max_reqs_per_child=100, **options) as server:
+    log, rules, pid_file = logs / "access.log", tmp_path / "rules", tmp_path / "pid"
+    flags = ("--access-log", str(log), "--access-log-format", "combined", "--pid-file", str(pid_file))
+    with LiveServer.of("tea:app", *flags, "--max-workers", "3", "--max-reqs-per-child", "100", cwd=folder) as server:
         text = documented("logrotate").replace("/var/log/shop/access.log", str(log))
-        rules.write_text(text.replace("$(cat /run/shop.pid)", str(server.parent_pid)))
+        rules.write_text(text.replace("/run/shop.pid", str(pid_file)))
         rules.chmod(0o644)
         with Tally(server) as tally:
             for _ in range(4):
