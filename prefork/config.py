@@ -581,9 +581,16 @@ def nearest(name: str, names: Iterable[str] = OPTIONS, likeness: float = _NEARES
     """Return which of ``names`` somebody is likely to mean who wrote ``name``, ``None`` if no one can tell."""
     import difflib
 
+    if (elsewhere := called_elsewhere(name)) is not None:
+        return elsewhere
     name = name.lower().replace("-", "_")
     near = difflib.get_close_matches(name, names, n=1, cutoff=likeness)
-    return _ELSEWHERE.get(name) or (near[0] if near else None)
+    return near[0] if near else None
+
+
+def called_elsewhere(name: str) -> str | None:
+    """Return the option that other servers call so, as an option or a flag; ``None`` if none does."""
+    return _ELSEWHERE.get(name.lstrip("-").lower().replace("-", "_"))
 
 
 def unknown(name: str) -> ConfigError:
