@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from prefork.config import Config
 
 ADHOC_DAYS = 30
-_BEGIN_CERTIFICATE, _PRIVATE_KEY = b"-----BEGIN CERTIFICATE-----", b"PRIVATE KEY-----"
+# OpenSSL reads a few kinds of each.
+_CERTIFICATE, _PRIVATE_KEY = b"CERTIFICATE-----", b"PRIVATE KEY-----"
 _VERIFY = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
@@ -88,42 +89,49 @@ def _call(make: Callable[[], object], name: str) -> object:
 def _load_files(context: ssl.SSLContext, config: Config) -> None:
     cert = Path(config.cert or "")
     key = cert if config.key is None else Path(config.key)
-    if _BEGIN_CERTIFICATE not in _read(cert, "cert"):
-        raise _unfit(
-            f"cert is {str(cert)!r}, which holds no certificate", f"a PEM file has {_BEGIN_CERTIFICATE.decode()}"
-        )
+    if _CERTIFICATE not in _read(cert, "cert"):
+        raise _unfit(f"cert is {str(cert)!r}, which holds no certificate", "a PEM file has -----BEGIN CERTIFICATE-----")
     if _PRIVATE_KEY not in _read(key, "key"):
         hint = "give the private key with key" if config.key is None else "a PEM file has -----BEGIN PRIVATE KEY-----"
         raise _unfit(f"{'cert' if config.key is None else 'key'} is {str(key)!r}, which holds no private key", hint)
+    password = _Password(config.key_password_file, key)
     try:
-        context.load_cert_chain(cert, key, lambda: _password(config, key))
+        context.load_cert_chain(cert, key, password)
     except ssl.SSLError as error:
-        raise _wrong_pair(config, cert, key, error) from None
+        reason = error.reason or error
+        if error.reason == "KEY_VALUES_MISMATCH":
+            what, hint = (
+                f"the private key in {str(key)!r} is not that of {str(cert)!r}",
+                "give two that belong together",
+            )
+        elif password.asked:
+            what, hint = f"{str(key)!r} cannot be read ({reason})", "check the password in key_password_file"
+        else:
+            what, hint = f"{str(cert)!r} and {str(key)!r} cannot be read ({reason})", "check them with openssl"
+        raise _unfit(what, hint) from None
 
 
-def _password(config: Config, key: Path) -> bytes:
-    """Return the password of an encrypted key: asked for only then. OpenSSL would ask on the terminal."""
-    if config.key_password_file is None:
-        raise _unfit(f"the private key in {str(key)!r} is encrypted", "give its password with key_password_file")
-    return _read(Path(config.key_password_file), "key_password_file").split(b"\n", 1)[0].rstrip(b"\r")
+class _Password:
+    """What OpenSSL asks for the password of an encrypted key. It would ask on the terminal."""
 
+    def __init__(self, file: str | None, key: Path) -> None:
+        self._file, self._key = file, key
+        self.asked = False
 
-def _wrong_pair(config: Config, cert: Path, key: Path, error: ssl.SSLError) -> ConfigError:
-    if error.reason == "KEY_VALUES_MISMATCH":
-        return _unfit(
-            f"the private key in {str(key)!r} is not that of {str(cert)!r}", "give the two that belong together"
-        )
-    if config.key_password_file is not None and _PRIVATE_KEY in key.read_bytes():
-        return _unfit(f"{str(key)!r} cannot be read ({error.reason})", "check the password in key_password_file")
-    return _unfit(f"{str(cert)!r} and {str(key)!r} cannot be read ({error.reason or error})", "check them with openssl")
+    def __call__(self) -> bytes:
+        self.asked = True
+        if self._file is None:
+            what = f"the private key in {str(self._key)!r} is encrypted"
+            raise _unfit(what, "give its password with key_password_file")
+        return _read(Path(self._file), "key_password_file").split(b"\n", 1)[0].rstrip(b"\r")
 
 
 def _load_authorities(context: ssl.SSLContext, path: Path) -> None:
     if path.is_dir():
         context.load_verify_locations(capath=path)
         return
-    if _BEGIN_CERTIFICATE not in _read(path, "ca_certs"):
-        hint = f"a PEM file has {_BEGIN_CERTIFICATE.decode()}"
+    if _CERTIFICATE not in _read(path, "ca_certs"):
+        hint = "a PEM file has -----BEGIN CERTIFICATE-----"
         raise _unfit(f"ca_certs is {str(path)!r}, which holds no certificate", hint)
     try:
         context.load_verify_locations(cafile=path)

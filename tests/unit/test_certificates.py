@@ -94,6 +94,10 @@ def test_authorities_may_lie_in_a_directory(folder: Path) -> None:
         ({"cert": "cert.pem", "key": "text"}, "key is '{}/text', which holds no private key"),
         ({"cert": "cert.pem", "key": "other.pem"}, "the private key in '{}/other.pem' is not that of '{}/cert.pem'"),
         ({"cert": "garbled.pem", "key": "key.pem"}, "'{}/garbled.pem' and '{}/key.pem' cannot be read"),
+        (
+            {"cert": "garbled.pem", "key": "locked.pem", "key_password_file": "password"},
+            "'{}/garbled.pem' and '{}/locked.pem' cannot be read",
+        ),
         ({"cert": "cert.pem", "key": "locked.pem"}, "the private key in '{}/locked.pem' is encrypted"),
         (
             {"cert": "cert.pem", "key": "locked.pem", "key_password_file": "wrong"},
