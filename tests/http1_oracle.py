@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Maker = type[H11Parser] | type[HttptoolsParser]
 PARSERS: tuple[Maker, ...] = (H11Parser, HttptoolsParser)
+OCTET_BY_OCTET = 250
+"""How long an input may be, in octets, that is also tried octet by octet: it takes a while."""
 DATE = b"Tue, 24 Nov 2026 00:00:00 GMT"
 SMALL = Limits(max_request_line_size=1024, max_head_size=2048, max_header_count=8, max_body_size=1000)
 _BELIEF = Belief(
@@ -176,7 +178,7 @@ def written(told: Told) -> bytes:
 
 def check_request(data: bytes, sizes: Sequence[int], limits: Limits = SMALL) -> Transcript:
     """Hold what must hold of a connection that is sent ``data``; return what it tells."""
-    ways = ([data], cut(data, [1]), cut(data, sizes))
+    ways = [[data], cut(data, sizes), *([cut(data, [1])] if len(data) <= OCTET_BY_OCTET else [])]
     expected = [listen(HeadReader(limits, H11Parser()), pieces) for pieces in ways]
     whole = expected[0]
     for parser in PARSERS:
