@@ -229,11 +229,7 @@ class Connection:
 
     def receive(self, data: bytes) -> None:
         """Take what the client sent."""
-        if self._at < len(self._buffer):
-            self._buffer = self._buffer[self._at :] + data
-            self._seen = max(0, self._seen - self._at)
-        else:
-            self._buffer = data
+        self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
         self._at = 0
 
     def next_event(self) -> Event | None:
@@ -259,7 +255,6 @@ class Connection:
             request = reader.recall(first, rest)
             if request is not None:
                 self._buffer = b""
-                self._seen = 0
                 self._version = request.line.version
                 self.head_only = request.line.method == "HEAD"
                 self.answer_close = not request.head.keep_alive
