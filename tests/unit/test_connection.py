@@ -7,7 +7,7 @@ from hypothesis import given, strategies as st
 
 from prefork.config import Limits
 from prefork.http1.chunks import LINE_LIMIT
-from prefork.http1.connection import Connection, Phase
+from prefork.http1.connection import Connection, NamedConnection, Phase
 from prefork.http1.heads import HeadReader
 from prefork.http1.messages import CHUNKED, Body, End, Misanswered, Refused, Request
 from prefork.http1.parser_h11 import H11Parser
@@ -384,6 +384,34 @@ def test_hop_by_hop_fields_of_an_application_are_dropped_but_a_close_is_granted(
 def test_answer_that_would_break_http_is_not_sent(parser: Maker, status: str, fields: list[tuple[str, str]]) -> None:
     with pytest.raises(Misanswered):
         asked(parser).start(status, fields, DATE)
+
+
+def test_an_answer_carries_the_id_of_its_request_unless_it_has_one(parser: Maker) -> None:
+    made = NamedConnection(HeadReader(LIMITS, parser()))
+    for name, fields, ids in (("", [], 0), ("a1", [], 1), ("a1", [("x-request-id", "b2")], 0)):
+        made.receive(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        read(made)
+        made.request_id = name
+        octets = made.whole("200 OK", fields, DATE, b"hello")
+        assert octets.count(b"\r\nX-Request-ID: a1\r\n\r\nhello") == ids
+        assert octets.endswith(b"\r\n\r\nhello")
+
+
+@pytest.mark.parametrize(
+    ("line", "whole", "endless"),
+    [
+        (b"GET / HTTP/1.1", None, True),
+        (b"GET / HTTP/1.0", None, True),
+        (b"GET / HTTP/1.1", 5, False),
+        (b"HEAD / HTTP/1.1", None, False),
+    ],
+)
+def test_an_answer_is_endless_that_says_no_length(
+    parser: Maker, line: bytes, whole: int | None, *, endless: bool
+) -> None:
+    made = asked(parser, line)
+    made.start("200 OK", [], DATE, whole)
+    assert made.endless is endless
 
 
 def test_205_has_no_body_and_says_so(parser: Maker) -> None:
