@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from prefork import __version__, origin
-from prefork.config import OPTIONS, Resolved, called_elsewhere, resolve
+from prefork.config import OPTIONS, Resolved, resolve
 from prefork.errors import AppNotFound, ConfigError, PlatformUnsupported, PreforkError, report
 from prefork.options_click import click_options
 
@@ -132,10 +132,8 @@ def main(args: list[str] | None = None) -> int:
     try:
         result = command().main(args, prog_name="prefork", standalone_mode=False)
     except click.NoSuchOption as error:
-        elsewhere = called_elsewhere(error.option_name)
-        near = [OPTIONS[elsewhere].flag] if elsewhere is not None else error.possibilities
-        hint = f"did you mean {near[0]}?" if near else "--help-all shows all of them"
-        return _report(ConfigError("PF101", f"there is no option {error.option_name}", hint))
+        nearest = f"did you mean {error.possibilities[0]}?" if error.possibilities else "--help-all shows all of them"
+        return _report(ConfigError("PF101", f"there is no option {error.option_name}", nearest))
     except click.ClickException as error:
         return _report(ConfigError("PF102", error.format_message().rstrip("."), "--help-all shows what can be given"))
     except click.Abort:

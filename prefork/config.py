@@ -475,6 +475,12 @@ class Config:
     deploy_probe: str | None = option(None, "str", group="Process", optional=True, help="The path that a worker of new code must answer, with a status below 500, before the pool of it serves.")
     interface: str = option("auto", "choice", group="Application", common=True, choices=("auto", "wsgi", "asgi"), help="How the application is called; auto: seen by looking at it.")
     async_backend: str = option("auto", "choice", group="Application", choices=("auto", "asyncio", "uvloop", "trio"), help="The event loop of an ASGI application; auto: uvloop where it is installed, else asyncio.")
+    websocket: bool = option(True, "bool", group="WebSocket", help="ASGI: speak WebSocket, for which prefork[websocket] has to be installed; false: who asks for it is served as if he had not.")
+    websocket_max_size: int = option(KIB**2, "size", group="WebSocket", least=1, unit="bytes", help="The longest message that a client may send, in whatever pieces, and inflated: it is closed with 1009.")
+    websocket_compression: bool = option(True, "bool", group="WebSocket", help="Compress messages longer than 128 bytes, where the client can (permessage-deflate).")
+    websocket_ping_interval: float = option(20.0, "float", group="WebSocket", least=0, most=_LONGEST, unit="seconds", help="A client of which nothing was heard for so long is sent a ping; 0: never.")
+    websocket_ping_timeout: float = option(20.0, "float", group="WebSocket", least=0, most=_LONGEST, unit="seconds", help="How long a client may take to answer a ping before it is closed with 1011; 0: for ever.")
+    websocket_drain_timeout: float = option(60.0, "float", group="WebSocket", least=0, most=_LONGEST, unit="seconds", help="How long WebSockets stay open in a worker that was replaced, before they are closed with 1012.")
     app_dir: str = option(".", "path", group="Application", common=True, help="Where to look for the application's module.")
     warm_up: Any = option(None, "warm_up", group="Hooks", optional=True, help="In the parent, before the first fork: module:function(app), or paths to ask the application for.")
     before_fork: Any = option(None, "hook", group="Hooks", optional=True, help="In the parent, before each fork: module:function(pool).")
@@ -581,16 +587,9 @@ def nearest(name: str, names: Iterable[str] = OPTIONS, likeness: float = _NEARES
     """Return which of ``names`` somebody is likely to mean who wrote ``name``, ``None`` if no one can tell."""
     import difflib
 
-    if (elsewhere := called_elsewhere(name)) is not None:
-        return elsewhere
     name = name.lower().replace("-", "_")
     near = difflib.get_close_matches(name, names, n=1, cutoff=likeness)
-    return near[0] if near else None
-
-
-def called_elsewhere(name: str) -> str | None:
-    """Return the option that other servers call so, as an option or a flag; ``None`` if none does."""
-    return _ELSEWHERE.get(name.lstrip("-").lower().replace("-", "_"))
+    return _ELSEWHERE.get(name) or (near[0] if near else None)
 
 
 def unknown(name: str) -> ConfigError:

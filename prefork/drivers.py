@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 
 from prefork.loading import as_single, interface_of
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from ssl import SSLContext
 
+    from prefork.asgi.driver import AsgiDriver
     from prefork.config import Config
     from prefork.exit_guard import ExitGuard
     from prefork.handover import Exchange
@@ -92,11 +94,20 @@ def new_driver(  # noqa: PLR0913, PLR0917 - what a worker has, each for itself
 ) -> Driver:
     """Return the driver for an application, by ``config.interface`` or by what the application looks like."""
     if interface_of(app, config) == "asgi":
-        from prefork.asgi.driver import AsgiDriver
-
-        return AsgiDriver(
+        return _asgi_driver(config)(
             as_single(app), listeners, config, facts, records, exit_guard, thread_exit, row, exchange, tls
         )
     from prefork.wsgi.driver import WsgiDriver
 
     return WsgiDriver(app, listeners, config, facts, records, exit_guard, thread_exit, row, exchange, tls)
+
+
+def _asgi_driver(config: Config) -> type[AsgiDriver]:
+    """Return the driver that speaks WebSocket, if it is asked for and can be had."""
+    if config.websocket and find_spec("wsproto") is not None:
+        from prefork.asgi.websocket import WebSocketDriver
+
+        return WebSocketDriver
+    from prefork.asgi.driver import AsgiDriver
+
+    return AsgiDriver

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from prefork.asgi.gateway import Answer
+from prefork.asgi.gateway import Answer, request_scope
 from prefork.outbox import Outbox
 from prefork.reception import Guest
 
@@ -85,6 +85,8 @@ class Call:
         "size",
         "warned",
     )
+
+    scope_of = staticmethod(request_scope)
 
     def __init__(self, driver: AsgiDriver, client: Client, request: Request) -> None:
         self._driver = driver

@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any
 from prefork.access_format import Entry
 from prefork.asgi.backends import new_backend
 from prefork.asgi.calls import HIGH, LOW, Call, Client, ClientLeft
-from prefork.asgi.gateway import Base, client_address, client_scheme, request_scope, server_scope, tls_extension
+from prefork.asgi.gateway import Base, client_address, client_scheme, server_scope, tls_extension
 from prefork.asgi.lifespan import Lifespan
 from prefork.asgi.loop_poller import LoopPoller
 from prefork.asgi.loop_watch import LoopWatch
 from prefork.asgi.stacks import stack_of
 from prefork.config import QUICK_STOP_S
 from prefork.http1.connection import NamedConnection, Phase, closing_answer
-from prefork.http1.messages import Body, End, Refused, Request
+from prefork.http1.messages import Body, End, Refused, Request, Upgrade
 from prefork.overload import QUEUED
 from prefork.overtime import Running, take
 from prefork.pace import Pace
@@ -102,6 +102,7 @@ class AsgiDriver(Reception[Client]):
         self.receive = self._receive_measured if config.access_log or config.queue_timeout else self._receive
         super().__init__(listeners, config, records, row, exchange, tls)
         self._kinds_of_clients = _kinds_of_clients(tls=tls is not None)
+        self._reader.upgrades = config.websocket
         self.app = app
         self.backend = new_backend(config.async_backend)
         self._poller = LoopPoller(self._poller, self.backend)
@@ -120,6 +121,7 @@ class AsgiDriver(Reception[Client]):
         self._loop_turned = True
         self._seen = 0  # how many were served at the last look
         self._thread = threading.main_thread()
+        self._told_of_upgrade = False
         self._timed: dict[Call, float] = {}  # requests whose time is over, and since when the loop knows
         self._resisting: set[Call] = set()
         self._stubborn = 0
@@ -380,7 +382,10 @@ class AsgiDriver(Reception[Client]):
     def _watch(self, client: Client, events: int) -> None:
         if client.deadline < client.listed:
             self.backend.wake_at(client.deadline)
-        super()._watch(client, events)
+        if events:
+            super()._watch(client, events)
+        else:
+            self._unwatch(client)
 
     # What comes in.
 
@@ -439,6 +444,8 @@ class AsgiDriver(Reception[Client]):
                         self._collect(call)
                     client.call = call
                     self._start(call)
+                elif type(event) is Upgrade:
+                    self._upgrade(client, event)
                 elif connection.buffered and not client.in_head:
                     # A head has its time from its first byte on, however slowly the others come.
                     client.in_head = True
@@ -452,6 +459,13 @@ class AsgiDriver(Reception[Client]):
         if call is not None and not call.ended and client.call is call:
             self._expect_more(call)
         return False
+
+    def _upgrade(self, client: Client, request: Upgrade) -> None:  # noqa: ARG002 - who can speak it needs both
+        """Go on as a WebSocket; here that cannot be done."""
+        if not self._told_of_upgrade:
+            self._told_of_upgrade = True
+            self.records.emit("websocket.unavailable", path=request.line.path.decode("latin-1"), code="PF441")
+        raise Refused(501, "no WebSockets here", "RFC 9110 section 15.6.2")
 
     def _turn_away_late(self, client: Client, request: Request) -> None:
         """Answer a request that has waited for longer than ``queue_timeout``."""
@@ -626,15 +640,13 @@ class AsgiDriver(Reception[Client]):
         """Call the application, and see to what it leaves undone."""
         client = call.client
         try:
-            scope = request_scope(client.base, self._state, client.peer, call.request)
+            scope = call.scope_of(client.base, self._state, client.peer, call.request)
             scope["extensions"]["prefork.extend_deadline"] = call.extend_deadline
             if self._ids is not None:
                 self._name(call, scope, self._ids)
             await self.app(scope, call.receive, call.send)
             if client.call is call:
-                self._fail(
-                    call, call.answer.fault or RuntimeError("the application has returned without a whole answer")
-                )
+                self._left_undone(call)
         except Refused as refused:
             self._refuse(client, refused)
             self._settle(client)
@@ -646,6 +658,10 @@ class AsgiDriver(Reception[Client]):
             raise
         finally:
             self._end(call)
+
+    def _left_undone(self, call: Call) -> None:
+        """Answer for an application that has returned too early."""
+        self._fail(call, call.answer.fault or RuntimeError("the application has returned without a whole answer"))
 
     def _end(self, call: Call) -> None:
         if call.cell:
@@ -675,16 +691,9 @@ class AsgiDriver(Reception[Client]):
     def _fail(self, call: Call, error: BaseException) -> None:
         """Answer for an application that did not; cut the connection if it has begun to."""
         client = call.client
-        if client.call is not call and _came_of_leaving(error):
+        if client.call is not call and came_of_leaving(error):
             return
-        line = call.request.line
-        self.records.failure(
-            error,
-            method=line.method,
-            path=line.path.decode("latin-1"),
-            client=client_address(client.peer, call.request),
-            **_id_of(call),
-        )
+        self._tell_of_failure(call, error)
         if client.call is not call:
             return
         if call.answer.sent:
@@ -698,6 +707,16 @@ class AsgiDriver(Reception[Client]):
             return
         self._log(call, "failed")
         self.answered(call)
+
+    def _tell_of_failure(self, call: Call, error: BaseException) -> None:
+        line = call.request.line
+        self.records.failure(
+            error,
+            method=line.method,
+            path=line.path.decode("latin-1"),
+            client=client_address(call.client.peer, call.request),
+            **_id_of(call),
+        )
 
     def _name(self, call: Call, scope: dict[str, Any], ids: RequestIds) -> None:
         """Give a request its id."""
@@ -795,8 +814,12 @@ class AsgiDriver(Reception[Client]):
     def _give_up(self, call: Call) -> None:
         """Answer for a call whose time is over, and cancel it."""
         running, client = call.running, call.client
-        assert running is not None
-        if client.call is not call or self._timed.get(call) == NEVER or running.deadline > time.monotonic():
+        if (
+            running is None
+            or client.call is not call
+            or self._timed.get(call) == NEVER
+            or running.deadline > time.monotonic()
+        ):
             self._timed.pop(call, None)
             return
         self._tell_of_timeout(call, stack_of(call.coroutine))
@@ -940,11 +963,11 @@ def _environ_for_log(base: Base, request: Request) -> dict[str, str]:
     return {"SERVER_PORT": str(base["server"][1] or ""), "HTTP_AUTHORIZATION": said.decode("latin-1")}
 
 
-def _came_of_leaving(error: BaseException | None) -> bool:
+def came_of_leaving(error: BaseException | None) -> bool:
     """Whether an application raised this because its client was gone, in whatever words of its own."""
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
-            return all(_came_of_leaving(inner) for inner in error.exceptions)
+            return all(came_of_leaving(inner) for inner in error.exceptions)
         if isinstance(error, (ClientLeft, ConnectionError)):
             return True
         error = error.__cause__ or error.__context__

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 VERSIONS = {"version": "3.0", "spec_version": "2.5"}
 # The numbers of RFC 8446 section 4.2.1 and its predecessors.
 _TLS_VERSIONS = {"TLSv1": 0x0301, "TLSv1.1": 0x0302, "TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
+_WEBSOCKET_SCHEMES = {"http": "ws", "https": "wss"}
 _KNOWN = 512
 _KNOWN_FIELDS = 32
 _KNOWN_NAME_SIZE = 64  # or somebody could fill the memory with long ones
@@ -106,6 +107,17 @@ def request_scope(
         scope["state"] = state.copy()
     if said is not None:
         _add_said(scope, said, peer, line)
+    return scope
+
+
+def websocket_scope(scope: dict[str, Any], subprotocols: Iterable[str]) -> dict[str, Any]:
+    """Return the scope of a WebSocket, made of that of the request which asks for it."""
+    del scope["method"]
+    scope["type"] = "websocket"
+    scope["scheme"] = _WEBSOCKET_SCHEMES[scope["scheme"]]
+    scope["subprotocols"] = list(subprotocols)
+    others = {name: said for name, said in scope["extensions"].items() if not name.startswith("http.")}
+    scope["extensions"] = {"websocket.http.response": {}, **others}
     return scope
 
 
@@ -221,10 +233,11 @@ def _start(status: Any, fields: Iterable[Any]) -> tuple[str, tuple[tuple[str, st
         phrase = HTTPStatus(status).phrase
     except ValueError:
         phrase = ""
-    return f"{status} {phrase}", _decoded(fields)
+    return f"{status} {phrase}", decoded(fields)
 
 
-def _decoded(fields: Iterable[Any]) -> tuple[tuple[str, str], ...]:
+def decoded(fields: Iterable[Any]) -> tuple[tuple[str, str], ...]:
+    """Return an application's fields as the connection wants them; raises ``Misanswered``."""
     try:
         return tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in fields)
     except (AttributeError, TypeError, ValueError):
@@ -349,7 +362,7 @@ class Answer:
 
     def _trail(self, message: Mapping[str, Any]) -> bytes:
         assert self._trailers is not None
-        self._trailers += _decoded(message.get("headers", ()))
+        self._trailers += decoded(message.get("headers", ()))
         if message.get("more_trailers"):
             return b""
         octets = self._connection.finish(self._trailers if _takes_trailers(self._head) else ())

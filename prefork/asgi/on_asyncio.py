@@ -7,7 +7,6 @@ import os
 import select
 import sys
 import time
-from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ class AsyncioSignal:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def wait(self) -> None:
         """Wait until ``set`` is called."""
@@ -40,8 +39,8 @@ class AsyncioSignal:
 
     def set(self) -> None:
         """Wake all who wait now."""
-        while self._waiting:
-            future = self._waiting.popleft()
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
             if not future.done():
                 future.set_result(None)
 

@@ -344,6 +344,16 @@ class Connection:
         octets = _Heading(status, fields, final=False).octets
         return octets + b"\r\n" if self._version == "1.1" else b""
 
+    def switch(self, protocol: str, fields: Sequence[tuple[str, str]]) -> tuple[bytes, bytes]:
+        """Return the answer that ends HTTP on this connection (RFC 9110 section 15.2.2), and what came behind the request.
+
+        Raises ``Misanswered`` for fields that must not go on the wire.
+        """
+        octets = _Heading("101 Switching Protocols", fields, final=False).octets
+        behind = self._buffer[self._at :]
+        self.close()
+        return b"%bUpgrade: %b\r\nConnection: Upgrade\r\n\r\n" % (octets, protocol.encode()), behind
+
     def close(self) -> None:
         """End the connection: nothing more is read from it, and the parser is let go."""
         if self.phase is not _ANSWER or self.buffered:
@@ -507,4 +517,5 @@ def _in_words(refused: Refused) -> tuple[str, list[tuple[str, str]], bytes]:
     fields = [("Content-Type", "text/plain; charset=latin-1")]
     if refused.status == HTTPStatus.SERVICE_UNAVAILABLE:
         fields.append(("Retry-After", RETRY_AFTER))
+    fields += refused.fields
     return status, fields, f"{status}: {refused.reason}\n".encode("latin-1", "replace")

@@ -18,7 +18,7 @@ from prefork.http1.grammar import (
     is_host,
     split_fields,
 )
-from prefork.http1.messages import CHUNKED, Field, Head, Refused, Request, RequestLine
+from prefork.http1.messages import CHUNKED, Field, Head, Refused, Request, RequestLine, Upgrade
 
 if TYPE_CHECKING:
     from prefork.config import Limits
@@ -65,11 +65,13 @@ _kinds = _Kinds()
 class HeadReader:
     """Reads and judges heads, within ``limits``."""
 
-    __slots__ = ("_heads", "_lines", "_parser", "limits")
+    __slots__ = ("_heads", "_lines", "_parser", "limits", "upgrades")
 
     def __init__(self, limits: Limits, parser: Parser) -> None:
         self.limits = limits
         self._parser = parser
+        self.upgrades = False
+        """Whether those who ask for a WebSocket are told apart; else they are taken for all others."""
         self._lines: dict[bytes, RequestLine] = {}
         self._heads: dict[str, dict[bytes, Head]] = {"1.0": {}, "1.1": {}}
 
@@ -93,6 +95,8 @@ class HeadReader:
             head = self._judge(line.version, rest)
         if head.length and line.method == "TRACE":
             raise Refused(400, "TRACE with a body", "RFC 9110 section 9.3.8")
+        if self.upgrades and line.version == "1.1" and _asks_for_websocket(head):
+            return Upgrade(line, head if line.host is None else _with_host(head, line.host))
         if line.host is not None:
             head = _with_host(head, line.host)
         elif len(first) + len(rest) <= REMEMBERED_SIZE:
@@ -211,6 +215,15 @@ def _with_host(head: Head, host: bytes) -> Head:
     """Return ``head`` with the host that an absolute target names: that one counts (RFC 9112 section 3.2.2)."""
     fields = [(b"Host", host), *(field for field in head.fields if _kinds[field[0]] != _HOST)]
     return Head(fields, host, head.length, head.keep_alive, head.awaits_continue)
+
+
+def _asks_for_websocket(head: Head) -> bool:
+    """Whether the client wants to go on as a WebSocket, and says so to this hop (RFC 9110 section 7.8)."""
+    wishes: dict[bytes, set[str]] = {b"upgrade": set(), b"connection": set()}
+    for name, value in head.fields:
+        if (wish := wishes.get(name.lower())) is not None:
+            wish |= options(value.decode("latin-1"))
+    return "websocket" in wishes[b"upgrade"] and "upgrade" in wishes[b"connection"]
 
 
 def options(value: str) -> set[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Field: TypeAlias = tuple[bytes, bytes]
 
@@ -61,6 +64,12 @@ class Request:
     head: Head
 
 
+class Upgrade(Request):
+    """A request to go on as a WebSocket, for those who asked to be told of them."""
+
+    __slots__ = ()
+
+
 @dataclass(slots=True, eq=False)
 class Body:
     """A piece of a request's body, never empty."""
@@ -78,14 +87,15 @@ class End:
 class Refused(Exception):
     """A request that must not be served: answer with ``status`` and close the connection.
 
-    ``reason`` says in a few words what was wrong, ``source`` names the rule.
+    ``reason`` says in a few words what was wrong, ``source`` names the rule, ``fields`` go with the answer.
     """
 
-    def __init__(self, status: int, reason: str, source: str) -> None:
+    def __init__(self, status: int, reason: str, source: str, fields: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(f"{reason} ({source})")
         self.status = status
         self.reason = reason
         self.source = source
+        self.fields = fields
 
 
 class Misanswered(Exception):

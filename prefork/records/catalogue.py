@@ -40,6 +40,7 @@ FIELDS: Mapping[str, str] = {
     "budget": "requests after which the worker is to be replaced; none if there is no limit",
     "child_pid": "process id of the worker that the record is about",
     "client": "address of the client",
+    "close_code": "the code of the end: RFC 6455 section 7.4.1",
     "code": "what to do about it: the section of that name on the page of errors",
     "connections_lost": "how many connections it held besides those with a request in `requests_lost`",
     "delay_s": "seconds until the next fork, or until the stop",
@@ -190,6 +191,8 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "request.failed": _spec("error", "worker", "The application raised.", "method path", "client query exception request_id", logger="prefork.error"),
     "request.timeout": _spec("error", "worker", "A request took longer than `request_timeout`: it was answered with 504, or cut if an answer had begun. Its worker is replaced.", "method path client status age_s stack", "request_id", code="PF502"),
     "request.cancelled": _spec("warning", "worker", "ASGI: the pool stops, the time for that is nearly over or an endless answer had its `stream_grace`, and the task was cancelled.", "method path client age_s stack", code="PF510"),
+    "websocket.unavailable": _spec("warning", "worker", "ASGI: a client asked for a WebSocket, and was answered with 501: the library for that is not installed. Once a worker.", "path", code="PF441"),
+    "websocket.failed": _spec("info", "worker", "ASGI: a WebSocket was closed because of its client: `close_code` says to it what `reason` says here.", "path client close_code reason"),
     "request.rejected": _spec("warning", "worker", "A request was refused before the application saw it: `reason` says what was wrong, `source` by which rule.", "reason source status client", "method path"),
     "request.forwarding_ignored": _spec("warning", "worker", "A peer that is no trusted proxy, but in a network that is not public, spoke for a client; the field was kept from the application. Once a worker for each field.", "field client code", code="PF503"),
 }

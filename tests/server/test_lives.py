@@ -283,6 +283,30 @@ def secrets(folder: Path) -> LiveServer:
     return server
 
 
+def sockets(folder: Path) -> LiveServer:
+    """A WebSocket that breaks the protocol, and one for which the library is missing in the next image."""
+    (folder / "tea.py").write_text("""
+async def app(scope, receive, send):
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        await receive(), await receive()
+""")
+    ask = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    ask += b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    with LiveServer.of("tea:app", "--max-workers", "1", cwd=folder) as server:
+        with socket.create_connection(server.address) as client:
+            client.sendall(ask + b"\x81\x00")  # not masked
+            server.wait_for("websocket.failed")
+        (folder / "tea.py").write_text("import sys\nsys.modules['wsproto'] = None\nasync def app(*_): pass\n")
+        server.send(signal.SIGHUP, to=server.pid)
+        server.wait_for("pool.superseded")
+        with socket.create_connection(server.address) as client:
+            client.sendall(ask)
+            server.wait_for("websocket.unavailable")
+        server.stop()
+    return server
+
+
 LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     busy_day,
     files_gone,
@@ -298,6 +322,7 @@ LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     edit,
     deploys,
     secrets,
+    sockets,
 )
 
 
