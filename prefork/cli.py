@@ -73,7 +73,7 @@ def _serve(app: str, resolved: Resolved) -> int:
 
 
 def _check(app: str, resolved: Resolved) -> int:
-    from prefork.hooks import Hooks
+    from prefork.hooks import IN_WORKERS, Hooks
     from prefork.listeners import parse_bind
     from prefork.loading import load_app
 
@@ -86,7 +86,7 @@ def _check(app: str, resolved: Resolved) -> int:
 
         with directory(resolved.config.chdir):
             make_context(resolved.config)
-    Hooks.of(resolved.config).load(resolved.config.app_dir, "before_fork", "worker_started", "worker_exiting")
+    Hooks.of(resolved.config).load(resolved.config.app_dir, "before_fork", *IN_WORKERS)
     click.echo(f"{app} can be served on {', '.join(resolved.config.bind)}")
     return 0
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from prefork.config import Config
     from prefork.records import Records
 
-Moment: TypeAlias = Literal["before_fork", "worker_started", "worker_exiting"]
+Moment: TypeAlias = Literal["before_fork", "worker_started", "worker_exiting", "access_log_filter"]
+
+IN_WORKERS: tuple[Moment, ...] = ("worker_started", "worker_exiting", "access_log_filter")
+"""Those that are called in workers alone."""
 
 
 @dataclass(slots=True)
@@ -24,20 +27,21 @@ class Hooks:
     """What to call at the turns of a pool's life, each list in its order.
 
     ``before_fork(pool)`` runs in the parent before each fork, ``worker_started(worker)`` and ``worker_exiting(worker)``
-    in the worker. An entry may be the name of a function, ``"module:function"``, which ``load()`` replaces: named hooks
-    live with the app, and without preload the parent must not import that.
+    in the worker, and ``access_log_filter(fields)``, of which there is one at most, there for each request. An entry may
+    be the name of a function, ``"module:function"``, which ``load()`` replaces: named hooks live with the app, and without
+    preload the parent must not import that.
     """
 
     before_fork: list[Callable[..., object] | str] = field(default_factory=list)
     worker_started: list[Callable[..., object] | str] = field(default_factory=list)
     worker_exiting: list[Callable[..., object] | str] = field(default_factory=list)
+    access_log_filter: list[Callable[..., object] | str] = field(default_factory=list)
 
     @classmethod
     def of(cls, config: Config) -> Hooks:
         """Take over what the configuration names."""
-        return cls(
-            *([hook] if hook else [] for hook in (config.before_fork, config.worker_started, config.worker_exiting))
-        )
+        named = (config.before_fork, config.worker_started, config.worker_exiting, config.access_log_filter)
+        return cls(*([hook] if hook else [] for hook in named))
 
     def load(self, app_dir: str, *moments: Moment) -> None:
         """Import what is only named, from ``app_dir`` first; ``ConfigError`` if there is no such function."""

@@ -26,6 +26,7 @@ from prefork.config import QUICK_STOP_S
 from prefork.errors import BootError, PreforkError
 from prefork.fork_audit import audit
 from prefork.heap import fill_holes
+from prefork.hooks import IN_WORKERS
 from prefork.loading import load_app
 from prefork.pid_file import pid_file
 from prefork.privileges import drop
@@ -208,7 +209,7 @@ class Parent:
                 self.app = load_app(self.app, self.config.app_dir, self.config.interface)
             if callable(self.app):
                 warm_up(self.app, self.config.warm_up, self.config.app_dir)
-                self.hooks.load(self.config.app_dir, "worker_started", "worker_exiting")
+                self.hooks.load(self.config.app_dir, *IN_WORKERS)
             self.driver = rehearse(
                 self.app,
                 self.charge.listeners,

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.config import QUICK_STOP_S
 from prefork.drivers import new_driver
 from prefork.exit_guard import ExitGuard
-from prefork.hooks import load_hook
+from prefork.hooks import IN_WORKERS
 from prefork.loading import interface_of, load_app
 from prefork.memory import Scales
 from prefork.process_name import set_process_name
@@ -196,12 +196,13 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     config, records = birth.config, birth.records.bind(role="worker", worker=birth.number, generation=birth.generation)
     with ExitStack() as alone:
         is_asgi = not isinstance(birth.app, str) and interface_of(birth.app, config) == "asgi"
-        if isinstance(birth.app, str) or birth.hooks.worker_started or config.access_log_filter or is_asgi:
+        if isinstance(birth.app, str) or birth.hooks.worker_started or is_asgi:
             alone.enter_context(dying_with_parent(lifeline))
         app = load_app(birth.app, config.app_dir, config.interface) if isinstance(birth.app, str) else birth.app
-        birth.hooks.load(config.app_dir, "worker_started", "worker_exiting")
-        if config.access_log_filter is not None:
-            records.choose_requests(load_hook(config.access_log_filter, config.app_dir))
+        birth.hooks.load(config.app_dir, *IN_WORKERS)
+        for wanted in birth.hooks.access_log_filter:
+            assert callable(wanted)
+            records.choose_requests(wanted)
         locate = where_held if config.log_level == "debug" else str
         guard = ExitGuard(clock=monotonic, on_free=inbox.wake, locate=locate)
         resignation = Resignation(inbox.wake)
