@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
+import os
 import select
 import shutil
 import signal
@@ -74,9 +75,13 @@ def fickle():
 BIG = bytes(range(256)) * 40_000
 NAMES = ("localhost", "127.0.0.1", "good.example")
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("openssl") is None or shutil.which("curl") is None, reason="needs openssl and curl"
-)
+
+@pytest.fixture(autouse=True)
+def _programs() -> None:
+    for name in ("openssl", "curl", "stdbuf"):
+        if shutil.which(name) is None:
+            assert "CI" not in os.environ, f"{name} is not installed"
+            pytest.skip(f"{name} is not installed")
 
 
 class Place:
