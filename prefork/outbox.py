@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-import threading
 from collections import deque
 from contextlib import suppress
 from fcntl import ioctl
@@ -17,46 +16,24 @@ from struct import Struct
 from termios import TIOCOUTQ
 from typing import IO, TYPE_CHECKING
 
+from prefork.room import Room, shared
+
 if TYPE_CHECKING:
     import _socket
     from collections.abc import Callable
 
 MEMORY = 1024 * 1024
 """How many unsent bytes are kept in memory for one client."""
-ALL_MEMORY = 64 * 1024 * 1024
-"""How many bytes are kept in memory for all clients of a worker together."""
+SMALL = 4096
+"""Up to how many bytes a piece is joined with the one before."""
+JOINED = 65536
+"""How long what is joined becomes before another one is begun."""
 SPOOL = 256 * 1024 * 1024
 """How many unsent bytes are kept at all; beyond it the application's thread waits for the client."""
 FILE = 16 * 1024 * 1024
 """How long one temporary file becomes; then another one is begun, and the room of the first is free once it is sent."""
 _BLOCK = 1024 * 1024
 _INT = Struct("@i")
-
-
-class Memory:
-    """Room in memory, shared by all outboxes of a process."""
-
-    __slots__ = ("_left", "_lock")
-
-    def __init__(self, size: int) -> None:
-        self._left = size
-        self._lock = threading.Lock()
-
-    def take(self, size: int) -> bool:
-        """Take so much, or return ``False`` if less is left."""
-        with self._lock:
-            if size > self._left:
-                return False
-            self._left -= size
-            return True
-
-    def give(self, size: int) -> None:
-        """Give so much back; what is less than nothing is taken without asking."""
-        with self._lock:
-            self._left += size
-
-
-_memory = Memory(ALL_MEMORY)
 
 
 class Part:
@@ -74,12 +51,12 @@ class Part:
 class Outbox:
     """What was answered and not yet taken by the client, in order."""
 
-    __slots__ = ("_items", "_memory", "_sent", "_shared", "_spool", "_spool_dir", "size", "then")
+    __slots__ = ("_items", "_memory", "_room", "_sent", "_spool", "_spool_dir", "size", "then")
 
-    def __init__(self, spool_dir: str | None, shared: Memory = _memory) -> None:
+    def __init__(self, spool_dir: str | None, room: Room = shared) -> None:
         self._spool_dir = spool_dir
-        self._shared = shared
-        self._items: deque[memoryview | Part] = deque()
+        self._room = room
+        self._items: deque[bytearray | memoryview | Part] = deque()
         self._memory = 0
         self._sent = 0
         self._spool: IO[bytes] | None = None
@@ -94,15 +71,20 @@ class Outbox:
     def add(self, data: bytes | memoryview) -> None:
         """Keep ``data`` behind what is there; raises ``OSError`` if it must go to a disk that is full."""
         self.size += len(data)
-        view = memoryview(data)
-        if (self._memory + len(data) <= MEMORY or not self._items) and self._shared.take(_held_by(view)):
+        # Small pieces are joined: each for itself takes up many times its size.
+        item = memoryview(data) if len(data) > SMALL else bytearray(data)
+        last = self._items[-1] if self._items else None
+        if (self._memory + len(data) <= MEMORY or last is None) and self._room.take(_held_by(item)):
             self._memory += len(data)
-            self._items.append(view)
+            if isinstance(last, bytearray) and len(last) <= JOINED and isinstance(item, bytearray):
+                last += item
+            else:
+                self._items.append(item)
             return
         if self._spool is None or self._spool.tell() >= FILE:
             self._close_spool()
             self._spool = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - closed with the outbox
-        spool, last = self._spool, self._items[-1] if self._items else None
+        spool = self._spool
         at = spool.tell()
         spool.write(data)
         spool.flush()
@@ -120,7 +102,7 @@ class Outbox:
         """Keep ``data`` in memory, before what is there."""
         self.size += len(data)
         self._memory += len(data)
-        self._shared.give(-len(data))
+        self._room.give(-len(data))
         self._items.appendleft(memoryview(data))
 
     def flush(self, sock: _socket.socket, most: float = math.inf) -> int:
@@ -148,18 +130,21 @@ class Outbox:
             waiting = 0
         return self._sent - int(waiting)
 
-    def _send(self, sock: _socket.socket, item: memoryview | Part) -> int:
-        if isinstance(item, memoryview):
-            sent = sock.send(item)
-            self._memory -= sent
-            self.size -= sent
-            if sent == len(item):
-                self._items.popleft()
-                self._shared.give(_held_by(item))
-            else:
-                self._items[0] = item[sent:]
-            return sent
-        return self._send_part(sock, item)
+    def _send(self, sock: _socket.socket, item: bytearray | memoryview | Part) -> int:
+        if isinstance(item, Part):
+            return self._send_part(sock, item)
+        sent = sock.send(item)
+        self._memory -= sent
+        self.size -= sent
+        if sent == len(item):
+            self._items.popleft()
+            self._room.give(_held_by(item))
+        elif isinstance(item, memoryview):
+            self._items[0] = item[sent:]
+        else:
+            self._room.give(sent)
+            del item[:sent]
+        return sent
 
     def _send_part(self, sock: _socket.socket, part: Part) -> int:
         sent = os.sendfile(sock.fileno(), part.file, part.at, min(part.end - part.at, _BLOCK))
@@ -185,7 +170,7 @@ class Outbox:
             if isinstance(item, Part):
                 os.close(item.file)
             else:
-                self._shared.give(_held_by(item))
+                self._room.give(_held_by(item))
         self._items.clear()
         self._close_spool()
         self.size = self._memory = 0
@@ -198,6 +183,6 @@ class Outbox:
             self._spool = None
 
 
-def _held_by(view: memoryview) -> int:
-    """Return how many bytes a view keeps in memory: all of what it is a part of."""
-    return memoryview(view.obj).nbytes
+def _held_by(item: bytearray | memoryview) -> int:
+    """Return how many bytes are kept in memory: by a view, all of what it is a part of."""
+    return memoryview(item.obj).nbytes if isinstance(item, memoryview) else len(item)

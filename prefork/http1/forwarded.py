@@ -51,7 +51,7 @@ _NODE = re.compile(
     rb"(?:(?P<v4>%b(?:\.%b){3})|\[(?P<v6>[0-9A-Fa-f:.]+)\]|unknown|_[0-9A-Za-z._-]+)(?::(?:(?P<port>[0-9]{1,5})|_[0-9A-Za-z._-]+))?"
     % (_OCTET, _OCTET)
 )
-_BARE_IPV6 = re.compile(rb"[0-9A-Fa-f]*:[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
+_BARE_IPV6 = re.compile(rb"(?=[^:]*:[^:]*:)[0-9A-Fa-f:.]{2,45}")
 _PORT = re.compile(rb"[1-9][0-9]{0,4}")
 # RFC 3986 section 3.3, path-absolute: nothing that a browser could take for the name of a host.
 _PATH = re.compile(rb"(?:/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})+)*/?")

@@ -31,7 +31,7 @@ CHUNK_LINE = re.compile(
 _KNOWN_HOST_SIZE = 260  # a name of 253 octets (RFC 1035) and a port; or somebody could fill the memory with long ones
 _NAME = rb"(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})"
 _PORT = rb"(?::[0-9]*)?"
-_LITERAL = rb"\[(?:(?P<v6>[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*)|[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
+_LITERAL = rb"\[(?:(?P<v6>[0-9A-Fa-f:.]{2,45})|[vV][0-9A-Fa-f]+\.[A-Za-z0-9\-._~!$&'()*+,;=:]+)\]"
 _HOST = re.compile(rb"(?:%b|%b*)%b" % (_LITERAL, _NAME, _PORT))
 ABSOLUTE = re.compile(
     rb"(?i:https?)://(?P<host>(?:%b|%b+)%b)(?P<path>/[^?]*)?(?:\?(?P<query>.*))?" % (_LITERAL, _NAME, _PORT)

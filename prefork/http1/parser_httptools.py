@@ -8,7 +8,8 @@ import httptools
 
 from prefork.http1.messages import Field, Refused
 
-_PADDING = re.compile(rb"[ \t]+\r\n")
+# Looked for from the first white space of a row alone: from each of them it would take the square of their number.
+_PADDING = re.compile(rb"(?<![ \t])[ \t]+\r\n")
 
 
 _LINES = {"1.0": b"GET / HTTP/1.0\r\n", "1.1": b"GET / HTTP/1.1\r\n"}

@@ -7,6 +7,8 @@ from contextlib import suppress
 from io import SEEK_END, BytesIO
 from typing import IO, TYPE_CHECKING
 
+from prefork.room import Room, shared
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 MEMORY = 256 * 1024
 """How much of a body is kept in memory, in bytes; more goes to a file without a name."""
+SMALL = 16 * 1024
+"""Up to how many bytes a body is kept in memory whatever the others keep there."""
 
 
 class RequestBody:
@@ -22,10 +26,12 @@ class RequestBody:
     ``add`` raises ``OSError`` if the disk is full.
     """
 
-    __slots__ = ("_memory", "_spool_dir", "file", "size", "trailers")
+    __slots__ = ("_memory", "_room", "_spool_dir", "_taken", "file", "size", "trailers")
 
-    def __init__(self, spool_dir: str | None) -> None:
+    def __init__(self, spool_dir: str | None, room: Room = shared) -> None:
         self._spool_dir = spool_dir
+        self._room = room
+        self._taken = 0  # of the room
         self._memory: BytesIO | None = None
         self.file: IO[bytes] | None = None
         self.size = 0
@@ -35,7 +41,7 @@ class RequestBody:
     def add(self, data: bytes) -> None:
         """Keep the next piece."""
         self.size += len(data)
-        if self.file is None and self.size <= MEMORY:
+        if self.file is None and self.size <= MEMORY and self._has_room():
             # One buffer, and no list of pieces: those of a byte each would take up many times their size.
             if self._memory is None:
                 self._memory = BytesIO(data)
@@ -47,10 +53,25 @@ class RequestBody:
             self.file = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - lives as long as the request
             if self._memory is not None:
                 self.file.write(self._memory.getvalue())
-                self._memory = None
+                self._leave_room()
         self.file.write(data)
         # Not later: what is still in Python's buffer when the disk is full would fail where nobody expects it.
         self.file.flush()
+
+    def _has_room(self) -> bool:
+        """Whether what there is may stay in memory. Small ones are not counted."""
+        if self.size <= SMALL:
+            return True
+        if not self._room.take(self.size - self._taken):
+            return False
+        self._taken = self.size
+        return True
+
+    def _leave_room(self) -> None:
+        self._memory = None
+        if self._taken:
+            self._room.give(self._taken)
+            self._taken = 0
 
     def open(self) -> IO[bytes]:
         """Return the whole body, to be read from its start."""
@@ -59,7 +80,8 @@ class RequestBody:
         return whole
 
     def close(self) -> None:
-        """Give the file back."""
+        """Give back what it took."""
+        self._leave_room()
         if self.file is not None:
             # What a full disk refused is still in the buffer, and refused once more.
             with suppress(OSError):

@@ -137,6 +137,8 @@ class Client(Guest):
             self._open_outbox().add(memoryview(data)[sent:])
             return
         with self._held():
+            if not self.outbox:
+                self._begin_to_wait(self.outbox)
             self.outbox.add(data)
         self._push()
 
@@ -165,11 +167,15 @@ class Client(Guest):
     def _open_outbox(self) -> Outbox:
         self.sock.setblocking(False)  # sendfile() has no flags
         self.lock = threading.Lock()
-        config = self.driver.config
         self.outbox = self.new_outbox()
-        self.pace = Pace(config.write_timeout, config.write_min_rate, time.monotonic(), self.outbox.taken(self.sock))
+        self._begin_to_wait(self.outbox)
         self.step = self.driver.flush
         return self.outbox
+
+    def _begin_to_wait(self, outbox: Outbox) -> None:
+        """Have the time run in which the client has to take what comes into an outbox that is empty."""
+        config = self.driver.config
+        self.pace = Pace(config.write_timeout, config.write_min_rate, time.monotonic(), outbox.taken(self.sock))
 
     def new_outbox(self) -> Outbox:
         """Return what holds what the client does not take at once."""
@@ -177,17 +183,19 @@ class Client(Guest):
 
     def _push(self) -> None:
         self.flush()
-        assert self.outbox is not None
-        if self.outbox.size > SPOOL:
-            self._wait_until_taken(self.outbox)
+        if self.outbox:
+            self._see_it_take(self.outbox)
 
-    def _wait_until_taken(self, outbox: Outbox) -> None:
+    def _see_it_take(self, outbox: Outbox) -> None:
+        """Wait while too much is waiting; raises ``TimeoutError`` if the client is too slow, although its answer goes on."""
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
-        while outbox.size > SPOOL:
+        while True:
             if not self.takes():
                 self.broken = True
                 raise TimeoutError("the client takes too little")
+            if outbox.size <= SPOOL:
+                return
             poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000)
             self.flush()
 

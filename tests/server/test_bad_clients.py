@@ -77,9 +77,9 @@ BIG = 30_000_000
 def serve(write_app: Callable[..., Path]) -> Callable[..., LiveServer]:
     """Return a server of the app above with one worker and one thread, so that nobody can be held without being seen."""
 
-    def serve(more: str = "", **options: Any) -> LiveServer:
+    def serve(more: str = "", *, app: str = "sample:app", **options: Any) -> LiveServer:
         options = {"max_workers": 1, "threads": 1, "max_reqs_per_child": 0, **options}
-        return LiveServer.pool("sample:app", app_dir=str(write_app(APP + more)), **options)
+        return LiveServer.pool(app, app_dir=str(write_app(APP + more)), **options)
 
     return serve
 
@@ -209,6 +209,32 @@ def test_a_thread_that_waits_for_its_client_is_free_again_and_the_application_no
         assert server.get() == (200, b"0")
         assert len(until_closed(client)) < BIG
         assert not server.all("request.failed")
+
+
+DRIPS = """
+def drips(environ, start_response):
+    def answer():
+        yield b"x" * 5_000_000
+        for _ in range(int(environ["QUERY_STRING"])):
+            yield b"x"
+            time.sleep(0.01)
+    start_response("200 OK", [])
+    return Answer(answer())
+"""
+
+
+def test_an_endless_answer_ends_when_its_client_takes_nothing_of_it(serve: Callable[..., LiveServer]) -> None:
+    with serve(DRIPS, app="sample:drips", write_timeout=0.5) as server, connect(server, get("/?1000000")) as client:
+        server.wait_for_output("closed 1")
+        assert len(until_closed(client)) < BIG
+        assert not server.all("request.failed")
+
+
+def test_an_answer_that_drips_is_not_taken_for_a_client_that_is_slow(serve: Callable[..., LiveServer]) -> None:
+    options = {"app": "sample:drips", "write_timeout": 0.3, "write_min_rate": 100_000}
+    with serve(DRIPS, **options) as server, socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(get("/?150"))
+        assert len(answer(client)[1]) == 5_000_150
 
 
 def test_an_idle_connection_is_closed_in_its_time(serve: Callable[..., LiveServer]) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.wsgi.body import MEMORY, RequestBody
+from prefork.room import Room
+from prefork.wsgi.body import MEMORY, SMALL, RequestBody
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,3 +71,17 @@ def test_a_body_of_tiny_pieces_takes_up_little_more_than_its_size(tmp_path: Path
     finally:
         tracemalloc.stop()
     assert body.open().read() == b"ab" * (MEMORY // 2)
+
+
+def test_without_room_a_body_goes_to_a_file_unless_it_is_small(tmp_path: Path) -> None:
+    room = Room(SMALL + 1)
+    bodies = [RequestBody(str(tmp_path), room) for _ in range(3)]
+    for body in bodies:
+        body.add(b"a" * SMALL)
+    bodies[0].add(b"b")
+    bodies[1].add(b"b")
+    assert [body.file is None for body in bodies] == [True, False, True]
+    assert bodies[0].open().read() == bodies[1].open().read() == b"a" * SMALL + b"b"
+    for body in bodies:
+        body.close()
+    assert room.take(SMALL + 1)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import resource
 import socket
 import time
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.outbox import MEMORY, Memory, Outbox
+from prefork.outbox import MEMORY, SMALL, Outbox
+from prefork.room import Room
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,11 +134,11 @@ def test_who_takes_all_at_once_is_given_a_part_so_that_others_have_their_turn(
 ) -> None:
     outbox = Outbox(None)
     server, client = ends
-    for _ in range(100):
-        outbox.add(b"x" * 1000)
-    assert outbox.flush(server, 2500) == 3000
-    assert len(client.recv(100_000)) == 3000
-    assert outbox.flush(server) > 3000
+    for _ in range(20):
+        outbox.add(b"x" * 5000)
+    assert outbox.flush(server, 12_500) == 15_000
+    assert len(client.recv(100_000)) == 15_000
+    assert outbox.flush(server) > 15_000
     outbox.close()
 
 
@@ -161,17 +163,38 @@ def test_what_lies_in_the_kernel_is_not_taken() -> None:
 def test_what_all_clients_leave_is_in_memory_as_far_as_there_is_room_and_then_on_disk(
     tmp_path: Path, ends: tuple[socket.socket, socket.socket]
 ) -> None:
-    room = Memory(1000)
+    size = 4 * SMALL
+    room = Room(2 * size + 10)
     boxes = [Outbox(str(tmp_path / folder), room) for folder in ("missing", "missing", ".")]
-    answer = b"a" * 400
-    for outbox in boxes[:2]:
-        outbox.add(memoryview(answer)[390:])  # which keeps all of it in memory
+    answer = b"a" * size
+    boxes[0].add(memoryview(answer)[SMALL:])  # which keeps all of it in memory
+    boxes[1].add(memoryview(answer)[-10:])  # which is copied
+    boxes[1].add(b"b" * SMALL)
+    boxes[1].add(b"c" * SMALL)
     with pytest.raises(FileNotFoundError):
-        boxes[0].add(b"b" * 400)
-    boxes[2].add(b"b" * 400)
-    boxes[2].add(b"c")
-    assert taken(boxes[2], ends) == b"b" * 400 + b"c"
+        boxes[0].add(answer)
+    boxes[2].add(answer)
+    boxes[2].add(b"d")
+    assert taken(boxes[2], ends) == answer + b"d"
     for outbox in boxes:
         outbox.close()
-    assert room.take(1000)
+    assert room.take(2 * size + 10)
     assert not room.take(1)
+
+
+def test_small_pieces_go_out_in_order_and_take_up_little_more_than_their_size(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    room = Room(MEMORY)
+    outbox = Outbox(None, room)
+    pieces = [b"%d," % number for number in range(100_000)]
+    tracemalloc.start()
+    try:
+        for piece in pieces:
+            outbox.add(piece)
+        assert tracemalloc.get_traced_memory()[1] < 2 * sum(map(len, pieces))
+    finally:
+        tracemalloc.stop()
+    assert taken(outbox, ends) == b"".join(pieces)
+    assert outbox.size == 0
+    assert room.take(MEMORY)
