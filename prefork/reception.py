@@ -31,7 +31,7 @@ from prefork.http1.proxy_protocol import LONGEST, Header, Malformed, Opening
 from prefork.overload import CROWDED, TurnedAway
 from prefork.poller import READ, WRITE, new_poller
 from prefork.queueing import has_left
-from prefork.scoreboard import Row
+from prefork.scoreboard import HELD, Row, hold
 from prefork.trust import TrustedProxies, is_private
 
 if TYPE_CHECKING:
@@ -291,6 +291,7 @@ class Reception(Generic[G]):
         self._accepting = False
         self._resume_at = NEVER
         self._eases = exchange is not None and config.max_workers > 1
+        self._limited = config.limit_concurrency is not None
         self._most = config.limit_concurrency or NEVER
         self._full = False  # whether there are as many as there may be
         self._refused: set[G] = set()  # who was told that there is no room
@@ -785,12 +786,13 @@ class Reception(Generic[G]):
     def _count(self) -> None:
         """Take note of how many clients there are."""
         clients = len(self._clients)
-        self._row.hold(clients)
-        self._full = clients - len(self._refused) >= self._most
+        hold(self._board, HELD, clients)
+        if self._limited:
+            self._full = clients - len(self._refused) >= self._most
 
     def _crowded(self) -> bool:
         """Whether there are more clients than there may be, those not counted that were told so and only have to go."""
-        return len(self._clients) - len(self._refused) > self._most
+        return self._limited and len(self._clients) - len(self._refused) > self._most
 
     def _leave_to_siblings(self, client: G) -> bool:
         """Let a sibling take one that is too many here; return whether that may be. Whom none takes is turned away."""
@@ -992,7 +994,8 @@ class Reception(Generic[G]):
             return
         self.send_held_back()
         client.gone = True
-        self._refused.discard(client)
+        if self._refused:
+            self._refused.discard(client)
         self._let_go(client)
         if client.listed != NEVER:
             self._deadlines.drop(client)

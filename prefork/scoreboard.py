@@ -22,6 +22,10 @@ _IDLE = bytes([IDLE])
 BUSY = _CELL.size - 1
 """Where in a cell stands whether a request is being served."""
 
+HELD = _BEAT.size
+hold = _CONNECTIONS.pack_into
+"""Note how many connections the worker holds: ``hold(row.memory, HELD, connections)``."""
+
 mark = _CELL.pack_into
 """Enter the n-th request: ``mark(row.memory, cell, now, n, first line, 1)``; ``row.memory[cell + BUSY] = 0`` takes it out.
 
@@ -103,10 +107,6 @@ class Row:
     def beat(self, now: float) -> None:
         """Answer the parent."""
         _BEAT.pack_into(self.memory, 0, now)
-
-    def hold(self, connections: int) -> None:
-        """Note how many connections the worker holds."""
-        _CONNECTIONS.pack_into(self.memory, _BEAT.size, connections)
 
     def read(self) -> Reading:
         """Return what the row says; of a worker that goes on writing, some moment of it."""

@@ -405,8 +405,11 @@ class Connection:
     def whole(self, status: str, fields: Sequence[tuple[str, str]], date: bytes, body: bytes) -> bytes:
         """Return a whole answer, as ``start``, ``data`` and ``finish`` would."""
         head = self.start(status, fields, date, len(body))
-        if self._owed == len(body) and self._framing is _BY_LENGTH and not self._ends:
-            self.phase = _HEAD
+        if self._owed == len(body) and self._framing is _BY_LENGTH:
+            if self._ends:
+                self.close()
+            else:
+                self.phase = _HEAD
             return head + body
         return head + self.data(body) + self.finish()
 

@@ -103,7 +103,7 @@ class Client(Guest):
         base: Base,
         peer: tuple[str, str] | None,
     ) -> None:
-        super().__init__(sock, connection, base, peer, driver.receive)
+        Guest.__init__(self, sock, connection, base, peer, driver.receive)  # super() is dear, for each connection
         self.driver = driver
         self.date = driver.date
         self.request: Request | None = None
@@ -572,7 +572,7 @@ class WsgiDriver(Reception[Client]):
             self._guests += 1
             if self._guests < GUESTS:
                 self._batch.insert(1, (fd, READ))
-            if not self._crowded():
+            if not (self._limited and self._crowded()):
                 self._serve_or_leave(client)
             elif not self._leave_to_siblings(client):
                 self._serve(client, self.turn_away)

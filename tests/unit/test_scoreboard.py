@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from prefork.scoreboard import BUSY, IDLE, InFlight, Reading, Row, Scoreboard, mark
+from prefork.scoreboard import BUSY, HELD, IDLE, InFlight, Reading, Row, Scoreboard, hold, mark
 
 
 def entered(octets: bytes) -> tuple[str, str]:
@@ -70,7 +70,7 @@ def test_the_last_request_tells_how_many_were_taken_on() -> None:
 def test_counts_and_beats_stand_beside_each_other_until_the_row_is_cleared() -> None:
     row = Scoreboard(1, 1).row(3)
     row.beat(2.5)
-    row.hold(3)
+    hold(row.memory, HELD, 3)
     row.beat(3.5)
     assert row.read() == Reading(3.5, 3, 0, ())
     row.clear()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefork.scoreboard import Row, mark
+from prefork.scoreboard import HELD, Row, hold, mark
 from prefork.vitals import OomKills, Vitals, is_stopped
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def test_the_evidence_names_what_was_lost() -> None:
     row = Row.alone(cells=2)
     with closing(Vitals(row)) as vitals:
         mark(row.memory, row.cells[1], 7.5, 1, b"GET /a HTTP/1.1", 1)
-        row.hold(3)
+        hold(row.memory, HELD, 3)
         assert vitals.evidence(row.read(), now=9.0) == {
             "requests_lost": [{"method": "GET", "path": "/a", "age_s": 1.5}],
             "connections_lost": 2,
@@ -35,7 +35,7 @@ def test_the_evidence_names_what_was_lost() -> None:
 
 def test_a_row_is_cleared_for_who_gets_it() -> None:
     row = Row.alone(cells=1)
-    row.hold(3)
+    hold(row.memory, HELD, 3)
     with closing(Vitals(row)) as vitals:
         assert vitals.evidence(row.read(), now=9.0)["connections_lost"] == 0
 
