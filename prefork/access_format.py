@@ -258,7 +258,8 @@ def _in_json(atom: Atom) -> Iterator[str | Atom]:
         case "word":
             yield from ('"', atom, '"')
         case "maybe":
-            yield Atom(atom.of, f"'null' if {atom.code} is None else {atom.code}")
+            # Mostly 0, which need not be formatted.
+            yield Atom(atom.of, f"{atom.code} or ('null' if {atom.code} is None else '0.0')")
         case _:
             yield atom
 

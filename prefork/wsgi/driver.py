@@ -830,13 +830,13 @@ class WsgiDriver(Reception[Client]):
         if self._closing:
             client.connection.answer_close = True
         cell = self._cell
-        mark(self._board, cell, time.monotonic(), self.served, request.line.octets, 1)
+        started = time.monotonic()
+        mark(self._board, cell, started, self.served, request.line.octets, 1)
         # From here on another thread may lead: all that leaders share, parser, counts, listeners, is left alone behind it.
         self._served.add(client)
         ahead = self._blocky > 0 and self._can_promote()
         if ahead:
             self._promote()
-        started = time.perf_counter() if ahead or self._access is not None else 0.0
         outcome: Outcome = "complete"
         environ: dict[str, Any] = client.base
         answer = Answer(client.connection, client)
@@ -872,8 +872,8 @@ class WsgiDriver(Reception[Client]):
             except KeyError:
                 with self._lock:
                     pass  # until the promotion is through
-        if started:
-            duration = time.perf_counter() - started
+        if ahead or self._access is not None:
+            duration = time.monotonic() - started
             if ahead:
                 self._blocky = max(0, self._blocky - 1) if duration < TICK else min(_BLOCKY, self._blocky + 1)
             if self._access is not None:
