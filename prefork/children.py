@@ -11,7 +11,7 @@ import multiprocessing.popen_fork  # which multiprocessing would import at the f
 import os
 import signal
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from traceback import walk_tb
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from prefork.signals import ORDERS, held_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container
+    from collections.abc import Callable, Container, Iterator
     from multiprocessing.process import BaseProcess
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -72,10 +72,10 @@ def fork_child(worker: int, number: int, main: Callable[[int, int, set[int]], ob
     """Fork a process that runs ``main(lifeline, other_end, mask)``; ``OSError`` when the system refuses.
 
     ``main`` starts with the signals of ``ORDERS`` held back; ``mask`` is what to restore when it can take them, and
-    ``other_end`` the parent's end of the lifeline, which it must close.
+    ``other_end`` the parent's end of the lifeline, which it must close. It starts without ``sys.stdin``.
     """
     reader, writer = os.pipe()
-    with held_back(*ORDERS, signal.SIGCHLD) as mask:
+    with held_back(*ORDERS, signal.SIGCHLD) as mask, without_stdin():
         process = CONTEXT.Process(target=main, args=(reader, writer, mask), name=f"prefork-worker-{number}")
         try:
             process.start()
@@ -90,6 +90,16 @@ def fork_child(worker: int, number: int, main: Callable[[int, int, set[int]], ob
     assert process.pid is not None  # noqa: RUF100, S101
     pidfd = open_pidfd(process.pid)
     return Child(worker, number, process, process.pid, writer, pidfd, frozenset(inherited))
+
+
+@contextmanager
+def without_stdin() -> Iterator[None]:
+    """Have no ``sys.stdin`` for the length of a block: ``multiprocessing`` would replace it in each child, at a price."""
+    stdin, sys.stdin = sys.stdin, None
+    try:
+        yield
+    finally:
+        sys.stdin = stdin
 
 
 def left_open(error: OSError) -> set[int]:

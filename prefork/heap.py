@@ -1,8 +1,7 @@
-"""Where do the objects go that a worker makes?
+"""How does a worker get by with few pages of its own?
 
-Where there is room. A block that is free in a page of its parent's objects costs a worker a copy of the whole page, and
-each of its first objects would cost one. So the parent fills such holes before it forks: what workers make then goes to
-pages of their own, one object beside the other.
+Whatever it writes costs it a copy of the page, 2 µs and 4 KiB: also a new object where there was room in a page of its
+parent, and the count of an object's owners. So the parent leaves no room, and lets go of what would be counted down.
 """
 
 from __future__ import annotations
@@ -17,6 +16,16 @@ _MALLOC_HEADER = 8
 _EMPTY = sys.getsizeof(b"")
 _MOST = 16 * 1024 * 1024
 """So many bytes of filler mean that this is another allocator."""
+
+
+def forget_lookups() -> None:
+    """Empty the interpreter's cache of attributes of classes.
+
+    After an import it is full of names that nobody asks for again, and each one that makes room for another is counted
+    down, in its page. From Python 3.12 on names are not counted.
+    """
+    if sys.version_info < (3, 12):
+        sys._clear_type_cache()  # noqa: SLF001 - the only way, and documented
 
 
 def fill_holes() -> list[bytes]:

@@ -16,6 +16,7 @@ from collections import deque
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from random import Random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, assert_never
@@ -25,7 +26,7 @@ from prefork.children import Child, fork_child, inherits_orphans, open_pidfd, re
 from prefork.config import QUICK_STOP_S
 from prefork.errors import BootError, PreforkError
 from prefork.fork_audit import audit
-from prefork.heap import fill_holes
+from prefork.heap import fill_holes, forget_lookups
 from prefork.hooks import IN_WORKERS
 from prefork.loading import load_app
 from prefork.pid_file import pid_file
@@ -180,6 +181,7 @@ class Parent:
             if self.charge.caller is not None:
                 signal.pthread_sigmask(signal.SIG_SETMASK, self.charge.caller.mask)
             self.reports, self.workers_end = (stack.enter_context(end) for end in open_reports())
+            self.stdin = stack.enter_context(Path(os.devnull).open(encoding="utf-8"))
             stack.enter_context(pid_file(self.config.pid_file, None if self.keeper is None else self.keeper.pid))
             if self.keeper is not None:
                 self.keeper.tell_listening(self.config, self.charge.listeners, self.charge.exchange)
@@ -545,6 +547,7 @@ class Parent:
             # What is there now is there for good: the collector of a child need not touch, and so copy, its pages.
             gc.collect()
             self.filler = fill_holes()
+            forget_lookups()
             gc.freeze()
 
     def warn_of_leftovers(self) -> None:
@@ -567,6 +570,7 @@ class Parent:
             records=self.charge.pool.records,
             hooks=self.hooks,
             reports=self.workers_end,
+            stdin=self.stdin,
             row=vitals.row,
             last_words=vitals.last_words,
             foreign=self.private_descriptors(),

@@ -21,7 +21,7 @@ import traceback
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from prefork.config import QUICK_STOP_S
 from prefork.drivers import new_driver
@@ -62,7 +62,7 @@ class Birth:
     """All that a worker is given by its parent.
 
     ``worker`` is its serial number, ``number`` its place; ``born`` the monotonic time of the fork. ``app`` is a
-    callable, or without preload the name of one. ``row`` is its place on the scoreboard, ``last_words``
+    callable, or without preload the name of one. ``stdin`` has nothing to read. ``row`` is its place on the scoreboard, ``last_words``
     a file for the stacks of its threads if it crashes. ``foreign`` are the parent's descriptors, not for a child to keep.
     ``child_hygiene`` is called first of all, ``thread_exit`` in each request thread when the worker leaves.
     Connections are handed over by the ``exchange``, where there is one. ``keeper`` is the process id of the pool's, if any.
@@ -81,6 +81,7 @@ class Birth:
     records: Records
     hooks: Hooks
     reports: socket.socket
+    stdin: TextIO
     row: Row
     last_words: int
     foreign: Iterable[int]
@@ -149,6 +150,7 @@ def be_worker(birth: Birth, lifeline: int, parents_end: int, mask: set[int]) -> 
 
 def settle(birth: Birth, parents_end: int, mask: set[int]) -> SignalInbox:
     """Make the copy of the parent a process of its own."""
+    sys.stdin = birth.stdin
     record_last_words(birth.last_words)
     for descriptor in (parents_end, *birth.foreign):
         os.closerange(descriptor, descriptor + 1)  # does not mind if it is closed

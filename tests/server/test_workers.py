@@ -451,6 +451,16 @@ def test_a_fork_that_is_refused_is_tried_again(first: int, write_app: Callable[.
 # What a worker is.
 
 
+def test_a_worker_has_nothing_to_read(faulty: Callable[..., LiveServer]) -> None:
+    more = """
+def reading(environ, start_response):
+    start_response("200 OK", [])
+    return [repr((sys.stdin.name, sys.stdin.read())).encode()]
+"""
+    with faulty(more, app="sample:reading", max_workers=1) as server:
+        assert server.get()[1] == repr((os.devnull, "")).encode()
+
+
 def test_a_worker_imports_nothing_that_its_parent_could_have(faulty: Callable[..., LiveServer]) -> None:
     more = """
 known = set()

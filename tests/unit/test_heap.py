@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from prefork.heap import forget_lookups
+
 PAGE = 4096
 # In a process of its own: nobody else makes holes meanwhile.
 PROGRAM = """
@@ -41,3 +43,12 @@ def test_new_objects_lie_together_once_the_holes_are_filled(size: int) -> None:
 def test_another_allocator_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONMALLOC", "malloc")
     assert pages_of_new_objects(100, "filled")[1] == 0
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="names are not counted")
+def test_a_name_that_was_looked_up_is_let_go_of() -> None:
+    name = sys.intern(f"there_is_no_{id(object)}")
+    before = sys.getrefcount(name)
+    assert not hasattr(object, name)
+    forget_lookups()
+    assert sys.getrefcount(name) == before
