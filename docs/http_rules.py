@@ -164,7 +164,7 @@ RULES: Mapping[str, Sequence[Refusal | Served]] = {
         Served("a request of HTTP/1.0", b"GET / HTTP/1.0\r\n\r\n", "closed behind the answer", "RFC 9112 section 9.3", {"keep_alive": False}),
         Served("HTTP/1.0 with `Connection: keep-alive`", b"GET / HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n", "the connection stays, and the answer says so", "RFC 9112 section 9.3", {"keep_alive": True}),
         Served("requests before the answers to those before", GET + b"\r\n" + NEXT * 3, "served one after the other; while they wait, no more is read", "RFC 9112 section 9.3.2", {"requests": 4}),
-        Served("`Upgrade`, to h2c or anything else", _field(b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk"), "served as HTTP/1.1, as if nothing had been asked", "RFC 9110 section 7.8", {"keep_alive": True, "version": "1.1"}),
+        Served("`Upgrade`, to h2c or anything else", _field(b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk"), "served as HTTP/1.1, as if nothing had been asked; but `websocket` opens one to an ASGI application", "RFC 9110 section 7.8", {"keep_alive": True, "version": "1.1"}),
         Refusal("CONNECT", b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 501, "no tunnels here", "RFC 9110 section 9.3.6"),
         Served("TRACE", _get(b"TRACE / HTTP/1.1"), "served by the application; the server reflects nothing", "RFC 9110 section 9.3.8", {"method": "TRACE"}),
         Served("`Expect: 100-continue`", POST + b"Expect: 100-Continue\r\nContent-Length: 5\r\n\r\n", "100 once the head is accepted, unless body bytes are here already", "RFC 9110 section 10.1.1", {"awaits_continue": True}),

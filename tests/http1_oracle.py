@@ -76,6 +76,9 @@ class Transcript:
 
     def outline(self) -> tuple[list[Told], bool]:
         """Return what must not depend on how the octets were cut, or on the parser."""
+        if self.requests and not self.requests[-1].whole:
+            # How much of a body was told before the rest was refused, or did not come, may depend on the cut.
+            self.requests[-1].body = b""
         return self.requests, self.refused is not None
 
 

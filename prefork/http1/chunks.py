@@ -8,6 +8,8 @@ from prefork.http1.grammar import CHUNK_LINE, FIELD_LINES, STRAY_LINE_END, split
 from prefork.http1.messages import Body, End, Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prefork.config import Limits
 
 LINE_LIMIT = 4096
@@ -26,7 +28,7 @@ class ChunkDecoder:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._phase = self._size
+        self._phase: Callable[[bytes, int], tuple[bytes | End | None, int, bool]] = self._size
         self._left = 0
         self._total = 0
         self._padding = 0  # bytes of chunk lines that say nothing about the body
@@ -35,15 +37,24 @@ class ChunkDecoder:
     def next(self, buffer: bytes, at: int) -> tuple[Body | End | None, int]:
         """Read on at ``at``; return what was found, or ``None`` if more is needed, and where to go on.
 
-        Raises ``Refused`` when the coding is broken or a limit is passed.
+        The data of all chunks that are there come as one piece: whoever sends chunks of an octet must not cost a call and
+        a write for each. Raises ``Refused`` when the coding is broken or a limit is passed.
         """
+        pieces: list[bytes] = []
         while True:
-            event, advanced, more = self._phase(buffer, at)
-            if event is not None or not more:
-                return event, advanced
+            found, advanced, more = self._phase(buffer, at)
+            if isinstance(found, End):
+                if not pieces:
+                    return found, advanced
+                break  # the pieces go first, and the end is found again
+            if found is not None:
+                pieces.append(found)
             at = advanced
+            if not more:
+                break
+        return Body(b"".join(pieces)) if pieces else None, at
 
-    def _size(self, buffer: bytes, at: int) -> tuple[Body | End | None, int, bool]:
+    def _size(self, buffer: bytes, at: int) -> tuple[None, int, bool]:
         new = at + max(0, self._seen - 1)
         end = buffer.find(b"\r\n", new, at + LINE_LIMIT + 2)
         if end < 0:
@@ -57,8 +68,8 @@ class ChunkDecoder:
         match = CHUNK_LINE.fullmatch(buffer, at, end)
         if match is None:
             raise Refused(400, "malformed chunk line", "RFC 9112 section 7.1")
-        digits = match["size"].lstrip(b"0")
-        if len(digits) > _SIZE_DIGITS:
+        digits = match[1]
+        if len(digits) > _SIZE_DIGITS and len(digits := digits.lstrip(b"0")) > _SIZE_DIGITS:
             raise Refused(413, "chunk size beyond any limit", "RFC 9112 section 7.1")
         self._left = int(digits or b"0", 16)
         self._total += self._left
@@ -70,16 +81,20 @@ class ChunkDecoder:
         self._phase = self._data if self._left else self._trailers
         return None, end + 2, True
 
-    def _data(self, buffer: bytes, at: int) -> tuple[Body | End | None, int, bool]:
+    def _data(self, buffer: bytes, at: int) -> tuple[bytes | None, int, bool]:
         data = buffer[at : at + self._left]
         if not data:
             return None, at, False
         self._left -= len(data)
+        at += len(data)
         if not self._left:
+            if buffer.startswith(b"\r\n", at):
+                self._phase = self._size
+                return data, at + 2, True
             self._phase = self._data_end
-        return Body(data), at + len(data), True
+        return data, at, True
 
-    def _data_end(self, buffer: bytes, at: int) -> tuple[Body | End | None, int, bool]:
+    def _data_end(self, buffer: bytes, at: int) -> tuple[None, int, bool]:
         if buffer.startswith(b"\r\n", at):
             self._phase = self._size
             return None, at + 2, True
@@ -87,7 +102,7 @@ class ChunkDecoder:
             raise Refused(400, "chunk longer than its size", "RFC 9112 section 7.1")
         return None, at, False
 
-    def _trailers(self, buffer: bytes, at: int) -> tuple[Body | End | None, int, bool]:
+    def _trailers(self, buffer: bytes, at: int) -> tuple[End | None, int, bool]:
         if buffer.startswith(b"\r\n", at):
             return End([]), at + 2, True
         limit = self._limits.max_head_size
