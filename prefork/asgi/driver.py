@@ -660,8 +660,12 @@ class AsgiDriver(Reception[Client]):
             self._end(call)
 
     def _left_undone(self, call: Call) -> None:
-        """Answer for an application that has returned too early."""
-        self._fail(call, call.answer.fault or RuntimeError("the application has returned without a whole answer"))
+        """Answer for an application that has returned too early, unless it was told that nobody waits."""
+        if call.left:
+            call.client.broken = True
+            self._settle(call.client)
+        else:
+            self._fail(call, call.answer.fault or RuntimeError("the application has returned without a whole answer"))
 
     def _end(self, call: Call) -> None:
         if call.cell:
@@ -691,7 +695,9 @@ class AsgiDriver(Reception[Client]):
     def _fail(self, call: Call, error: BaseException) -> None:
         """Answer for an application that did not; cut the connection if it has begun to."""
         client = call.client
-        if client.call is not call and came_of_leaving(error):
+        if (client.call is not call or call.left) and (came_of_leaving(error) or not call.ended):
+            client.broken |= client.call is call
+            self._settle(client)
             return
         self._tell_of_failure(call, error)
         if client.call is not call:

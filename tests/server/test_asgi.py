@@ -282,6 +282,17 @@ def test_an_application_that_waits_hears_at_once_of_a_client_that_leaves(server:
     assert not server.all("request.failed", path="/wait")
 
 
+def test_who_leaves_before_its_body_is_whole_is_nobodys_failure(server: LiveServer) -> None:
+    before = sum("then" in line for line in server.output)
+    for path in ("/echo", "/slow-reader"):
+        with socket.create_connection(server.address, timeout=20) as client:
+            client.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\none".encode())
+    assert server.get("/early")[1] == b"early"
+    assert sum("then" in line for line in server.output) == before
+    assert not server.all("request.failed", path="/echo")
+    assert not server.all("request.failed", path="/slow-reader")
+
+
 def test_who_only_stops_sending_still_reads_its_answer(server: LiveServer) -> None:
     assert talk(server, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n", half_close=True).endswith(b"\r\n\r\nlate")
 

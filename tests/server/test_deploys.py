@@ -467,6 +467,7 @@ def test_threads_that_stay_behind_are_named(shop: Shop) -> None:
 # Under load.
 
 
+@pytest.mark.over_both
 def test_nothing_is_lost_in_deploys_under_load(shop: Shop) -> None:
     with LiveServer.of("shop:app", "--max-workers", "2", cwd=shop.folder) as server, Tally(server, clients=8) as alive:
         with Tally(server, clients=4, keep_alive=False) as brief:

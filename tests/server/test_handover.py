@@ -323,6 +323,7 @@ def test_nothing_is_lost_or_closed_while_workers_are_replaced_all_the_time(serve
         assert not server.all("worker.handover_failed")
 
 
+@pytest.mark.over_both
 def test_clients_that_pause_notice_nothing(serve: Serve) -> None:
     with serve(max_reqs_per_child=50) as server, Crowd(server.address, 60, pause=0.2) as crowd:
         crowd.run(1500)
@@ -495,8 +496,9 @@ def test_a_worker_whose_threads_are_all_away_hands_its_idle_connections_over(ser
 # Nobody is woken for nothing.
 
 
+@pytest.mark.over_both
 def test_idle_workers_sleep_and_one_client_wakes_one_of_them(serve: Serve) -> None:
-    with serve(max_workers=10) as server:
+    with serve(max_workers=10, blocked_threshold=0) as server:
         for _ in range(50):
             server.get()
         workers = server.worker_pids
@@ -512,6 +514,7 @@ def test_idle_workers_sleep_and_one_client_wakes_one_of_them(serve: Serve) -> No
 # The end of the pool.
 
 
+@pytest.mark.over_both
 def test_a_client_that_is_idle_when_the_pool_stops_may_ask_once_more(serve: Serve) -> None:
     with serve(max_workers=2) as server, Talk(server.address) as client, Talk(server.address) as busy:
         client.ask()

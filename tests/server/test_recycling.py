@@ -130,6 +130,7 @@ def test_workers_are_replaced_when_they_are_of_age_each_at_its_own_time(serve: C
 # When.
 
 
+@pytest.mark.over_both
 def test_workers_that_start_together_do_not_retire_together(serve: Callable[..., LiveServer]) -> None:
     with serve(max_workers=4, max_reqs_per_child=40) as server, Tally(server, keep_alive=False) as tally:
         assert list(budgets(server).values()) == [40, 30, 20, 10]
@@ -222,6 +223,7 @@ def test_a_slow_download_through_a_retired_worker_ends_in_its_own_time(
 # The acceptance tests of the original.
 
 
+@pytest.mark.over_both
 def test_sixty_requests_meet_more_than_four_workers(serve: Callable[..., LiveServer]) -> None:
     with serve(max_workers=3, max_reqs_per_child=10) as server:
         served = Counter[int]()

@@ -146,6 +146,7 @@ class Balancer:
         connection.close()
 
 
+@pytest.mark.over_both
 def test_a_balancer_that_hears_late_of_the_stop_sees_no_error(write_app: Callable[..., Path]) -> None:
     # Few requests each, so that workers are replaced while the stop waits.
     flags = ("--app-dir", str(write_app()), "-w", "2", "--max-reqs-per-child", "40", "--stop-delay", "3")

@@ -55,6 +55,7 @@ def send(server: LiveServer, path: str, *, method: str = "GET") -> socket.socket
     return client
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize("name", ["SEGV", "ABRT", "KILL"])
 def test_a_crash_names_each_request_that_was_being_served(serve: Callable[..., LiveServer], name: str) -> None:
     with serve(threads=4) as server:
@@ -112,6 +113,7 @@ def test_requests_that_outlive_the_stop_are_named(serve: Callable[..., LiveServe
         client.close()
 
 
+@pytest.mark.over_both
 def test_a_worker_that_is_stopped_is_killed_when_its_successor_serves(serve: Callable[..., LiveServer]) -> None:
     with serve(heartbeat_timeout=0.5) as server:
         (worker,) = server.worker_pids
