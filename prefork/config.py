@@ -440,7 +440,7 @@ class Config:
     blocked_threshold: float = option(1.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="ASGI: for how long a call may hold up the event loop before that is recorded; 0: for ever.")
     stream_grace: float = option(5.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="ASGI: how long an answer without a known end may go on when the pool stops, after its application was told http.disconnect.")
     heartbeat_timeout: float = option(60.0, "float", group="Timeouts", least=0, most=_LONGEST, unit="seconds", help="How long a worker may not answer its parent before it is replaced and killed; 0: for ever.")
-    head_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a request's head may take.")
+    head_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a request's head may take, for the first one of a connection with the TLS handshake before it.")
     body_timeout: float = option(30.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="The longest pause between two pieces of a request's body.")
     body_min_rate: int = option(240, "size", group="Timeouts", least=0, unit="bytes per second", help="How fast a request's body must come, in each body_timeout; 0: as slowly as the client likes.")
     write_timeout: float = option(60.0, "float", group="Timeouts", least=0.1, most=_LONGEST, unit="seconds", help="How long a client may take nothing of its answer.")
