@@ -167,7 +167,7 @@ RULES: Mapping[str, Sequence[Refusal | Served]] = {
         Served("`Upgrade`, to h2c or anything else", _field(b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk"), "served as HTTP/1.1, as if nothing had been asked; but `websocket` opens one to an ASGI application", "RFC 9110 section 7.8", {"keep_alive": True, "version": "1.1"}),
         Refusal("CONNECT", b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 501, "no tunnels here", "RFC 9110 section 9.3.6"),
         Served("TRACE", _get(b"TRACE / HTTP/1.1"), "served by the application; the server reflects nothing", "RFC 9110 section 9.3.8", {"method": "TRACE"}),
-        Served("`Expect: 100-continue`", POST + b"Expect: 100-Continue\r\nContent-Length: 5\r\n\r\n", "100 once the head is accepted, unless body bytes are here already", "RFC 9110 section 10.1.1", {"awaits_continue": True}),
+        Served("`Expect: 100-continue`", POST + b"Expect: 100-Continue\r\nContent-Length: 5\r\n\r\n", "100 once the head is accepted (ASGI: once the application asks for the body), unless body bytes are here already", "RFC 9110 section 10.1.1", {"awaits_continue": True}),
         Served("the same in HTTP/1.0, or without a body", b"POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n", "never 100", "RFC 9110 section 10.1.1", {"awaits_continue": False}),
         Refusal("another expectation, also beside that one", _field(b"Expect: 100-continue\r\nExpect: tea"), 417, "unknown expectation", "RFC 9110 section 10.1.1"),
     ),
