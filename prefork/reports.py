@@ -8,24 +8,23 @@ from __future__ import annotations
 import json
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, TypeAlias
+
+from prefork.values import Value, fields_of
 
 MESSAGE_LIMIT = 64 * 1024
 """How many bytes a message may have. What is said of an error is cut until it fits: the end of the traceback stays."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(Value):
     """The worker serves; starting took ``boot_s`` seconds."""
 
     worker: int
     boot_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Retiring:
+class Retiring(Value):
     """The worker wants a successor, because of ``reason``, after ``requests`` so far.
 
     ``memory_bytes`` is its private memory if that is the reason, else 0.
@@ -37,8 +36,7 @@ class Retiring:
     memory_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class BootFailed:
+class BootFailed(Value):
     """The worker could not start: ``summary`` in one line, and the whole ``traceback``."""
 
     worker: int
@@ -46,8 +44,7 @@ class BootFailed:
     summary: str
 
 
-@dataclass(frozen=True, slots=True)
-class Leaving:
+class Leaving(Value):
     """The worker is about to exit after ``requests``, ``overrun`` of them beyond its budget, with ``stuck`` threads."""
 
     worker: int
@@ -80,7 +77,7 @@ def open_reports() -> tuple[socket.socket, socket.socket]:
 
 def encode(report: Report) -> bytes:
     """Return the message of a report, of at most ``MESSAGE_LIMIT`` bytes."""
-    values: dict[str, Any] = {name: getattr(report, name) for name in report.__match_args__}
+    values = fields_of(report)
     while len(message := _written(type(report).__name__, values)) > MESSAGE_LIMIT:
         values["traceback"] = values["traceback"][len(values["traceback"]) // 2 + 1 :]
         values["summary"] = values["summary"][:1000]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 from prefork.config import QUICK_STOP_S
 from prefork.heartbeat import Heartbeat
+from prefork.values import NOTHING, Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,16 +23,14 @@ if TYPE_CHECKING:
 # What can happen.
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerReady:
+class WorkerReady(Value):
     """A worker serves."""
 
     worker: int
     boot_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRetiring:
+class WorkerRetiring(Value):
     """A worker wants a successor; ``memory_bytes`` is its private memory if that is why."""
 
     worker: int
@@ -40,8 +39,7 @@ class WorkerRetiring:
     memory_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerBootFailed:
+class WorkerBootFailed(Value):
     """A worker could not start, and says why."""
 
     worker: int
@@ -49,8 +47,7 @@ class WorkerBootFailed:
     traceback: str
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerLeaving:
+class WorkerLeaving(Value):
     """A worker is about to exit, after ``requests``, ``overrun`` of them beyond its budget, with ``stuck`` threads."""
 
     worker: int
@@ -59,8 +56,7 @@ class WorkerLeaving:
     stuck: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerExited:
+class WorkerExited(Value):
     """A worker's process is dead: by itself with ``exit_code``, or by ``signal``.
 
     ``served`` are its requests, as far as is known; ``evidence`` is what to record if nobody wanted it to die.
@@ -70,11 +66,10 @@ class WorkerExited:
     exit_code: int | None
     signal: str | None
     served: int = 0
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = NOTHING
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerPulse:
+class WorkerPulse(Value):
     """A worker was looked at and pinged ``at`` that time; it had answered the last time at ``beat``."""
 
     worker: int
@@ -84,8 +79,7 @@ class WorkerPulse:
     serving: bool
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerExamined:
+class WorkerExamined(Value):
     """A worker that does not answer was examined: ``stack`` is what its threads do, unless it is ``stopped``."""
 
     worker: int
@@ -93,30 +87,26 @@ class WorkerExamined:
     stack: str
 
 
-@dataclass(frozen=True, slots=True)
-class ForkFailed:
+class ForkFailed(Value):
     """The system refused to fork ``worker``."""
 
     worker: int
     error: str
 
 
-@dataclass(frozen=True, slots=True)
-class SignalReceived:
+class SignalReceived(Value):
     """The parent got a signal, named without SIG."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class FilesChanged:
+class FilesChanged(Value):
     """A watched file changed: the program is to be started anew."""
 
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Superseded:
+class Superseded(Value):
     """Another ``generation`` serves, in whose favour this one goes; ``None``: the older one, as this came to nothing.
 
     Under Server::Starter it has a ``starter_generation`` instead.
@@ -126,8 +116,7 @@ class Superseded:
     starter_generation: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Value):
     """Nothing happened but that time went by."""
 
 
@@ -149,8 +138,7 @@ Event: TypeAlias = (
 # What the parent shall do.
 
 
-@dataclass(frozen=True, slots=True)
-class Spawn:
+class Spawn(Value):
     """Fork a worker: ``worker`` is its serial number, never reused; ``number`` its place; ``budget`` its requests."""
 
     worker: int
@@ -158,82 +146,70 @@ class Spawn:
     budget: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(Value):
     """Tell a worker that its successor serves: it retires when its budget is spent."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Retire:
+class Retire(Value):
     """Tell a worker to retire now."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(Value):
     """Tell a worker to stop with the pool; ``quick``: to take in nothing more."""
 
     worker: int
     quick: bool
 
 
-@dataclass(frozen=True, slots=True)
-class CloseAfterAnswer:
+class CloseAfterAnswer(Value):
     """Tell a worker to serve on, but to close each connection behind its next answer."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(Value):
     """Kill a worker."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+class Look(Value):
     """Look whether a worker has answered, and ping it again: ``WorkerPulse`` follows."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class Examine:
+class Examine(Value):
     """Find out what a worker is at that does not answer: ``WorkerExamined`` follows."""
 
     worker: int
 
 
-@dataclass(frozen=True, slots=True)
-class CloseListeners:
+class CloseListeners(Value):
     """Close the parent's listening sockets; the workers keep theirs."""
 
 
-@dataclass(frozen=True, slots=True)
-class LeaveListeners:
+class LeaveListeners(Value):
     """Close the parent's listening sockets, which others go on serving."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReopenLogs:
+class ReopenLogs(Value):
     """Open log files anew, here and in the workers."""
 
 
-@dataclass(frozen=True, slots=True)
-class Emit:
+class Emit(Value):
     """Write a record; about ``worker``, if that is given."""
 
     record: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = NOTHING
     worker: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(Value):
     """It is over."""
 
     exit_code: int
