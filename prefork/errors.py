@@ -71,6 +71,7 @@ CODES: dict[str, str] = {
     "PF432": "the event loop is held up",
     "PF440": "the event loop is not installed",
     "PF441": "WebSockets cannot be spoken",
+    "PF442": "an event loop cannot be served on this system",
     "PF501": "no connection can be accepted",
     "PF502": "a request took too long",
     "PF503": "a field that speaks for a client was ignored",

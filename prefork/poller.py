@@ -9,6 +9,8 @@ import select
 import threading
 from typing import Protocol
 
+from prefork.errors import PlatformUnsupported
+
 READ = 1  # EPOLLIN and POLLIN
 WRITE = 4  # EPOLLOUT and POLLOUT
 
@@ -95,8 +97,8 @@ class PollPoller:
         return poll.poll(None if timeout is None else timeout * 1000)
 
     def fileno(self) -> int:
-        """Raise ``OSError``: ``poll`` has no descriptor."""
-        raise OSError("there is no descriptor to wait for")
+        """Raise ``PlatformUnsupported``: an event loop could not wait for it."""
+        raise PlatformUnsupported("PF442", "ASGI applications need epoll", "serve them on Linux")
 
     def close(self) -> None:
         """Give everything back."""

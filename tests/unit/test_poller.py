@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefork.errors import PlatformUnsupported
 from prefork.poller import READ, WRITE, EpollPoller, PollPoller, new_poller
 
 if TYPE_CHECKING:
@@ -66,3 +67,8 @@ def test_what_is_closed_after_it_was_forgotten_is_told_of_no_more(poller: Poller
 def test_without_epoll_there_is_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "epoll", raising=False)
     assert isinstance(new_poller(), PollPoller)
+
+
+def test_an_event_loop_is_not_served_where_there_is_no_epoll() -> None:
+    with pytest.raises(PlatformUnsupported, match=r"serve them on Linux \[PF442\]"):
+        PollPoller().fileno()
