@@ -418,10 +418,12 @@ async def closed_loop(port, path, clients, seconds):
 
 
 async def measure_overload(server, path, seconds, patience):
+    cpu = server.cpu()
     capacity = await closed_loop(server.port, path, 8, 5)
-    connections = []
+    alone = (server.cpu() - cpu) / (5 * capacity)
+    connections, cpu = [], server.cpu()
     results, tasks = await offer(connections, server.port, path, 3 * capacity, seconds, patience)
-    over = time.monotonic()
+    cpu = server.cpu() - cpu
     quiet, rest = await offer(connections, server.port, path, capacity / 3, 5, patience)
     await asyncio.gather(*tasks, *rest)
     goodput = sum(status == 200 for _, status, _ in results) / seconds
@@ -432,14 +434,15 @@ async def measure_overload(server, path, seconds, patience):
     shed = [took for _, status, took in results if status == 503]
     for _, writer in connections:
         writer.close()
+    good = goodput * seconds * alone / cpu
     print(
         f"{path.decode()}: capacity {capacity:.0f}/s, offered {3 * capacity:.0f}/s for {seconds:.0f} s by clients that wait "
-        f"{patience:g} s: {goodput:.0f} good answers a second = {goodput / capacity:.1%}; their p50 "
+        f"{patience:g} s: {goodput:.0f} good answers a second = {goodput / capacity:.1%}, and {good:.1%} of what the CPU "
+        f"that was used could have given ({alone * 1000:.1f} ms each); their p50 "
         f"{percentile(taken or [0], 50):.0f} p99 {percentile(taken or [0], 99):.0f} ms; "
         f"503 after p50 {percentile(shed or [0], 50):.0f} ms; {dict(statuses)}; "
         f"all well again {recovered:.2f} s behind the end"
     )
-    del over
 
 
 def overload(scale):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
 from contextlib import ExitStack
 from http.client import HTTPResponse
+from select import POLLOUT, poll
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -38,6 +40,14 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [str(environ["prefork.client_gone"]()).encode()]
 
+async def asgi(scope, receive, send):
+    if scope["type"] == "http":
+        os.write(1, scope["path"].encode() + b"\\n")
+        if scope["path"] == "/gate":
+            wait_at_the_gate()  # so that nobody else is served meanwhile
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"False"})
+
 def crowded(worker):
     resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
 """
@@ -46,9 +56,9 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the ker
 
 @pytest.fixture
 def serve(write_app: Callable[..., Path]) -> Callable[..., LiveServer]:
-    def serve(**options: Any) -> LiveServer:
+    def serve(app: str = "app", **options: Any) -> LiveServer:
         options = {"max_workers": 1, "threads": 1, "max_reqs_per_child": 0, **options}
-        return LiveServer.pool("sample:app", app_dir=str(write_app(APP)), **options)
+        return LiveServer.pool(f"sample:{app}", app_dir=str(write_app(APP)), **options)
 
     return serve
 
@@ -116,6 +126,26 @@ def test_who_waited_too_long_is_told_so_and_the_application_is_spared(
 
 
 @linux
+def test_an_asgi_application_is_spared_as_well(serve: Callable[..., LiveServer], gate: Path) -> None:
+    with serve("asgi", queue_timeout=0.2) as server, ExitStack() as clients:
+        kept, busy, body = [clients.enter_context(send(server, "/early")) for _ in range(3)]
+        assert answer(kept) == answer(busy) == answer(body) == (200, b"False")
+        ask(busy, "/gate")
+        server.wait_for_output("/gate")
+        ask(kept, "/late")
+        ask(body, "/late", method="POST", body=b"tea")
+        threading.Event().wait(0.4)
+        with gate.open("w"):
+            pass
+        assert answer(busy) == (200, b"False")
+        assert answer(kept) == answer(body) == (503, BUSY)
+        ask(kept, "/again")
+        assert answer(kept) == (200, b"False")
+        server.stop()
+        assert "/late" not in server.output
+
+
+@linux
 def test_what_was_sent_ahead_waits_for_nobody_but_itself(serve: Callable[..., LiveServer], gate: Path) -> None:
     with serve(queue_timeout=0.1) as server, send(server, "/gate") as client:
         ask(client, "/next")
@@ -138,8 +168,9 @@ def test_an_application_may_ask_whether_its_client_is_gone(serve: Callable[..., 
         assert not server.all("request.failed")
 
 
-def test_who_is_one_too_many_is_told_at_once_and_the_others_go_on(serve: Callable[..., LiveServer]) -> None:
-    with serve(limit_concurrency=3) as server, ExitStack() as clients:
+@pytest.mark.parametrize("app", ["app", "asgi"])
+def test_who_is_one_too_many_is_told_at_once_and_the_others_go_on(serve: Callable[..., LiveServer], app: str) -> None:
+    with serve(app, limit_concurrency=3) as server, ExitStack() as clients:
         inside = [clients.enter_context(send(server, "/")) for _ in range(3)]
         assert [answer(client)[0] for client in inside] == [200] * 3
         for method in ("GET", "HEAD"):
@@ -166,6 +197,27 @@ def test_who_is_one_too_many_for_a_worker_is_served_by_a_sibling(serve: Callable
         for client in crowd:
             ask(client, "/")
         assert [answer(client)[0] for client in crowd] == [200] * 10
+
+
+def test_who_finds_the_queue_full_is_served_when_there_is_room(serve: Callable[..., LiveServer]) -> None:
+    """The kernel drops what comes, and the client's kernel tries again after a second."""
+    with serve(backlog=2) as server, ExitStack() as clients:
+        (worker,) = server.worker_pids
+        os.kill(worker, signal.SIGSTOP)
+        crowd = [clients.enter_context(socket.socket()) for _ in range(8)]
+        for client in crowd:
+            client.setblocking(False)
+            client.connect_ex(server.address)
+        within = poll()
+        for client in crowd:
+            within.register(client, POLLOUT)
+        assert len(within.poll(100)) <= 3
+        os.kill(worker, signal.SIGCONT)
+        until(lambda: len(within.poll(100)) == len(crowd))
+        for client in crowd:
+            client.settimeout(20)
+            ask(client, "/")
+            assert answer(client)[0] == 200
 
 
 def test_who_says_nothing_makes_room_for_who_does(serve: Callable[..., LiveServer]) -> None:

@@ -557,3 +557,16 @@ def test_a_unix_socket_speaks_tls_as_well(place: Place, tmp_path: Path) -> None:
         where = ("--unix-socket", str(path), "--cacert", str(place.folder / "ca.pem"))
         told = json.loads(run("curl", "--silent", *where, "https://good.example/environ").stdout)
         assert told["wsgi.url_scheme"] == "https"
+
+
+def test_who_is_one_too_many_is_cut_before_a_handshake_and_the_others_go_on(place: Place) -> None:
+    trusting = place.trusting()
+    with place.serve(limit_concurrency=1) as server, talk(server, trusting) as client:
+        for _ in range(2):
+            with pytest.raises(OSError), talk(server, trusting):  # noqa: PT011 - closed or reset
+                pass
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(12) == b"HTTP/1.1 200"
+            while not client.recv(65536):
+                pass
+        assert server.wait_for("worker.overloaded", reason="limit_concurrency")["turned_away"] >= 1
