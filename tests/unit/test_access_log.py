@@ -327,8 +327,8 @@ def test_a_pipe_gets_whole_lines_that_it_does_not_tear_apart(monkeypatch: pytest
 
 def test_the_page_shows_what_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "access-log.md").read_text()
-    shown = dict(re.findall(r"```(console|json|apache)\n(.*?)\n```", page, re.DOTALL))
-    forms = {"console": "console", "json": "json", "apache": "combined"}
+    shown = dict(re.findall(r"```(text|json|apache)\n(.*?)\n```", page, re.DOTALL))
+    forms = {"text": "console", "json": "json", "apache": "combined"}
     asked = entry(
         asked_with=[(b"User-Agent", b"Mozilla/5.0"), (b"Referer", b"http://tea.example/")], duration_s=0.0125, sent=1234
     )
