@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,11 @@ async def app(scope, receive, send):
             except OSError as error:
                 say("raised", type(error).__name__)
                 raise
+        case "/patient":
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            await start(send)
+            await body(send, b"x" * 8_000_000)
         case "/flood":
             await start(send)
             sent = 0
@@ -171,6 +177,16 @@ def answer_to(server: LiveServer, path: str, *fields: str, **more: str) -> tuple
 
 
 # What it sees.
+
+
+def test_client_that_has_closed_its_half_gets_its_answer_however_slowly_it_reads(server: LiveServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(ask("/patient"))
+        client.shutdown(socket.SHUT_WR)
+        answer = client.recv(100)
+        time.sleep(0.1)  # the server has more to send than the kernel takes
+        answer += b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.count(b"x") >= 8_000_000
 
 
 def test_the_scope_says_what_the_request_says(server: LiveServer) -> None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 from server_process import PATIENCE, ROOT, LiveServer, until
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as websocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +38,7 @@ def told(environ, start_response):
     return [body]
 
 async def atold(scope, receive, send):
-    if scope["type"] != "http":
+    if scope["type"] not in {"http", "websocket"}:
         raise NotImplementedError
     address, port = scope["client"] or ("", "")
     fields = {"HTTP_" + name.decode().upper().replace("-", "_"): value.decode() for name, value in scope["headers"]}
@@ -45,6 +47,12 @@ async def atold(scope, receive, send):
     if "prefork.peer" in scope["extensions"]:
         told["prefork.peer"] = scope["extensions"]["prefork.peer"]
     body = json.dumps({"pid": os.getpid(), **told}).encode()
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": body.decode()})
+        await receive()
+        said = await receive()
+        return await send({"type": "websocket.close", "code": 4000, "reason": said["text"]})
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 """
@@ -59,16 +67,25 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def documented(kind: str, number: int = 0) -> str:
+def documented(kind: str, number: int = 0, page: str = "proxy.md") -> str:
     """Return a configuration of the documentation."""
-    blocks: list[tuple[str, str]] = BLOCK.findall((ROOT / "docs" / "proxy.md").read_text())
+    blocks: list[tuple[str, str]] = BLOCK.findall((ROOT / "docs" / page).read_text())
     return [text for name, text in blocks if name == kind][number]
 
 
 class Proxy:
     """A proxy in front of the server at ``port``, as documented, but with retries off; on leaving, it had no error."""
 
-    def __init__(self, name: str, port: int, folder: Path, *, number: int = 0, protocol: str = "send-proxy-v2") -> None:
+    def __init__(
+        self,
+        name: str,
+        port: int,
+        folder: Path,
+        *,
+        number: int = 0,
+        protocol: str = "send-proxy-v2",
+        page: str = "proxy.md",
+    ) -> None:
         if shutil.which(name) is None:
             if "CI" in os.environ:
                 pytest.fail(f"{name} is not installed")
@@ -76,7 +93,11 @@ class Proxy:
         self.port = free_port()
         self.folder = folder
         self.name = name
-        text = documented(name, number).replace("127.0.0.1:8000", f"{PROXY}:{port}").replace("send-proxy-v2", protocol)
+        text = (
+            documented(name, number, page)
+            .replace("127.0.0.1:8000", f"{PROXY}:{port}")
+            .replace("send-proxy-v2", protocol)
+        )
         if name == "nginx":
             text = text.replace("listen 80", f"listen {PROXY}:{self.port}")
             paths = "".join(f"{part}_temp_path {folder};" for part in ("proxy", "fastcgi", "uwsgi", "scgi"))
@@ -186,6 +207,21 @@ def test_behind_a_proxy_the_client_is_the_client(name: str, server: LiveServer, 
     assert told["SERVER_PORT"] == "80"
     assert "HTTP_FORWARDED" not in told
     server.wait_for("request.finished", client=CLIENT)
+
+
+@pytest.mark.parametrize(("name", "page"), [("nginx", "websockets.md"), ("haproxy", "proxy.md")])
+@pytest.mark.parametrize("server", ["sample:atold"], indirect=True, ids=["asgi"])
+def test_behind_a_proxy_a_websocket_is_one(name: str, page: str, server: LiveServer, tmp_path: Path) -> None:
+    with Proxy(name, server.address[1], tmp_path, page=page) as proxy:
+        url = f"ws://{PROXY}:{proxy.port}/socket"
+        with websocket(url, source_address=(CLIENT, 0), additional_headers={"X-Forwarded-For": "6.6.6.6"}) as client:
+            told = json.loads(client.recv())
+            client.send("enough")
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv()
+    assert (told["REMOTE_ADDR"], told["wsgi.url_scheme"]) == (CLIENT, "ws")
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (4000, "enough")
 
 
 def test_an_untrusted_peer_is_not_believed_and_it_is_told_once(server: LiveServer) -> None:
