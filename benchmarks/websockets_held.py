@@ -4,8 +4,8 @@
 
 One worker of each server holds so many WebSockets, all with an application that sends back what it gets. Memory is the
 growth of the worker's Pss; then, in rounds one server after the other, each connection has one message of 64 bytes under way,
-for two seconds. The servers run on the first CPU, the client on the second. uvicorn needs no installation beside ours:
-`pip install uvicorn`.
+for two seconds. The servers run on the first CPU, the client on the second. The peer is uvicorn, with each
+of the libraries that it can speak by.
 """
 
 import os
@@ -28,6 +28,7 @@ UVICORN = "-m uvicorn raw_websocket:echo --app-dir {apps} --port {port} --log-le
 SERVERS = {
     "prefork": PREFORK,
     "uvicorn-websockets": UVICORN.replace("{ws}", "websockets"),
+    "uvicorn-websockets-sansio": UVICORN.replace("{ws}", "websockets-sansio"),
     "uvicorn-wsproto": UVICORN.replace("{ws}", "wsproto"),
 }
 HANDSHAKE = (
@@ -110,14 +111,14 @@ def main():
     os.sched_setaffinity(0, {1})
     servers = [Server(name, 48200 + place) for place, name in enumerate(SERVERS)]
     try:
-        held = {}
+        held, settled, total = {}, {}, dict.fromkeys(SERVERS, 0)
         for server in servers:
             before = server.pss()
             connections = held[server.name] = server.open(HELD)
             echo(connections, 0.5)
-            after = server.pss()
+            after = settled[server.name] = server.pss()
             print(
-                f"{server.name}: {(after - before) / HELD:.1f} KiB each of {HELD}, in the second that each had its first messages",
+                f"{server.name}: {(after - before) / HELD:.1f} KiB for each of {HELD}",
                 flush=True,
             )
         rates = {name: [] for name in SERVERS}
@@ -126,6 +127,7 @@ def main():
             for server in servers:
                 cpu, start = server.cpu(), time.perf_counter()
                 came = echo(held[server.name], SECONDS)
+                total[server.name] += came
                 rates[server.name].append(came / (time.perf_counter() - start))
                 costs[server.name].append((server.cpu() - cpu) / came * 1e6)
         for server in servers:
@@ -133,7 +135,8 @@ def main():
             ratios = [ours / theirs for ours, theirs in zip(costs["prefork"], costs[server.name])]
             print(
                 f"{server.name}: {rate:,.0f} messages/s, {cost:.1f} us CPU each, "
-                f"prefork takes {min(ratios):.2f} to {max(ratios):.2f} of that, Pss now {server.pss():,} KiB"
+                f"prefork takes {min(ratios):.2f} to {max(ratios):.2f} of that; "
+                f"Pss grew by {server.pss() - settled[server.name]:,} KiB in {total[server.name]:,} messages"
             )
     finally:
         for server in servers:

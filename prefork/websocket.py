@@ -35,6 +35,7 @@ LOST = 1006
 GOING_AWAY, TOO_BIG, FAILED, RESTART = 1001, 1009, 1011, 1012
 SMALL = 128
 """How long a message may be, in bytes, that is sent as it is: to compress it would cost more than it saves."""
+_BITE, _LARGEST_BITE = 4096, 65536
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==")
 _WINDOW = re.compile(r"8|9|1[0-5]")
@@ -230,12 +231,11 @@ class Session:
     """
 
     __slots__ = (
+        "_begun",
         "_held",
         "_most",
         "_owed",
-        "_pieces",
         "_proto",
-        "_size",
         "_window",
         "_within",
         "answer_close",
@@ -258,8 +258,7 @@ class Session:
         self._held = b""  # the beginning of a frame, too short to tell how long that is
         self._owed = 0  # bytes of a frame that wsproto has the beginning of
         self._within = False  # whether there is a message of which wsproto has the beginning
-        self._pieces: list[str] | list[bytes] = []
-        self._size = 0
+        self._begun = bytearray()  # the octets of that message
         self.phase = _OPEN
         self.answer_close = True
         self.said: tuple[int, str] | None = None
@@ -280,6 +279,11 @@ class Session:
     def end(self) -> tuple[int, str]:
         """Code and reason of the end: as the client said, or as was said here, or that nobody said it."""
         return self.said or self.heard or (LOST, "")
+
+    @property
+    def bite(self) -> int:
+        """How many bytes to take in at a time: many if they are of one frame, few if each may be one of many."""
+        return min(max(self._owed, _BITE), _LARGEST_BITE)
 
     def receive(self, data: bytes) -> list[str] | list[bytes]:
         """Take what the client sent; return the messages that are complete. What it means for the end, see ``phase``."""
@@ -326,19 +330,17 @@ class Session:
     def _take(self, payload: str | bytes, messages: list[str] | list[bytes], *, last: bool) -> None:
         if self.said is not None:
             return
-        # Of the letters of a text that are beyond ASCII it is the octets that count.
-        self._size += len(payload) if isinstance(payload, bytes) or payload.isascii() else len(payload.encode())
-        if self._size > self._most:
-            raise self._too_big()
-        if last and not self._pieces:
+        text, begun = isinstance(payload, str), self._begun
+        if last and not begun and len(payload) * (4 if text else 1) <= self._most:
             messages.append(payload)  # type: ignore[arg-type]  # both kinds may come together
-        else:
-            self._pieces.append(payload)  # type: ignore[arg-type]  # all pieces of a message are of its kind
-            if not last:
-                return
-            messages.append(payload[:0].join(self._pieces))  # type: ignore[arg-type]  # likewise
-            self._pieces = []
-        self._size = 0
+            return
+        # Not a list of pieces: of a message that comes octet by octet that would be thirty times as much.
+        begun += payload.encode() if isinstance(payload, str) else payload
+        if len(begun) > self._most:
+            raise self._too_big()
+        if last:
+            messages.append(begun.decode() if text else bytes(begun))  # type: ignore[arg-type]  # likewise
+            self._begun = bytearray()
 
     def _too_big(self) -> ParseFailed:
         return ParseFailed(f"a message longer than {self._most} bytes", CloseReason.MESSAGE_TOO_BIG)
@@ -385,13 +387,13 @@ class Session:
         if code not in _MAY_BE_SAID and code not in _OF_APPLICATIONS:
             raise Misanswered(f"{code} is no code that may be sent")
         self.said = code, reason
-        self._pieces = []
+        self._begun = bytearray()
         return bytes(self._proto.close(None, None) if code == NO_CODE else self._proto.close(code, reason))
 
     def close(self) -> None:
         """End it for good."""
         self.phase = _OVER
-        self._pieces = []
+        self._begun = bytearray()
 
 
 def _next_frame(data: bytes, at: int) -> tuple[int, int] | None:

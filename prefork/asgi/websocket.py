@@ -19,7 +19,7 @@ from prefork.asgi.driver import AsgiDriver, came_of_leaving
 from prefork.asgi.gateway import client_address, decoded, request_scope, websocket_scope
 from prefork.config import QUICK_STOP_S
 from prefork.http1.connection import Phase
-from prefork.reception import AT_ONCE, NEVER, RECEIVE
+from prefork.reception import AT_ONCE, NEVER
 from prefork.scoreboard import BUSY
 from prefork.websocket import FAILED, GOING_AWAY, LOST, RESTART, Session, acceptance, read_handshake
 
@@ -42,7 +42,7 @@ _CLOSED = Phase.CLOSED
 class WebSocketCall(Call):
     """One call of the application for a WebSocket."""
 
-    __slots__ = ("close_by", "connected", "end", "handshake", "heard_at", "pinged", "session", "told")
+    __slots__ = ("asked_at", "close_by", "connected", "end", "handshake", "heard_at", "session", "told")
 
     _driver: WebSocketDriver
 
@@ -59,8 +59,8 @@ class WebSocketCall(Call):
         """Whether it was the application that said so."""
         self.heard_at = 0.0
         """When the client last sent something."""
-        self.pinged = False
-        """Whether it was sent a ping since."""
+        self.asked_at = NEVER
+        """When it was asked by a ping, if it was since."""
         self.close_by = NEVER
         """Until when it has to answer that this is the end."""
 
@@ -127,10 +127,7 @@ class WebSocketCall(Call):
             self._driver.finish(self, message.get("code", _NORMAL), message.get("reason") or "")
             self.told = True
             return
-        said = message.get("text")
-        if said is None:
-            said = bytes(message["bytes"])
-        octets = self.session.send(said)
+        octets = self.session.send(_said(message))
         self.answer.size += len(octets)
         self._driver.put(self.client, octets)
         while (outbox := self.client.outbox) is not None and outbox.size > LOW:
@@ -164,6 +161,17 @@ class WebSocketCall(Call):
         driver.open(self, octets, behind)
 
 
+def _said(message: Mapping[str, Any]) -> str | bytes:
+    """Return what is to be sent; raises ``TypeError`` for what is neither text nor bytes."""
+    text = message.get("text")
+    if text is None:
+        octets = message.get("bytes")
+        return octets if isinstance(octets, bytes) else bytes(memoryview(octets))  # type: ignore[arg-type]  # anything
+    if not isinstance(text, str):
+        raise TypeError(f"the text of websocket.send is {text!r}")
+    return text
+
+
 class WebSocketDriver(AsgiDriver):
     """Serves WebSockets too."""
 
@@ -172,7 +180,7 @@ class WebSocketDriver(AsgiDriver):
         self._last_word: tuple[int, str] | None = None  # what WebSockets are told that are still open, or open now
         self._close_s = CLOSE_S
         self._interval = self.config.websocket_ping_interval or NEVER
-        self._silence = self._interval + (self.config.websocket_ping_timeout or NEVER)
+        self._patience_s = self.config.websocket_ping_timeout or NEVER
 
     def _upgrade(self, client: Client, request: Upgrade) -> None:
         """Begin with a WebSocket, as a request whose connection serves no other one."""
@@ -214,21 +222,24 @@ class WebSocketDriver(AsgiDriver):
 
     def receive_frames(self, client: Client) -> bool:
         """Take in what the client sent."""
+        call = client.call
+        if not isinstance(call, WebSocketCall) or call.session is None:
+            return False  # it was found gone when the application sent something, and is about to be closed
         try:
-            data = client.receive(RECEIVE, AT_ONCE)
+            data = client.receive(call.session.bite, AT_ONCE)
         except BlockingIOError:
             return False
-        if not data:
+        if data:
+            self._take_in(call, data)
+        else:
             client.broken = True
-        elif isinstance(client.call, WebSocketCall):
-            self._take_in(client.call, data)
         return False
 
     def _take_in(self, call: WebSocketCall, data: bytes) -> None:
         client, session = call.client, call.session
         assert session is not None
         call.heard_at = time.monotonic()
-        call.pinged = False
+        call.asked_at = NEVER
         call.received += len(data)
         for message in session.receive(data):
             call.add_message(message)
@@ -268,7 +279,7 @@ class WebSocketDriver(AsgiDriver):
         self._settle(client)
 
     def _see_end(self, client: Client) -> None:
-        """Take note that the client sends nothing more. A WebSocket may have messages in the kernel still."""
+        """Take note that the client sends nothing more. A WebSocket that is not read now may have sent a lot before."""
         if client.step == self.receive_frames:
             client.eof = True
         else:
@@ -331,17 +342,15 @@ class WebSocketDriver(AsgiDriver):
             return call.close_by
         if call.size >= HIGH:
             return now + self._interval  # its pong may lie behind what the application has not taken
-        if now >= call.heard_at + self._silence:
+        if now >= call.asked_at + self._patience_s:
             self._tell_of_mistake(call, FAILED, "it did not answer a ping")
             self.finish(call, FAILED, "no answer to a ping")
             client.broken = True
-        elif now >= call.heard_at + self._interval:
-            if not call.pinged:
-                call.pinged = True
-                with suppress(OSError):
-                    self.put(client, session.ping())
-            return call.heard_at + self._silence
-        return call.heard_at + self._interval
+        elif call.asked_at == NEVER and now >= call.heard_at + self._interval:
+            call.asked_at = now
+            with suppress(OSError):
+                self.put(client, session.ping())
+        return call.heard_at + self._interval if call.asked_at == NEVER else call.asked_at + self._patience_s
 
     # The worker leaves.
 

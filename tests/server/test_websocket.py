@@ -95,6 +95,10 @@ async def app(scope, receive, send):
             say("closed, then", await receive())
         case "/bad-code":
             await send({"type": "websocket.close", "code": 1006})
+        case "/bytes-as-text":
+            await send({"type": "websocket.send", "text": b"a"})
+        case "/number":
+            await send({"type": "websocket.send", "bytes": 5})
         case "/accept-twice":
             await send({"type": "websocket.accept"})
         case "/late":
@@ -351,7 +355,15 @@ def test_application_that_has_denied_is_told_that_it_is_over(server: LiveServer)
 
 
 @pytest.mark.parametrize(
-    ("path", "code"), [("/return", 1000), ("/raise", 1011), ("/bad-code", 1011), ("/accept-twice", 1011)]
+    ("path", "code"),
+    [
+        ("/return", 1000),
+        ("/raise", 1011),
+        ("/bad-code", 1011),
+        ("/bytes-as-text", 1011),
+        ("/number", 1011),
+        ("/accept-twice", 1011),
+    ],
 )
 def test_end_of_the_application_is_the_end_of_the_websocket(server: LiveServer, path: str, code: int) -> None:
     with Client(server, path) as client:

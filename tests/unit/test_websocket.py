@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import pytest
@@ -220,6 +221,21 @@ def test_messages_go_out_in_one_frame_each_and_come_back_the_same(size: int, win
     octets = session.send("ä" * (size // 2)) + session.send(b"\xff" * size)
     assert hear(octets).messages == ["ä" * (size // 2), b"\xff" * size]
     assert not window or size < 200 or len(octets) < size / 10
+
+
+def test_message_in_the_smallest_frames_is_kept_in_its_size() -> None:
+    session = Session(MOST, 0)
+    session.receive(frame(BINARY, b"", fin=False))
+    more = frame(CONTINUATION, b"ab", fin=False) * 50
+    session.receive(more)
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            session.receive(more)
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 3 * 2 * 5000
 
 
 def test_end_said_here_is_over_when_the_client_says_so_too() -> None:
