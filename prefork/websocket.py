@@ -32,7 +32,7 @@ NO_CODE = 1005
 """The code of an end that was said without one (RFC 6455 section 7.1.5)."""
 LOST = 1006
 """The code of an end that nobody said."""
-GOING_AWAY, TOO_BIG, FAILED, RESTART = 1001, 1009, 1011, 1012
+GOING_AWAY, FAILED, RESTART = 1001, 1011, 1012
 SMALL = 128
 """How long a message may be, in bytes, that is sent as it is: to compress it would cost more than it saves."""
 _BITE, _LARGEST_BITE = 4096, 65536
