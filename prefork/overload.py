@@ -32,7 +32,7 @@ class TurnedAway:
 
     def tell(self, now: float) -> Counter[str]:
         """Return how many there were since the last time, nothing if that is less than ``INTERVAL`` ago."""
-        if now < self._again:
+        if now < self._again or not self.pending:
             return Counter()
         self._again = now + INTERVAL
         self.pending = False  # before the look: what is counted meanwhile is told now or later

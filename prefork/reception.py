@@ -396,11 +396,14 @@ class Reception(Generic[G]):
 
     def _tell_turned_away(self, patience: int | None) -> int | None:
         """Record who was turned away; return for how many milliseconds the main thread may sleep."""
-        for reason, turned_away in self._turned_away.tell(time.monotonic()).items():
-            self.records.emit("worker.overloaded", reason=reason, turned_away=turned_away, code="PF504")
+        self._tell_who_was_turned_away(time.monotonic())
         if not self._turned_away.pending:
             return patience
         return TELL_AGAIN if patience is None else min(patience, TELL_AGAIN)
+
+    def _tell_who_was_turned_away(self, now: float) -> None:
+        for reason, turned_away in self._turned_away.tell(now).items():
+            self.records.emit("worker.overloaded", reason=reason, turned_away=turned_away, code="PF504")
 
     def _until_taken(self) -> int | None:
         """Return when to ask again whether a worker that has nobody left may go; nobody tells of it."""

@@ -176,6 +176,7 @@ class AsgiDriver(Reception[Client]):
         """Give everything back; the loop is over."""
         for client in list(self._clients.values()):
             self._close(client)
+        self._tell_who_was_turned_away(NEVER)
         self._close_pipes()
 
     # Beside the loop.

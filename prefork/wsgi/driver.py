@@ -396,6 +396,7 @@ class WsgiDriver(Reception[Client]):
                 thread.join(1.0)
         for client in list(self._clients.values()):
             self._close(client)
+        self._tell_who_was_turned_away(NEVER)
         if not any(thread.is_alive() for thread in self._threads):
             self._close_pipes()
 

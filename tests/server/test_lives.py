@@ -299,7 +299,7 @@ async def app(scope, receive, send):
             server.wait_for("websocket.failed")
         (folder / "tea.py").write_text("import sys\nsys.modules['wsproto'] = None\nasync def app(*_): pass\n")
         server.send(signal.SIGHUP, to=server.pid)
-        server.wait_for("pool.superseded")
+        server.wait_for("worker.exited")  # until then the old code may take the next client in
         with socket.create_connection(server.address) as client:
             client.sendall(ask)
             server.wait_for("websocket.unavailable")

@@ -143,6 +143,7 @@ def test_an_asgi_application_is_spared_as_well(serve: Callable[..., LiveServer],
         assert answer(kept) == (200, b"False")
         server.stop()
         assert "/late" not in server.output
+        assert sum(record["turned_away"] for record in server.all("worker.overloaded", reason="queue_timeout")) == 2
 
 
 @linux
