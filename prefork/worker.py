@@ -197,7 +197,9 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     """Do all that has to be done before the driver runs."""
     config, records = birth.config, birth.records.bind(role="worker", worker=birth.number, generation=birth.generation)
     with ExitStack() as alone:
-        is_asgi = not isinstance(birth.app, str) and interface_of(birth.app, config) == "asgi"
+        # A driver that is to be reopened is one for WSGI: to look at the application once more is dear in a new process.
+        may_be_asgi = birth.driver is None
+        is_asgi = may_be_asgi and not isinstance(birth.app, str) and interface_of(birth.app, config) == "asgi"
         if isinstance(birth.app, str) or birth.hooks.worker_started or is_asgi:
             alone.enter_context(dying_with_parent(lifeline))
         app = load_app(birth.app, config.app_dir, config.interface) if isinstance(birth.app, str) else birth.app
@@ -236,7 +238,7 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
             driver = birth.driver
             birth.driver.reopen(facts, records, guard, birth.row, birth.exchange, birth.tls)
         driver.announce_at(announcement(birth.budget))
-        if interface_of(app, config) == "asgi":
+        if may_be_asgi and interface_of(app, config) == "asgi":
             inbox.give_way()
         return Life(birth, worker, driver, lifeline, inbox, records, resignation, alone.pop_all())
 
