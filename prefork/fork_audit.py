@@ -110,7 +110,8 @@ def _places(held: object) -> str:
         for name, value in _attributes(module):
             if value is held:
                 found.add(f"{module.__name__}.{name}")
-            elif not isinstance(value, ModuleType):
+            # Not isinstance(): that asks the value for its class, and a lazy object of Django's would be set up for it.
+            elif not issubclass(type(value), ModuleType):
                 found.update(f"{module.__name__}.{name}.{inner}" for inner, it in _attributes(value) if it is held)
     return ", ".join(sorted(found)[:_PLACES]) or "known by no name: a local variable, or in a list or the like"
 

@@ -109,6 +109,23 @@ def test_an_executor_without_a_name_is_found_too(found: Callable[[], list[Findin
     assert "known by no name" in finding.where
 
 
+class Lazy:
+    """Is set up when it is asked for its class, as a lazy object of Django's."""
+
+    def __getattribute__(self, name: str) -> object:
+        raise LookupError(f"it was set up for its {name}")
+
+
+def test_what_is_lazy_is_not_set_up_by_a_look_at_it(
+    found: Callable[[], list[Finding]], stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = stack.enter_context(ThreadPoolExecutor(1))
+    executor.submit(int).result()
+    monkeypatch.setattr(sys.modules[__name__], "lazy", Lazy(), raising=False)
+    (finding,) = found()
+    assert finding.kind == "executor"
+
+
 def test_the_executor_of_asgiref_comes_with_a_remedy_of_its_own(
     found: Callable[[], list[Finding]], stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
