@@ -500,10 +500,10 @@ class WsgiDriver(Reception[Client]):
         while self._leader == me and not self._done:
             if batch:
                 fd, events = batch.popleft()
+                if not turn.veteran and self._waiting and self._give_lead_to_veteran((fd, events)):
+                    return False
                 client = clients.get(fd)
                 if client is not None:
-                    if not turn.veteran and self._waiting and self._give_lead_to_veteran((fd, events)):
-                        return False
                     # If it is not watched it is in other hands, and the event is of yesterday.
                     if client.watched and not (self._away and self._leave_to_idle(client)):
                         self._serve(client, client.step)
