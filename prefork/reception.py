@@ -290,7 +290,6 @@ class Reception(Generic[G]):
         self._waited = 0.0  # for how many seconds the last one that was taken lay in the exchange
         self._accepting = False
         self._resume_at = NEVER
-        self._eases = exchange is not None and config.max_workers > 1
         self._limited = config.limit_concurrency is not None
         self._most = config.limit_concurrency or NEVER
         self._full = False  # whether there are as many as there may be
@@ -316,6 +315,7 @@ class Reception(Generic[G]):
         self._access = records.access_log()
         self.tls = tls
         self._exchange = exchange
+        self._eases = exchange is not None and self.config.max_workers > 1
         self._out, self._into = (-1, -1) if exchange is None else exchange.descriptors
         self._row = Row.alone(2 * self.config.threads) if row is None else row
         self._idlers, self._place = self._row.idlers, self._row.place
