@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from ssl import SSLContext
 
     from prefork.config import Config
+    from prefork.exit_guard import ExitGuard
     from prefork.handover import Exchange
     from prefork.listeners import Listener
     from prefork.outbox import Outbox
@@ -92,6 +93,15 @@ class WorkerFacts:
     number: int
     generation: int
     retire: Callable[[], None]
+
+    def shown(self, exit_guard: ExitGuard) -> dict[str, Any]:
+        """Return what an application is told about its worker, by the names that it has there."""
+        return {
+            "prefork.worker": self.number,
+            "prefork.generation": self.generation,
+            "prefork.exit_guard": exit_guard,
+            "prefork.retire": self.retire,
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,12 +93,7 @@ class AsgiDriver(Reception[Client]):
         exchange: Exchange | None = None,
         tls: SSLContext | None = None,
     ) -> None:
-        self._extra: dict[str, Any] = {
-            "prefork.worker": facts.number,
-            "prefork.generation": facts.generation,
-            "prefork.exit_guard": exit_guard,
-            "prefork.retire": facts.retire,
-        }
+        self._extra = facts.shown(exit_guard)
         self.receive = self._receive_measured if config.access_log or config.queue_timeout else self._receive
         super().__init__(listeners, config, records, row, exchange, tls)
         self._kinds_of_clients = _kinds_of_clients(tls=tls is not None)

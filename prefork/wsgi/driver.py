@@ -262,7 +262,7 @@ class WsgiDriver(Reception[Client]):
         exchange: Exchange | None = None,
         tls: SSLContext | None = None,
     ) -> None:
-        self._extra = {**_own_facts(facts, exit_guard), "prefork.extend_deadline": _no_deadline}
+        self._extra = {**facts.shown(exit_guard), "prefork.extend_deadline": _no_deadline}
         super().__init__(listeners, config, records, row, exchange, tls)
         self._mine = threading.local()  # the request that a thread is at
         self.app = self._with_deadline(app) if config.request_timeout else app
@@ -319,7 +319,7 @@ class WsgiDriver(Reception[Client]):
         """Be the driver of a process that was forked after ``close``: what is the same for all its siblings is there."""
         self._begin(records, row, exchange, tls)
         self._done = False
-        self._extra.update(_own_facts(facts, exit_guard))
+        self._extra.update(facts.shown(exit_guard))
         for base in self._bases.values():
             base.update(self._extra, **{"wsgi.errors": sys.stderr})
 
@@ -1119,16 +1119,6 @@ def _id_of(client: Client) -> dict[str, str]:
     """Return the id of the present request for a record, if it has one."""
     name = client.connection.request_id
     return {"request_id": name} if name else {}
-
-
-def _own_facts(facts: WorkerFacts, exit_guard: ExitGuard) -> dict[str, Any]:
-    """Return what an application is told about its worker."""
-    return {
-        "prefork.worker": facts.number,
-        "prefork.generation": facts.generation,
-        "prefork.exit_guard": exit_guard,
-        "prefork.retire": facts.retire,
-    }
 
 
 def _no_deadline(_seconds: float) -> None:
