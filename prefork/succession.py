@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 
 from prefork.handover import Exchange
 from prefork.supervisor import SignalReceived, Superseded
+from prefork.vitals import stat_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -237,9 +238,8 @@ def has_younger_sibling(pid: int, proc: Path = Path("/proc")) -> bool:
 
 
 def _parent_and_birth(proc: Path, pid: int) -> tuple[int, int]:
-    """Return the parent of a process, and when it was started, in ticks of the clock. Source: proc(5)."""
-    # The name, in brackets, may hold anything.
-    fields = (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    """Return the parent of a process, and when it was started, in ticks of the clock."""
+    fields = stat_of(pid, proc)
     return int(fields[1]), int(fields[19])
 
 

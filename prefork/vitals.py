@@ -163,9 +163,14 @@ def _nameless_file() -> int:
 def is_stopped(pid: int) -> bool:
     """Whether a process is stopped, by a signal or a debugger: it runs nothing, and answers no signal but KILL."""
     with suppress(OSError, IndexError):
-        # The name, in brackets, may hold anything. Source: proc(5).
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in {"T", "t"}
+        return stat_of(pid)[0] in {"T", "t"}
     return False
+
+
+def stat_of(pid: int, proc: Path = Path("/proc")) -> list[str]:
+    """Return what the kernel tells of a process, from its state on (proc(5)); raises ``OSError`` if it does not."""
+    # The name before that, in brackets, may hold anything.
+    return (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
 
 
 class OomKills:
