@@ -805,7 +805,7 @@ class Reception(Generic[G]):
 
     def _crowded(self) -> bool:
         """Whether there are more clients than there may be, those not counted that were told so and only have to go."""
-        return self._limited and len(self._clients) - len(self._refused) > self._most
+        return len(self._clients) - len(self._refused) > self._most
 
     def _leave_to_siblings(self, client: G) -> bool:
         """Let a sibling take one that is too many here; return whether that may be. Whom none takes is turned away."""

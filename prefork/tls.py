@@ -88,6 +88,13 @@ class Session:
         self._write(data)
         return self._out.read()
 
+    def pieces(self, data: bytes) -> Iterable[bytes]:
+        """Return what goes on the wire for ``data``, each piece encrypted when it is asked for: little is kept of a long one."""
+        if len(data) <= PIECE:
+            return (self.send(data),)
+        view = memoryview(data)
+        return (self.send(view[at : at + PIECE]) for at in range(0, len(view), PIECE))
+
     @property
     def unsent(self) -> bytes:
         """What goes on the wire without anybody's asking: handshakes, tickets, alerts. Empty when it was taken."""

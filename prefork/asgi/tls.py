@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prefork.asgi.calls import Client
-from prefork.tls import PIECE, TlsGuest, TlsOutbox
+from prefork.tls import TlsGuest, TlsOutbox
 
 if TYPE_CHECKING:
     import _socket
@@ -37,12 +37,8 @@ class TlsClient(TlsGuest, Client):
 
     def encrypted(self, octets: bytes) -> bytes:
         """Return what goes on the wire for ``octets``."""
-        session = self.session
-        assert session is not None
-        if len(octets) <= PIECE:
-            return session.send(octets)
-        view = memoryview(octets)
-        return b"".join(session.send(view[at : at + PIECE]) for at in range(0, len(view), PIECE))
+        assert self.session is not None
+        return b"".join(self.session.pieces(octets))
 
     def new_outbox(self, spool_dir: str | None) -> Outbox:
         """Return what holds what is encrypted, and files that are not yet."""

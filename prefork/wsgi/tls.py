@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefork.tls import PIECE, TlsGuest, TlsOutbox
+from prefork.tls import TlsGuest, TlsOutbox
 from prefork.wsgi.driver import Client, TimedClient
 
 if TYPE_CHECKING:
@@ -36,14 +36,9 @@ class TlsClient(TlsGuest, Client):
 
     def send_now(self, data: bytes) -> None:
         """Encrypt, and send before all that is held back."""
-        session = self.session
-        assert session is not None
-        if len(data) <= PIECE:
-            Client.send_now(self, session.send(data))
-            return
-        view = memoryview(data)
-        for at in range(0, len(data), PIECE):
-            self.send_octets(session.send(view[at : at + PIECE]))
+        assert self.session is not None
+        for piece in self.session.pieces(data):
+            self.send_octets(piece)
 
     def new_outbox(self) -> Outbox:
         """Return what holds what is encrypted, and files that are not yet."""
