@@ -10,6 +10,7 @@ import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
+import psutil
 import pytest
 import trustme
 from server_process import POOL, LiveServer, until
@@ -523,6 +524,9 @@ def test_worker_that_is_replaced_keeps_its_websockets_until_the_drain_timeout(fo
         server.wait_for("worker.ready", count=2)
         early.socket.sendall(frame(TEXT, b"still here"))
         assert early.expect(12) == b"\x81\x0astill here"
+        # It hears of its successor a moment after the record of that, and then leaves the listener to it.
+        old = psutil.Process(first)
+        until(lambda: all(each.status != psutil.CONN_LISTEN for each in old.net_connections("tcp")))
         with Client(server, "/pid") as late:
             assert pid_of(late) != first
             assert hear(_through(early)).code == 1012
