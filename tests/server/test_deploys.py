@@ -19,12 +19,11 @@ if TYPE_CHECKING:
 
 APP = """
 import os, sys, time
-from flask import Flask
 VERSION = "{version}"
+def app(environ, start_response):
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [VERSION.encode()]
 {more}
-app = application = Flask("shop")
-app.add_url_rule("/", "version", lambda: VERSION)
-app.add_url_rule("/sick", "sick", lambda: ("sick " + VERSION, 500))
 if __name__ == "__main__":
     from prefork import WorkerPool
     sys.exit(WorkerPool(app, redeploy=True, bind="127.0.0.1:0", max_workers=2, log_format="json", log_level="debug").serve())
@@ -38,6 +37,7 @@ class Shop:
         self.folder = folder
         (folder / "manage.py").write_text(MANAGE)
         (folder / "site_urls.py").write_text(URLS)
+        (folder / "web.py").write_text(WEB)
         self.write(1)
 
     def write(self, version: object, more: str = "") -> None:
@@ -83,9 +83,15 @@ from django.urls import path
 from shop import VERSION
 urlpatterns = [path("", lambda request: HttpResponse(VERSION))]
 """
+WEB = """
+from flask import Flask
+from shop import VERSION
+app = Flask("web")
+app.add_url_rule("/", "version", lambda: VERSION)
+"""
 COMMANDS = {
     "prefork": [sys.executable, "-m", "prefork", "shop:app", "--bind", "127.0.0.1:0", "-w", "2"],
-    "flask": [sys.executable, "-m", "flask", "--app", "shop", "run-prefork", "--port", "0", "-w", "2"],
+    "flask": [sys.executable, "-m", "flask", "--app", "web", "run-prefork", "--port", "0", "-w", "2"],
     "django": [sys.executable, "manage.py", "runprefork", "127.0.0.1:0", "-w", "2"],
     "script": [sys.executable, "shop.py"],
 }
@@ -216,7 +222,7 @@ def test_a_stack_is_shown_of_code_that_crashes(shop: Shop) -> None:
 def test_code_that_fails_the_probe_is_never_seen_by_a_client(shop: Shop, preload: str) -> None:
     with shop.served("--deploy-probe", "/", preload) as server:
         with Tally(server) as tally:
-            shop.write(2, "Flask.wsgi_app = lambda self, environ, start: (start('500 Sick', []), [b'no database'])[1]")
+            shop.write(2, "app = lambda environ, start: (start('500 Sick', []), [b'no database'])[1]")
             record = refuse(server)
             tally.wait_for(20)
         assert set(tally.bodies) == {b"1"}
@@ -471,7 +477,7 @@ def test_threads_that_stay_behind_are_named(shop: Shop) -> None:
 def test_nothing_is_lost_in_deploys_under_load(shop: Shop) -> None:
     with LiveServer.of("shop:app", "--max-workers", "2", cwd=shop.folder) as server, Tally(server, clients=8) as alive:
         with Tally(server, clients=4, keep_alive=False) as brief:
-            for version in range(2, 8):
+            for version in range(2, 7):
                 if version % 3 == 0:
                     shop.write("broken", "raise LookupError")
                     refuse(server)
@@ -497,7 +503,7 @@ def test_a_kept_alive_connection_outlives_deploys(shop: Shop) -> None:
 
 
 def test_a_long_answer_of_an_old_pool_is_finished(shop: Shop) -> None:
-    slow = "Flask.wsgi_app = lambda self, environ, start: (start('200 OK', []), (time.sleep(0.1) or b'x' for _ in range(30)))[1]"
+    slow = "app = lambda environ, start: (start('200 OK', []), (time.sleep(0.1) or b'x' for _ in range(30)))[1]"
     shop.write(1, slow)
     with shop.served() as server, socket.create_connection(server.address, timeout=20) as client:
         client.sendall(b"GET / HTTP/1.0\r\n\r\n")
