@@ -174,10 +174,10 @@ def stat_of(pid: int, proc: Path = Path("/proc")) -> list[str]:
 
 
 class OomKills:
-    """How many processes of our control group the kernel has killed for want of memory. Source: cgroups(7), version 2."""
+    """How many processes of our control group the kernel has killed for want of memory. Source: cgroups(7)."""
 
     def __init__(self, proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> None:
-        self._events = [folder / "memory.events" for folder in _own_groups(proc, root)]
+        self._counts = _where_kills_are_counted(proc, root)
         self._seen = self._count()
 
     def new(self) -> int:
@@ -186,16 +186,21 @@ class OomKills:
         return self._seen - before
 
     def _count(self) -> int:
-        for path in self._events:
+        for path in self._counts:
             with suppress(OSError, ValueError, KeyError):
                 return int(dict(line.split() for line in path.read_text().splitlines())["oom_kill"])
         return 0
 
 
-def _own_groups(proc: Path, root: Path) -> list[Path]:
-    """Return where our group may be found: a container may be told its path outside, and see itself as the top."""
+def _where_kills_are_counted(proc: Path, root: Path) -> list[Path]:
+    """Return the files that may tell of our group: a container may be told its path outside, and see itself as the top."""
+    found: list[Path] = []
     with suppress(OSError):
         for line in proc.read_text().splitlines():
-            if line.startswith("0::"):
-                return [root / line[3:].lstrip("/"), root]
-    return []
+            number, controllers, path = line.split(":", 2)
+            if number == "0":
+                found += (folder / "memory.events" for folder in (root / path.lstrip("/"), root))
+            elif "memory" in controllers.split(","):  # version 1, where each controller has a tree of its own
+                top = root / "memory"
+                found += (folder / "memory.oom_control" for folder in (top / path.lstrip("/"), top))
+    return found

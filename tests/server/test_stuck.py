@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import LiveServer, Tally
+from server_process import LiveServer, Tally, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
 APP = """
 import ctypes, signal, threading
@@ -33,6 +34,10 @@ def app(environ, start_response):
     if path == "/segv":
         say("in", path, os.getpid())
         ctypes.string_at(0)
+    if path == "/grow":
+        hoard = [bytearray(2**20)]
+        while hoard.append(bytearray(2**20)) is None:
+            pass
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"%d" % os.getpid()]
 """
@@ -83,6 +88,45 @@ def test_a_crash_names_each_request_that_was_being_served(serve: Callable[..., L
             assert gone["stack"].count("in app") == 3
         for client in [*idle, *busy]:
             client.close()
+
+
+@pytest.fixture
+def confined() -> Iterator[Path]:
+    """Return a control group in which there is little memory."""
+    top = Path("/sys/fs/cgroup")
+    mine = {line.split(":")[1]: line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines()}
+    old = "memory" in mine
+    group = top / "memory" / mine["memory"][1:] if old else top / mine[""][1:]
+    group /= f"prefork-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group can be made here: {error}")
+    try:
+        try:
+            (group / ("memory.limit_in_bytes" if old else "memory.max")).write_text(str(128 * 2**20))
+        except OSError as error:
+            pytest.skip(f"memory cannot be limited here: {error}")
+        yield group
+    finally:
+        until(lambda: not (group / "cgroup.procs").read_text())
+        group.rmdir()
+
+
+def test_a_worker_that_the_kernel_kills_for_want_of_memory_is_said_to_be(
+    confined: Path, write_app: Callable[..., Path]
+) -> None:
+    enter = 'echo $$ > "$0/cgroup.procs" && exec "$@"'
+    command = [sys.executable, "-m", "prefork", "sample:app", "--bind", "127.0.0.1:0", "-w", "1"]
+    with LiveServer("/bin/sh", "-c", enter, str(confined), *command, cwd=write_app(APP)) as server:
+        for n in range(1, 3):
+            client = send(server, "/grow")
+            gone = server.wait_for("worker.exited", count=n)
+            assert gone["signal"] == "SIGKILL"
+            assert gone["oom_kill"] == 1
+            assert [lost["path"] for lost in gone["requests_lost"]] == ["/grow"]
+            client.close()
+        assert server.get()[0] == 200
 
 
 def test_a_crash_in_compiled_code_shows_its_stack(serve: Callable[..., LiveServer]) -> None:

@@ -71,15 +71,26 @@ def test_a_process_is_stopped_until_it_is_continued() -> None:
 
 @linux
 @pytest.mark.parametrize("path", ["/pod/shop", "/"])
-def test_oom_kills_are_counted_since_the_last_look(tmp_path: Path, path: str) -> None:
-    proc, group = tmp_path / "cgroup", tmp_path / "fs" / path.lstrip("/")
-    group.mkdir(parents=True)
-    proc.write_text(f"4:memory:/else\n0::{path}\n")
-    events = group / "memory.events"
-    events.write_text("low 0\noom 5\noom_kill 3\noom_group_kill 0\n")
-    kills = OomKills(proc, tmp_path / "fs")
+@pytest.mark.parametrize(
+    ("groups", "place", "others"),
+    [
+        ("0::{}\n", "memory.events", "low 0\noom 6\noom_group_kill 0\n"),
+        ("5:cpu,cpuacct:/else\n4:memory:{}\n0::/else\n", "memory/memory.oom_control", "under_oom 0\n"),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_oom_kills_are_counted_since_the_last_look(
+    tmp_path: Path, path: str, groups: str, place: str, others: str
+) -> None:
+    proc, fs = tmp_path / "cgroup", tmp_path / "fs"
+    proc.write_text(groups.format(path))
+    counted = fs / place
+    counted = counted.parent / path.lstrip("/") / counted.name
+    counted.parent.mkdir(parents=True)
+    counted.write_text(f"oom_kill 3\n{others}")
+    kills = OomKills(proc, fs)
     assert kills.new() == 0
-    events.write_text("low 0\noom 6\noom_kill 5\noom_group_kill 0\n")
+    counted.write_text(f"oom_kill 5\n{others}")
     assert kills.new() == 2
     assert kills.new() == 0
 
