@@ -32,7 +32,7 @@ sys.dont_write_bytecode = True  # this folder may be read-only, and is not ours 
 
 import lab  # noqa: E402
 from ideal import simulate  # noqa: E402
-from lab import APPS, BIN, drive, env, med, memory, pct, settle, timed, tree, tree_cpu, wrk  # noqa: E402
+from lab import APPS, BIN, drive, env, med, memory, paced, pct, settle, timed, tree, tree_cpu, wrk  # noqa: E402
 from servers import OURS, SERVERS  # noqa: E402
 
 # app -> kind -> (module:callable, path); a POST app also has a body size
@@ -50,6 +50,7 @@ TARGETS = {
         "a2wsgi": ("raw_a2wsgi:stream_cl", "/"),
     },
     "echo": {"wsgi": ("raw:echo", "/"), "asgi": ("raw_asgi:echo", "/"), "a2wsgi": ("raw_a2wsgi:echo", "/")},
+    "query": {"wsgi": ("djquery:app", "/")},
     "mixed": {"wsgi": ("raw:mixed", "/"), "asgi": ("raw_asgi:mixed", "/"), "a2wsgi": ("raw_a2wsgi:mixed", "/")},
 }
 POST = {"echo": 102400}
@@ -345,6 +346,31 @@ def fairness(args):
     )
 
 
+def connections(args):
+    names = usable(args, "query", lambda row: row.workers)
+    for conns in (20, 64):
+        title = f"connections: {args.workers} workers, {args.rate} requests a second of 5 ms, {conns} clients"
+        rep = Report(args, title, "open")
+
+        def body(name, srv, conns=conns, rep=rep):
+            took, said, failed = paced(srv, conns, args.seconds, args.rate)
+            workers = len({word.split(b"-")[0] for word in said})
+            rep.add(name, {"open": len(said), "at": workers, "p50": pct(took, 50), "p99": pct(took, 99), "bad": failed})
+            return f"{len(said)} connections"
+
+        rep.notes = rounds(args, names, "query", body, workers=args.workers)
+        rep.show(
+            [
+                ("open at the database", "open", "{:.0f}"),
+                ("workers that have one", "at", "{:.0f}"),
+                column("p50 ms", "p50", 1e-3, "{:.1f}"),
+                column("p99 ms", "p99", 1e-3, "{:.1f}"),
+                ("failed", "bad", "{:.0f}"),
+            ],
+            order=1,
+        )
+
+
 def startup(args):
     names = usable(args, "big", lambda row: row.workers)
     rep = Report(args, f"start-up, {args.workers} workers, app big", "first")
@@ -549,6 +575,14 @@ SUITES = {
         "gunicorn-gthread-h1c",
         {"seconds": 5, "workers": 4, "conns": 64},
     ),
+    "connections": (
+        connections,
+        ("wsgi",),
+        "gunicorn-gthread-h1c granian-wsgi-bt4",
+        "",
+        "gunicorn-gthread-h1c",
+        {"seconds": 10, "workers": 10},
+    ),
     "reload": (
         reload,
         W + A,
@@ -608,6 +642,7 @@ def main():
     ap.add_argument("--modes", help="keepalive,close")
     ap.add_argument("--app", help="comma-separated: " + ", ".join(TARGETS))
     ap.add_argument("--maxreq", type=int, default=100, help="recycle: requests per worker")
+    ap.add_argument("--rate", type=int, default=200, help="connections: requests a second")
     ap.add_argument("--requests", type=int, default=2000, help="memory: requests before the second reading")
     asked = ap.parse_args()
     if asked.list:

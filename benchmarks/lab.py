@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import socket
@@ -429,6 +430,50 @@ def pct(values, q):
 
 def drive(server, conns, secs, close=False, slow_path=None, slow_every=0, during=None):
     return asyncio.run(Client(server.port, server.path, conns, close, slow_path, slow_every).run(secs, during))
+
+
+def paced(server, conns, secs, rate):
+    """Requests that come by chance, so many a second, each on whichever of the kept connections is free.
+
+    Returns how long each took from the moment that it was due, what the answers said, and how many failed.
+    """
+    request = f"GET {server.path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    took, said, failed = [], Counter(), 0
+
+    async def one(due, free):
+        nonlocal failed
+        reader, writer = await free.get()
+        try:
+            writer.write(request)
+            head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)).lower()
+            body = await reader.readexactly(int(re.search(rb"content-length: *(\d+)", head)[1]))
+            failed += b" 200 " not in head[:16]
+            said[body] += 1
+            took.append(time.perf_counter() - due)
+        except (OSError, EOFError, asyncio.TimeoutError):
+            failed += 1
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        free.put_nowait((reader, writer))
+
+    async def everyone():
+        chance = random.Random(conns)
+        connections = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(conns)]
+        chance.shuffle(connections)
+        free = asyncio.Queue()
+        for connection in connections:
+            free.put_nowait(connection)
+        await asyncio.sleep(0.5)
+        due, end, asked = time.perf_counter(), time.perf_counter() + secs, []
+        while due < end:
+            await asyncio.sleep(due - time.perf_counter())
+            asked.append(asyncio.create_task(one(due, free)))
+            due += chance.expovariate(rate)
+        await asyncio.gather(*asked)
+        while not free.empty():
+            free.get_nowait()[1].close()
+
+    asyncio.run(everyone())
+    return took, said, failed
 
 
 def closes(server):
