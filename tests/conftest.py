@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import gc
 import multiprocessing
 import signal
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
-from server_process import LiveServer
+from server_process import ROOT, LiveServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,6 +68,13 @@ def _leavings() -> dict[str, object]:
         "frozen": gc.get_freeze_count(),
         "directory": Path.cwd(),
     }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile our package, as an installer does with a wheel: where bytecode is not written each server would do so."""
+    if not hasattr(config, "workerinput"):
+        for package in ("prefork", "contrib"):
+            compileall.compile_dir(ROOT / package, quiet=1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -71,6 +71,8 @@ class LiveServer:
         self.cwd = ROOT / "tests" if cwd is None else cwd
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PREFORK_", "FLASK_"))},
+            # Tests write an application anew within the second that tells old bytecode from new.
+            "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
             "PREFORK_LOG_FORMAT": "json",
             "PREFORK_LOG_LEVEL": "debug",
