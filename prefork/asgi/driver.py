@@ -481,15 +481,22 @@ class AsgiDriver(Reception[Client]):
     def _expect_more(self, call: Call) -> None:
         """See that the rest of a body comes fast enough, unless its application makes it wait."""
         client, config = call.client, self.config
+        if client.outbox is not None:
+            return  # it is measured by what it takes, until it has taken all
+        if call.size >= HIGH:
+            client.pace, client.deadline = None, NEVER
+            return
         if client.pace is None:
             client.pace = Pace(config.body_timeout, config.body_min_rate, time.monotonic(), call.received)
-        if call.size < HIGH and not client.goes_on(call.received):
+        if not client.goes_on(call.received):
             self._time_out(client)
 
     def _late(self, client: Client) -> bool:
-        if client.call is None:
+        call = client.call
+        if call is None:
             return super()._late(client)
-        return client.call.size < HIGH and client.deadline <= time.monotonic()
+        measured = not call.ended and call.size < HIGH and client.outbox is None
+        return measured and not client.goes_on(call.received)
 
     def _collect(self, call: Call) -> None:
         connection = call.client.connection

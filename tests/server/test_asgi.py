@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import select
 import socket
+import threading
 import time
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
@@ -67,6 +69,15 @@ async def app(scope, receive, send):
                 size += len(message["body"])
                 if not message["more_body"]:
                     break
+            await start(send)
+            await body(send, b"%d" % size)
+        case "/reads-at-last":
+            while not os.path.exists(FILE + ".go"):
+                await anyio.sleep(0.01)
+            size, more = 0, True
+            while more:
+                message = await receive()
+                size, more = size + len(message["body"]), message["more_body"]
             await start(send)
             await body(send, b"%d" % size)
         case "/early":
@@ -254,6 +265,32 @@ def test_a_body_waits_in_the_kernel_for_who_reads_slowly(server: LiveServer) -> 
         connection.request("POST", "/slow-reader", body=body, headers=framing, encode_chunked=bool(framing))
         assert connection.getresponse().read() == b"5000000"
         connection.close()
+
+
+def test_a_client_is_not_to_blame_for_an_application_that_reads_late(tmp_path: Path) -> None:
+    (tmp_path / "sample.py").write_text(APP)
+    with (
+        LiveServer.pool("sample:app", app_dir=str(tmp_path), max_workers=1, head_timeout=0.1, body_timeout=0.1) as server,
+        socket.create_connection(server.address, timeout=20) as client,
+    ):
+        client.sendall(ask("/reads-at-last", "Content-Length: 50000000", method="POST"))
+        client.setblocking(False)
+        sent = send_while_it_is_taken(client)
+        threading.Event().wait(1)  # ten times as long as a client may be silent
+        assert send_while_it_is_taken(client) == 0, "what the application does not read has to wait in the kernel"
+        (tmp_path / "file.go").touch()
+        client.settimeout(20)
+        client.sendall(bytes(50_000_000 - sent))
+        assert client.makefile("rb").read().endswith(b"50000000")
+
+
+def send_while_it_is_taken(client: socket.socket) -> int:
+    """Send until nothing was taken for a moment; return how much was."""
+    sent, writable = 0, select.poll()
+    writable.register(client, select.POLLOUT)
+    while writable.poll(200):
+        sent += client.send(bytes(65536))
+    return sent
 
 
 def test_send_waits_for_the_client_and_raises_when_it_is_gone(server: LiveServer) -> None:
