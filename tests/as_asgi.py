@@ -6,13 +6,14 @@ import sys
 from importlib import import_module
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
+from wsgiref.util import FileWrapper
 
 import anyio
 import anyio.from_thread
 import anyio.to_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
 
 def of(spec: str) -> Callable[..., Awaitable[None]]:
@@ -46,13 +47,21 @@ def answer(app: Callable[..., Any], environ: dict[str, Any], send: Any) -> None:
         return lambda data: None
 
     iterable = app(environ, start_response)
-    pieces = list(iterable) if isinstance(iterable, list) else iterable
-    if isinstance(pieces, list):
+    try:
+        pass_on(iterable, start, send)
+    finally:
+        if hasattr(iterable, "close"):
+            iterable.close()
+
+
+def pass_on(iterable: Iterable[bytes], start: list[dict[str, Any]], send: Any) -> None:
+    """Send an answer whole if it is a list, or else piece by piece."""
+    if isinstance(iterable, list):
         anyio.from_thread.run(send, start[0])
-        anyio.from_thread.run(send, {"type": "http.response.body", "body": b"".join(pieces)})
+        anyio.from_thread.run(send, {"type": "http.response.body", "body": b"".join(iterable)})
         return
     sent = False
-    for piece in pieces:
+    for piece in iterable:
         if not sent:
             anyio.from_thread.run(send, start[0])
             sent = True
@@ -78,5 +87,6 @@ def environ_of(scope: dict[str, Any], body: bytes) -> dict[str, Any]:
         "REMOTE_PORT": str(peer[1]),
         "wsgi.input": BytesIO(body),
         "wsgi.errors": sys.stderr,
+        "wsgi.file_wrapper": FileWrapper,
         "wsgi.url_scheme": scope["scheme"],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 import psutil
+import pytest
 
 if TYPE_CHECKING:
     import ssl
@@ -50,6 +52,13 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come"
         time.sleep(0.01)
+
+
+def program(name: str) -> str:
+    """Return the path of a tool; skip the test if it is not here, and fail where it counts."""
+    if (path := shutil.which(name)) is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed")
+    return path
 
 
 class LiveServer:

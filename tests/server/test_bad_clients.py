@@ -125,6 +125,7 @@ def pause(seconds: float = 0.2) -> None:
 # Slow.
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize("kept", [False, True], ids=["new connection", "kept connection"])
 def test_a_head_that_comes_drop_by_drop_has_its_time_and_no_more(
     serve: Callable[..., LiveServer], *, kept: bool
@@ -143,6 +144,7 @@ def test_a_head_that_comes_drop_by_drop_has_its_time_and_no_more(
         assert received.startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.over_both
 def test_a_body_may_take_its_time_while_it_goes_on_and_not_a_moment_longer(serve: Callable[..., LiveServer]) -> None:
     with serve(body_timeout=0.6, body_min_rate=0) as server:
         with connect(server, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n") as client:
@@ -155,6 +157,7 @@ def test_a_body_may_take_its_time_while_it_goes_on_and_not_a_moment_longer(serve
             assert until_closed(client).startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize(
     ("head", "drop"),
     [
@@ -177,6 +180,7 @@ def test_a_body_that_creeps_has_its_time_and_no_more(
         assert server.get() == (200, b"0")
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize("path", ["/stream", "/file"])
 def test_who_reads_at_a_creep_is_given_up_and_who_reads_slowly_is_not(
     serve: Callable[..., LiveServer], path: str
@@ -201,6 +205,7 @@ prefork.wsgi.driver.SPOOL = 1_000_000
 """
 
 
+@pytest.mark.over_both
 def test_a_thread_that_waits_for_its_client_is_free_again_and_the_application_not_to_blame(
     serve: Callable[..., LiveServer],
 ) -> None:
@@ -223,6 +228,7 @@ def drips(environ, start_response):
 """
 
 
+@pytest.mark.over_both
 def test_an_endless_answer_ends_when_its_client_takes_nothing_of_it(serve: Callable[..., LiveServer]) -> None:
     with serve(DRIPS, app="sample:drips", write_timeout=0.5) as server, connect(server, get("/?1000000")) as client:
         server.wait_for_output("closed 1")
@@ -230,6 +236,7 @@ def test_an_endless_answer_ends_when_its_client_takes_nothing_of_it(serve: Calla
         assert not server.all("request.failed")
 
 
+@pytest.mark.over_both
 def test_an_answer_that_drips_is_not_taken_for_a_client_that_is_slow(serve: Callable[..., LiveServer]) -> None:
     options = {"app": "sample:drips", "write_timeout": 0.3, "write_min_rate": 100_000}
     with serve(DRIPS, **options) as server, socket.create_connection(server.address, timeout=20) as client:
@@ -237,6 +244,7 @@ def test_an_answer_that_drips_is_not_taken_for_a_client_that_is_slow(serve: Call
         assert len(answer(client)[1]) == 5_000_150
 
 
+@pytest.mark.over_both
 def test_an_idle_connection_is_closed_in_its_time(serve: Callable[..., LiveServer]) -> None:
     with serve(keep_alive_timeout=0.3) as server, connect(server, get("/")) as client:
         assert answer(client) == (200, b"0")

@@ -85,6 +85,7 @@ def test_a_job_is_finished_behind_its_answer_however_its_worker_goes(
         assert server.stop() == 0
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize("level", ["debug", "info"])
 def test_a_hold_that_outlives_the_patience_of_a_stop_is_named(write_app: Callable[..., Path], level: str) -> None:
     folder = write_app(WORK + APPS["plain"])

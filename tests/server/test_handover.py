@@ -201,6 +201,7 @@ def all_asleep(*pids: int) -> bool:
 # What a client sees.
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_connection_outlives_its_workers(serve: Serve, version: str) -> None:
     with serve(max_workers=1) as server, Talk(server.address, version) as client:
@@ -215,6 +216,7 @@ def test_a_connection_outlives_its_workers(serve: Serve, version: str) -> None:
         assert not server.all("worker.handover_failed")
 
 
+@pytest.mark.over_both
 def test_the_last_request_of_a_budget_is_answered_like_any_other(serve: Serve) -> None:
     with serve(max_workers=1, max_reqs_per_child=10) as server, Talk(server.address) as client:
         served = Counter[int]()
@@ -229,6 +231,7 @@ def test_the_last_request_of_a_budget_is_answered_like_any_other(serve: Serve) -
         assert {(r["requests"], r["overrun"]) for r in server.all("worker.exited")} == {(10, 0)}
 
 
+@pytest.mark.over_both
 def test_a_client_that_has_said_nothing_yet_is_handed_over_too(serve: Serve) -> None:
     with serve(max_workers=1) as server, Talk(server.address) as silent:
         holder = server.get()[1]
@@ -239,6 +242,7 @@ def test_a_client_that_has_said_nothing_yet_is_handed_over_too(serve: Serve) -> 
         assert answer["REMOTE_PORT"] == str(silent.sock.getsockname()[1])
 
 
+@pytest.mark.over_both
 def test_an_unfinished_head_is_waited_for_and_the_connection_handed_over_behind_it(serve: Serve) -> None:
     with serve(max_workers=1) as server, Talk(server.address) as client:
         old = client.ask()["pid"]
@@ -253,6 +257,7 @@ def test_an_unfinished_head_is_waited_for_and_the_connection_handed_over_behind_
         assert client.ask()["pid"] != old
 
 
+@pytest.mark.over_both
 def test_requests_that_were_sent_ahead_are_answered_before_the_connection_goes(serve: Serve) -> None:
     with serve(max_workers=1, max_reqs_per_child=4) as server, Talk(server.address) as client:
         old = client.ask()["pid"]
@@ -267,6 +272,7 @@ def test_requests_that_were_sent_ahead_are_answered_before_the_connection_goes(s
         assert server.all("worker.exited")[0]["overrun"] == 4
 
 
+@pytest.mark.over_both
 def test_an_answer_that_takes_its_time_is_finished_first(serve: Serve) -> None:
     with serve(max_workers=1) as server, Talk(server.address) as client:
         client.send("/slow?0.5")
@@ -294,6 +300,7 @@ def test_every_kind_of_listener_hands_over(serve: Serve, tmp_path: Path, bind: s
             assert {**second, "pid": 0} == {**first, "pid": 0}
 
 
+@pytest.mark.over_both
 def test_idle_connections_still_end_when_their_time_is_up(serve: Serve) -> None:
     with serve(max_workers=1, keep_alive_timeout=1.5) as server, Talk(server.address) as client:
         client.ask()
@@ -302,6 +309,7 @@ def test_idle_connections_still_end_when_their_time_is_up(serve: Serve) -> None:
         assert client.ended
 
 
+@pytest.mark.over_both
 def test_a_retired_worker_goes_before_an_idle_client_speaks_again(serve: Serve) -> None:
     with serve(max_workers=1) as server, Talk(server.address) as client:
         client.ask()
@@ -351,6 +359,7 @@ def threads_of(pid: int) -> list[psutil.Process]:
     return [psutil.Process(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
+@pytest.mark.over_both
 def test_who_finds_no_room_in_the_exchange_waits_for_it_asleep(serve: Serve) -> None:
     with serve(max_workers=1) as server, Crowd(server.address, 700) as crowd:
         crowd.run(700)
@@ -373,6 +382,7 @@ def test_who_finds_no_room_in_the_exchange_waits_for_it_asleep(serve: Serve) -> 
         assert (crowd.answered, crowd.failed, crowd.closed) == (1400, 0, 0)
 
 
+@pytest.mark.over_both
 def test_a_retired_worker_goes_however_late_its_connections_are_taken(serve: Serve) -> None:
     with serve(max_workers=1) as server, Crowd(server.address, 5) as crowd:
         crowd.run(5)
@@ -428,6 +438,7 @@ def test_one_thread_serves_what_comes_one_after_the_other(workers: int, serve: S
         assert len({(answer["pid"], answer["thread"]) for answer in answers}) == 1
 
 
+@pytest.mark.over_both
 def test_clients_that_all_came_to_one_worker_are_shared_out_when_they_keep_it_busy(serve: Serve) -> None:
     with serve() as server, ExitStack() as stack:
         asleep, awake = server.worker_pids
@@ -542,6 +553,7 @@ def test_nobody_is_left_in_the_exchange_when_the_pool_stops(serve: Serve) -> Non
             assert server.wait() == 0
 
 
+@pytest.mark.over_both
 def test_a_stop_does_not_wait_for_who_stays_silent(serve: Serve) -> None:
     with serve(max_workers=2, graceful_timeout=PATIENCE * 2) as server, Talk(server.address) as client:
         client.ask()
@@ -652,6 +664,7 @@ sys.exit(WorkerPool(told, bind="127.0.0.1:0", max_workers=1, log_format="json", 
 """
 
 
+@pytest.mark.over_both
 def test_a_system_without_an_exchange_finishes_politely(write_app: Callable[..., Path]) -> None:
     with LiveServer.script(NO_EXCHANGE, cwd=write_app(APP)) as server, Talk(server.address) as client:
         old = client.ask()["pid"]

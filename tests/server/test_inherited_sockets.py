@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import PATIENCE, POOL, ROOT, LiveServer, Tally, until
+from server_process import PATIENCE, POOL, ROOT, LiveServer, Tally, program, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,13 +76,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def missing(tool: str) -> NoReturn:
-    """Skip a test whose tool is not here; where it counts, fail."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{tool} is not installed")
-    pytest.skip(f"{tool} is not installed")
-
-
 def ask(where: str | tuple[str, int]) -> dict[str, Any]:
     """Ask on a connection of its own, by TCP or at the path of a UNIX socket."""
     connection = HTTPConnection("localhost" if isinstance(where, str) else where[0], 0, timeout=20)
@@ -102,9 +94,7 @@ def ask(where: str | tuple[str, int]) -> dict[str, Any]:
 
 def queue_length(port: int) -> int:
     """Return how many connections the kernel queues for a listening socket, IPv4 on this machine."""
-    if shutil.which("ss") is None:
-        missing("ss")
-    shown = subprocess.run(["ss", "-ltnH", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run([program("ss"), "-ltnH", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
     return int(shown.split()[2])
 
 
@@ -115,11 +105,8 @@ class Starter(LiveServer):
     """A server under ``start_server``, which is the process that is started here."""
 
     def __init__(self, *flags: str, command: list[str] = PREFORK, folder: Path, **more: Any) -> None:
-        program = shutil.which("start_server")
-        if program is None:
-            missing("start_server")
         self.status = folder / "status"
-        super().__init__(program, *flags, f"--status-file={self.status}", "--", *command, cwd=folder, **more)
+        super().__init__(program("start_server"), *flags, f"--status-file={self.status}", "--", *command, cwd=folder, **more)
         self.env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = PATIENCE) -> int:

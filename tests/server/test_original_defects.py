@@ -81,6 +81,7 @@ class Gate:
 
 
 # After TERM it goes on accepting, and under steady load never exits.
+@pytest.mark.over_both
 @pytest.mark.parametrize("who", ["worker", "pool"])
 def test_d01_who_is_to_leave_takes_nothing_new_and_leaves_under_steady_load(
     who: str, serve: Callable[..., LiveServer]
@@ -124,6 +125,7 @@ def test_d03_an_answer_in_pieces_keeps_no_worker(path: str, serve: Callable[...,
 
 
 # TERM after the budget was spent cuts what is being answered.
+@pytest.mark.over_both
 def test_d04_two_reasons_to_leave_cut_nothing(serve: Callable[..., LiveServer], tmp_path: Path) -> None:
     with serve(max_reqs_per_child=2) as server:
         (worker,) = server.worker_pids
@@ -143,6 +145,7 @@ def test_d04_two_reasons_to_leave_cut_nothing(serve: Callable[..., LiveServer], 
 
 
 # A second TERM kills a worker at once.
+@pytest.mark.over_both
 @pytest.mark.parametrize("who", ["worker", "pool"])
 def test_d05_term_twice_is_the_same_drain(who: str, serve: Callable[..., LiveServer], tmp_path: Path) -> None:
     with serve() as server:
@@ -157,6 +160,7 @@ def test_d05_term_twice_is_the_same_drain(who: str, serve: Callable[..., LiveSer
 
 
 # The range of budgets shrinks to its minimum.
+@pytest.mark.over_both
 def test_d06_budgets_are_drawn_from_the_whole_range_for_ever(serve: Callable[..., LiveServer]) -> None:
     with serve(min_reqs_per_child=5, max_reqs_per_child=40) as server, Tally(server, clients=1) as tally:
         server.wait_for("worker.exited", count=12)
@@ -172,6 +176,7 @@ def test_d06_budgets_are_drawn_from_the_whole_range_for_ever(serve: Callable[...
 
 
 # A worker serves one more than its budget.
+@pytest.mark.over_both
 def test_d07_a_budget_is_spent_to_the_last_request_and_not_beyond(serve: Callable[..., LiveServer]) -> None:
     with serve(max_reqs_per_child=40) as server:
         served = Counter[bytes]()

@@ -38,7 +38,7 @@ def app(environ, start_response):
     if path == "/descriptors":
         spare = [socket.socket() for _ in range(3)]
     start_response("200 OK", [("Content-Type", "text/plain")])
-    return [str(environ["prefork.client_gone"]()).encode()]
+    return [str(environ.get("prefork.client_gone", bool)()).encode()]
 
 async def asgi(scope, receive, send):
     if scope["type"] == "http":
@@ -169,9 +169,9 @@ def test_an_application_may_ask_whether_its_client_is_gone(serve: Callable[..., 
         assert not server.all("request.failed")
 
 
-@pytest.mark.parametrize("app", ["app", "asgi"])
-def test_who_is_one_too_many_is_told_at_once_and_the_others_go_on(serve: Callable[..., LiveServer], app: str) -> None:
-    with serve(app, limit_concurrency=3) as server, ExitStack() as clients:
+@pytest.mark.over_both
+def test_who_is_one_too_many_is_told_at_once_and_the_others_go_on(serve: Callable[..., LiveServer]) -> None:
+    with serve(limit_concurrency=3) as server, ExitStack() as clients:
         inside = [clients.enter_context(send(server, "/")) for _ in range(3)]
         assert [answer(client)[0] for client in inside] == [200] * 3
         for method in ("GET", "HEAD"):
@@ -189,6 +189,7 @@ def test_who_is_one_too_many_is_told_at_once_and_the_others_go_on(serve: Callabl
         assert server.wait_for("worker.overloaded", reason="limit_concurrency")["turned_away"] >= 1
 
 
+@pytest.mark.over_both
 def test_who_is_one_too_many_for_a_worker_is_served_by_a_sibling(serve: Callable[..., LiveServer]) -> None:
     with serve(limit_concurrency=5, max_workers=2) as server, ExitStack() as clients:
         crowd = [clients.enter_context(send(server, "/")) for _ in range(10)]
@@ -221,6 +222,7 @@ def test_who_finds_the_queue_full_is_served_when_there_is_room(serve: Callable[.
             assert answer(client)[0] == 200
 
 
+@pytest.mark.over_both
 def test_who_says_nothing_makes_room_for_who_does(serve: Callable[..., LiveServer]) -> None:
     with serve(limit_concurrency=3) as server, ExitStack() as clients:
         silent = [clients.enter_context(socket.create_connection(server.address, timeout=20)) for _ in range(3)]
@@ -228,6 +230,7 @@ def test_who_says_nothing_makes_room_for_who_does(serve: Callable[..., LiveServe
         assert [client.recv(1) for client in silent] == [b""] * 3
 
 
+@pytest.mark.over_both
 def test_a_crowd_takes_neither_the_descriptors_of_the_application_nor_its_place(
     serve: Callable[..., LiveServer],
 ) -> None:

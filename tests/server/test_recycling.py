@@ -64,6 +64,7 @@ def budgets(server: LiveServer) -> dict[int, int]:
 # Why.
 
 
+@pytest.mark.over_both
 def test_an_app_may_have_its_worker_replaced_with_each_request(serve: Callable[..., LiveServer]) -> None:
     with serve() as server:
         pids = set()
@@ -95,6 +96,7 @@ def test_a_hook_may_ask_for_it_and_each_worker_serves_a_request_nevertheless(
         assert len(server.all("worker.spawned")) <= 5
 
 
+@pytest.mark.over_both
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="this system does not tell")
 def test_a_worker_that_has_grown_is_replaced(serve: Callable[..., LiveServer]) -> None:
     with serve(max_memory="40M") as server:
@@ -118,6 +120,7 @@ def test_an_idle_pool_with_limits_of_memory_and_age_sleeps(serve: Callable[..., 
         assert after == before
 
 
+@pytest.mark.over_both
 def test_workers_are_replaced_when_they_are_of_age_each_at_its_own_time(serve: Callable[..., LiveServer]) -> None:
     with serve(max_worker_age=1.0, max_reqs_per_child=0) as server, Tally(server) as tally:
         server.wait_for("worker.exited", count=4, reason="max_age", exit_code=0)
@@ -143,6 +146,7 @@ def test_workers_that_start_together_do_not_retire_together(serve: Callable[...,
     assert all(record["requests"] == budgets(server)[record["child_pid"]] + record["overrun"] for record in left)
 
 
+@pytest.mark.over_both
 def test_a_worker_whose_successors_do_not_start_serves_on_and_says_so_once(
     serve: Callable[..., LiveServer], tmp_path: Path
 ) -> None:
@@ -163,6 +167,7 @@ def test_a_worker_whose_successors_do_not_start_serves_on_and_says_so_once(
         assert (told["child_pid"], told["reason"]) == (int(pid), "its successors end before they serve")
 
 
+@pytest.mark.over_both
 def test_no_more_than_max_retiring_linger_and_the_next_serves_on(serve: Callable[..., LiveServer]) -> None:
     with serve(max_workers=1, max_retiring=1, max_reqs_per_child=2, graceful_timeout=0.2) as server:
         first = server.get("/hold")[1]

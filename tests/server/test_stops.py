@@ -47,6 +47,7 @@ def is_refused(address: tuple[str, int]) -> bool:
         return ask(client, address) == "refused"
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize("family", ["tcp", "unix"])
 def test_every_connection_that_was_let_in_is_answered_when_the_pool_stops_under_load(
     write_app: Callable[..., Path], tmp_path: Path, family: str
@@ -69,6 +70,7 @@ def test_every_connection_that_was_let_in_is_answered_when_the_pool_stops_under_
         assert set(tally) == {"answered", "refused"}, tally
 
 
+@pytest.mark.over_both
 def test_a_kept_connection_is_answered_once_more_when_the_pool_stops(write_app: Callable[..., Path]) -> None:
     with LiveServer.of("sample:app", "--app-dir", str(write_app()), "-w", "1") as server:
         request = REQUEST.replace(b"Connection: close\r\n", b"")
@@ -84,6 +86,7 @@ def test_a_kept_connection_is_answered_once_more_when_the_pool_stops(write_app: 
         assert server.wait() == 0
 
 
+@pytest.mark.over_both
 def test_who_waits_in_the_queue_when_the_pool_stops_is_answered(write_app: Callable[..., Path]) -> None:
     app = """
 def slow(environ, start_response):
@@ -165,6 +168,7 @@ def test_a_balancer_that_hears_late_of_the_stop_sees_no_error(write_app: Callabl
     assert {what for what, _ in balancer.answers} == {"200"}
 
 
+@pytest.mark.over_both
 def test_an_interrupt_ends_a_stop_that_waits(write_app: Callable[..., Path]) -> None:
     with LiveServer.of("sample:app", "--app-dir", str(write_app()), "-w", "1", "--stop-delay", "600") as server:
         server.process.terminate()

@@ -138,6 +138,7 @@ def test_a_crash_in_compiled_code_shows_its_stack(serve: Callable[..., LiveServe
         client.close()
 
 
+@pytest.mark.over_both
 def test_a_worker_that_left_as_it_should_has_lost_nothing(serve: Callable[..., LiveServer]) -> None:
     with serve(max_reqs_per_child=2) as server:
         for _ in range(3):
@@ -172,6 +173,7 @@ def test_a_worker_that_is_stopped_is_killed_when_its_successor_serves(serve: Cal
         assert server.get()[1] != b"%d" % worker
 
 
+@pytest.mark.over_both
 def test_a_worker_whose_interpreter_is_held_shows_where_and_is_killed(serve: Callable[..., LiveServer]) -> None:
     with serve(heartbeat_timeout=0.5) as server:
         (worker,) = server.worker_pids
@@ -196,6 +198,7 @@ def test_workers_that_answer_or_are_not_asked_are_left_alone(serve: Callable[...
         waiting.close()
 
 
+@pytest.mark.over_both
 def test_many_signals_at_once_do_not_end_a_worker(serve: Callable[..., LiveServer]) -> None:
     with serve() as server:
         (worker,) = server.worker_pids

@@ -221,6 +221,7 @@ def test_without_a_limit_more_time_can_be_asked_for_as_well(serve: Callable[...,
         assert server.get("/extended")[0] == 200
 
 
+@pytest.mark.over_both
 def test_each_request_is_answered_once_however_close_to_its_limit_it_ends(serve: Callable[..., LiveServer]) -> None:
     told: list[tuple[str, int, bytes]] = []
 

@@ -7,13 +7,14 @@ import re
 import signal
 import socket
 import ssl
+import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 import pytest
 import trustme
-from server_process import POOL, LiveServer, until
+from server_process import POOL, LiveServer, program, until
 from websocket_cases import BINARY, CASES, MOST, PONG, TEXT, Case, Heard, close, deflated, frame, hear
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -537,6 +538,36 @@ def test_worker_that_is_replaced_keeps_its_websockets_until_the_drain_timeout(fo
             server.wait_for_output(f"over {first} {{'type': 'websocket.disconnect', 'code': 1012, ")
             late.socket.sendall(close())
             late.rest()
+
+
+@pytest.mark.parametrize("how", ["HUP", "start_server"])
+def test_deploy_leaves_the_websockets_of_the_old_code_until_the_drain_timeout(tmp_path: Path, how: str) -> None:
+    (tmp_path / "sample.py").write_text(APP)
+    flags = ("-w", "1", "--max-reqs-per-child", "0", "--websocket-drain-timeout", "1.5")
+    with deployable(how, tmp_path, *flags) as server, Client(server, "/pid") as early:
+        first = pid_of(early)
+        (tmp_path / "sample.py").write_text(APP.replace("str(os.getpid())", "'-' + str(os.getpid())"))
+        server.process.send_signal(signal.SIGHUP)
+        server.wait_for("pool.superseded")
+        old = psutil.Process(first)
+        until(lambda: all(each.status != psutil.CONN_LISTEN for each in old.net_connections("tcp")))
+        early.socket.sendall(frame(TEXT, b"still here"))
+        assert early.expect(12) == b"\x81\x0astill here"
+        with Client(server, "/pid") as late:
+            assert pid_of(late) < 0, "the new code puts a minus in front"
+            assert hear(_through(early)).code == 1012
+            server.wait_for("worker.exited", child_pid=first, expected=True, exit_code=0)
+            server.wait_for_output(f"over {first} {{'type': 'websocket.disconnect', 'code': 1012, ")
+            late.socket.sendall(frame(TEXT, b"of the new"))
+            assert late.expect(12) == b"\x81\x0aof the new"
+
+
+def deployable(how: str, folder: Path, *flags: str) -> LiveServer:
+    """Return a server that begins with new code on HUP, its own or that of ``start_server``."""
+    if how == "HUP":
+        return LiveServer.of("sample:app", *flags, cwd=folder)
+    command = [sys.executable, "-m", "prefork", "sample:app", *flags]
+    return LiveServer(program("start_server"), "--port=127.0.0.1:0", "--interval=1", "--", *command, cwd=folder)
 
 
 @pytest.mark.parametrize("backend", ["uvloop", "trio"])

@@ -85,6 +85,7 @@ def exits_balance(server: LiveServer) -> None:
 # Recycling.
 
 
+@pytest.mark.over_both
 def test_a_worker_serves_its_budget_and_is_replaced_before_it_leaves(faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_workers=1, max_reqs_per_child=8) as server:
         workers = {server.get()[1] for _ in range(6)}
@@ -102,6 +103,7 @@ def test_a_worker_serves_its_budget_and_is_replaced_before_it_leaves(faulty: Cal
         exits_balance(server)
 
 
+@pytest.mark.over_both
 def test_no_request_is_lost_while_workers_are_recycled(faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_reqs_per_child=20) as server, Tally(server) as tally:
         server.wait_for("worker.exited", count=20)
@@ -116,6 +118,7 @@ def test_a_budget_of_nothing_recycles_nobody(faulty: Callable[..., LiveServer]) 
     assert len(server.all("worker.spawned")) == 2
 
 
+@pytest.mark.over_both
 def test_a_budget_of_one_does_not_fork_without_end(faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_workers=1, max_reqs_per_child=1) as server:
         server.get()
@@ -142,6 +145,7 @@ def test_workers_do_not_draw_the_same_random_numbers(faulty: Callable[..., LiveS
     assert len(drawn) == 4
 
 
+@pytest.mark.over_both
 def test_the_exit_guard_keeps_a_retired_worker(faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_workers=1) as server:
         _, worker = server.get("/guard")
@@ -156,6 +160,7 @@ def test_the_exit_guard_keeps_a_retired_worker(faulty: Callable[..., LiveServer]
 # Signals.
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize("name", ["HUP", "USR2"])
 def test_all_workers_are_replaced_new_ones_first(name: str, faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_reqs_per_child=0) as server, Tally(server) as tally:
@@ -200,6 +205,7 @@ def test_usr1_opens_log_files_anew_in_every_process(faulty: Callable[..., LiveSe
         assert "/one" in (tmp_path / "old.log").read_text()
 
 
+@pytest.mark.over_both
 def test_a_worker_that_gets_term_is_replaced_first(faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_workers=1) as server, Tally(server) as tally:
         (worker,) = server.worker_pids
@@ -210,6 +216,7 @@ def test_a_worker_that_gets_term_is_replaced_first(faulty: Callable[..., LiveSer
     assert not tally.lost
 
 
+@pytest.mark.over_both
 def test_signals_for_the_parent_do_nothing_to_a_worker(faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_workers=1) as server:
         (worker,) = server.worker_pids
@@ -219,6 +226,7 @@ def test_signals_for_the_parent_do_nothing_to_a_worker(faulty: Callable[..., Liv
         assert server.worker_pids == [worker]
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize(("name", "quick"), [("TERM", False), ("QUIT", False), ("INT", True)])
 def test_a_stop_lets_running_requests_finish(name: str, quick: bool, faulty: Callable[..., LiveServer]) -> None:
     with faulty() as server:
@@ -231,6 +239,7 @@ def test_a_stop_lets_running_requests_finish(name: str, quick: bool, faulty: Cal
         exits_balance(server)
 
 
+@pytest.mark.over_both
 def test_ctrl_c_twice_ends_at_once_and_nobody_but_the_parent_speaks(faulty: Callable[..., LiveServer]) -> None:
     with faulty() as server:
         thread, _ = in_background(server, "/slow")
@@ -266,6 +275,7 @@ def test_what_waits_in_the_queue_at_term_is_answered(faulty: Callable[..., LiveS
 # Faults.
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize(
     ("path", "fields"),
     [
@@ -287,6 +297,7 @@ def test_a_worker_that_dies_in_a_request_is_replaced(
         exits_balance(server)
 
 
+@pytest.mark.over_both
 def test_an_app_that_calls_sys_exit_costs_an_error_and_no_worker(faulty: Callable[..., LiveServer]) -> None:
     with faulty() as server:
         assert server.get("/system-exit")[0] == 500
@@ -294,6 +305,7 @@ def test_an_app_that_calls_sys_exit_costs_an_error_and_no_worker(faulty: Callabl
         assert not server.all("worker.exited")
 
 
+@pytest.mark.over_both
 def test_a_killed_worker_is_replaced_and_the_others_serve(faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_workers=3) as server:
         for count in range(1, 4):
@@ -315,6 +327,7 @@ def test_a_death_is_seen_although_a_grandchild_lives(faulty: Callable[..., LiveS
         grandchild.kill()
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize("pool_stops", [True, False])
 def test_a_stopped_worker_holds_up_nobody(pool_stops: bool, faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_workers=2, graceful_timeout=1) as server:
@@ -330,6 +343,7 @@ def test_a_stopped_worker_holds_up_nobody(pool_stops: bool, faulty: Callable[...
             assert server.all("worker.exited", child_pid=other, exit_code=0)
 
 
+@pytest.mark.over_both
 def test_workers_outlive_a_killed_parent_only_to_finish_their_work(faulty: Callable[..., LiveServer]) -> None:
     with faulty(graceful_timeout=20) as server:
         thread, answers = in_background(server, "/slow?0.5")
@@ -343,6 +357,7 @@ def test_workers_outlive_a_killed_parent_only_to_finish_their_work(faulty: Calla
             socket.create_connection(address)
 
 
+@pytest.mark.over_both
 def test_orphaned_workers_give_up_after_the_graceful_timeout(faulty: Callable[..., LiveServer]) -> None:
     with faulty(graceful_timeout=0.5) as server:
         thread, answers = in_background(server, "/slow")
@@ -527,6 +542,7 @@ def asks(environ, start_response):
         assert server.get(timeout=5) == (200, str(server.worker_pids[0]).encode())
 
 
+@pytest.mark.over_both
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_worker_keeps_no_descriptor_of_its_siblings_or_its_parent(faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_workers=4) as server:
