@@ -272,7 +272,8 @@ class AsgiDriver(Reception[Client]):
             self._orders.popleft()()
         for _ in range(len(self._behind)):
             client, step = self._behind.popleft()
-            if client.watched:
+            # Who is to be handed over is not watched either, and has nothing to do here.
+            if client.watched or (client.eof and not client.gone):
                 self._step(client, step)
         if self._behind:
             self._wake()
@@ -352,13 +353,12 @@ class AsgiDriver(Reception[Client]):
                 else:
                     self._let_read(client)
                 return
-            if connection.idle:
-                if client.eof:
-                    self._close(client)
-                    return
-                if self._handing_over:
-                    self._hand_over(client)
-                    return
+            if client.eof and client.step != self.await_turn:
+                self._close(client)  # what is left of a request will never be whole
+                return
+            if self._handing_over and connection.idle:
+                self._hand_over(client)
+                return
         self._watch(client, self._interest(client))
 
     def _interest(self, client: Client) -> int:

@@ -270,7 +270,9 @@ def test_a_body_waits_in_the_kernel_for_who_reads_slowly(server: LiveServer) -> 
 def test_a_client_is_not_to_blame_for_an_application_that_reads_late(tmp_path: Path) -> None:
     (tmp_path / "sample.py").write_text(APP)
     with (
-        LiveServer.pool("sample:app", app_dir=str(tmp_path), max_workers=1, head_timeout=0.1, body_timeout=0.1) as server,
+        LiveServer.pool(
+            "sample:app", app_dir=str(tmp_path), max_workers=1, head_timeout=0.1, body_timeout=0.1
+        ) as server,
         socket.create_connection(server.address, timeout=20) as client,
     ):
         client.sendall(ask("/reads-at-last", "Content-Length: 50000000", method="POST"))
@@ -400,6 +402,12 @@ def test_the_next_request_does_not_wait_for_what_an_application_does_behind_its_
     connection.close()
     server.wait_for_output("behind http.disconnect", count=2)
     server.wait_for("request.failed", path="/background", count=2)
+
+
+@pytest.mark.parametrize("last", [b"", b"GET /scope HT"], ids=["whole", "half"])
+def test_requests_that_are_sent_ahead_are_answered_to_who_sends_nothing_more(server: LiveServer, last: bytes) -> None:
+    ahead = b"GET /slow-reader HTTP/1.1\r\nHost: a\r\n\r\n" * 3
+    assert talk(server, ahead + last, half_close=True).count(b"HTTP/1.1 200 OK") == 3
 
 
 def test_requests_that_are_sent_ahead_are_answered_in_their_order(server: LiveServer) -> None:

@@ -94,7 +94,9 @@ def ask(where: str | tuple[str, int]) -> dict[str, Any]:
 
 def queue_length(port: int) -> int:
     """Return how many connections the kernel queues for a listening socket, IPv4 on this machine."""
-    shown = subprocess.run([program("ss"), "-ltnH", f"sport = :{port}"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [program("ss"), "-ltnH", f"sport = :{port}"], capture_output=True, text=True, check=True
+    ).stdout
     return int(shown.split()[2])
 
 
@@ -106,7 +108,9 @@ class Starter(LiveServer):
 
     def __init__(self, *flags: str, command: list[str] = PREFORK, folder: Path, **more: Any) -> None:
         self.status = folder / "status"
-        super().__init__(program("start_server"), *flags, f"--status-file={self.status}", "--", *command, cwd=folder, **more)
+        super().__init__(
+            program("start_server"), *flags, f"--status-file={self.status}", "--", *command, cwd=folder, **more
+        )
         self.env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = PATIENCE) -> int:
