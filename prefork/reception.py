@@ -213,9 +213,12 @@ class Guest:
         """Whether the client takes what is in the outbox fast enough so far; if not, it is to be reset, not closed."""
         if self.outbox is None or self.goes_on(self.outbox.taken(self.sock)):
             return True
-        # Else the kernel would go on for minutes, with all that it has for the client.
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.forget_unsent()
         return False
+
+    def forget_unsent(self) -> None:
+        """Have it reset when it is closed: else the kernel would go on for minutes, with all that it has for the client."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
     def goes_on(self, moved: int) -> bool:
         """Whether it goes on fast enough if so much was moved so far; if so the next look is at its deadline."""

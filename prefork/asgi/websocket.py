@@ -345,6 +345,8 @@ class WebSocketDriver(AsgiDriver):
         if now >= call.asked_at + self._patience_s:
             self._tell_of_mistake(call, FAILED, "it did not answer a ping")
             self.finish(call, FAILED, "no answer to a ping")
+            if client.outbox is not None:
+                client.forget_unsent()
             client.broken = True
         elif call.asked_at == NEVER and now >= call.heard_at + self._interval:
             call.asked_at = now
