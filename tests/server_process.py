@@ -61,6 +61,16 @@ def program(name: str) -> str:
     return path
 
 
+def put_to_sleep(pid: int) -> None:
+    """Stop a process, and wait until all its threads have heard of it."""
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: all(thread.status() == psutil.STATUS_STOPPED for thread in threads_of(pid)))
+
+
+def threads_of(pid: int) -> list[psutil.Process]:
+    return [psutil.Process(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
 class LiveServer:
     """A server in a process group of its own, from its ready record to its clean end.
 

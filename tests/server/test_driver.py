@@ -8,9 +8,8 @@ import socket
 from http.client import HTTPResponse
 from typing import TYPE_CHECKING
 
-import psutil
 import pytest
-from server_process import LiveServer
+from server_process import LiveServer, put_to_sleep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -68,11 +67,11 @@ def ask_at_once(server: LiveServer, *paths: str) -> list[socket.socket]:
     for _ in paths:
         clients.append(socket.create_connection(server.address, timeout=20))
         assert asked(clients[-1], "/first") == b"/first"
-    (worker,) = (psutil.Process(pid) for pid in server.worker_pids)
-    worker.send_signal(signal.SIGSTOP)
+    (worker,) = server.worker_pids
+    put_to_sleep(worker)
     for client, path in zip(clients, paths, strict=True):
         client.sendall(request(path))
-    worker.send_signal(signal.SIGCONT)
+    os.kill(worker, signal.SIGCONT)
     return clients
 
 

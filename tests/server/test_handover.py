@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 import pytest
-from server_process import PATIENCE, LiveServer, until
+from server_process import PATIENCE, LiveServer, put_to_sleep, threads_of, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -347,16 +347,6 @@ def test_more_connections_than_the_exchange_holds_cross_it(serve: Serve) -> None
             retired(server, count)
             crowd.run(900)
         assert (crowd.answered, crowd.failed, crowd.closed) == (3600, 0, 0)
-
-
-def put_to_sleep(pid: int) -> None:
-    """Stop a process, and wait until all its threads have heard of it."""
-    os.kill(pid, signal.SIGSTOP)
-    until(lambda: all(thread.status() == psutil.STATUS_STOPPED for thread in threads_of(pid)))
-
-
-def threads_of(pid: int) -> list[psutil.Process]:
-    return [psutil.Process(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 @pytest.mark.over_both

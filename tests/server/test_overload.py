@@ -13,7 +13,7 @@ from select import POLLOUT, poll
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import LiveServer, until
+from server_process import LiveServer, put_to_sleep, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -205,7 +205,7 @@ def test_who_finds_the_queue_full_is_served_when_there_is_room(serve: Callable[.
     """The kernel drops what comes, and the client's kernel tries again after a second."""
     with serve(backlog=2) as server, ExitStack() as clients:
         (worker,) = server.worker_pids
-        os.kill(worker, signal.SIGSTOP)
+        put_to_sleep(worker)
         crowd = [clients.enter_context(socket.socket()) for _ in range(8)]
         for client in crowd:
             client.setblocking(False)
