@@ -21,6 +21,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefork.errors import ConfigError
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -78,8 +79,7 @@ Place: TypeAlias = Literal["line", "head", "now", "entry"]
 """Where a value comes from: the first line of a request, its head, the moment of writing, or anything else of the entry."""
 
 
-@dataclass(frozen=True, slots=True)
-class Atom:
+class Atom(Value):
     """A value in a form: an expression in Python of its place, and how what it yields is formatted.
 
     One of the entry may look at the moment as well. The value needs no care, if ``kind`` is not ``text``, which may be

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from prefork.errors import ConfigError
+from prefork.values import Value
 
 _PORTS = 65536
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Value):
     """Where to listen: ``host`` and ``port``, or ``path``, or the descriptor ``fd`` of an open socket.
 
     ``mode`` are the permissions of the file at ``path``; ``None``: 0o666, less the umask if the configuration has one.

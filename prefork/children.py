@@ -12,11 +12,11 @@ import os
 import signal
 import sys
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from traceback import walk_tb
 from typing import TYPE_CHECKING
 
 from prefork.signals import ORDERS, held_back
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterator
@@ -27,8 +27,7 @@ HAS_PIDFD = hasattr(os, "pidfd_open")
 _PR_GET_CHILD_SUBREAPER = 37
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Child:
+class Child(Value):
     """The parent's view of one worker process.
 
     ``worker`` is its serial number, never reused; ``number`` its place, reused. ``lifeline`` is the writing end of the

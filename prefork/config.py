@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -20,6 +20,7 @@ from prefork.access_format import FORMATS, compile_format
 from prefork.addresses import parse_bind
 from prefork.errors import ConfigError, MissingExtra
 from prefork.trust import NOBODY, UNIX, parse_proxy
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -81,8 +82,7 @@ _UNASKED = {"default", "environment PORT"}
 # One option.
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(Value, kw_only=True):
     """What is to be known about one option.
 
     ``kind`` says how a value is read (one of ``_READERS``); ``least`` and ``most`` are the smallest and the largest
@@ -403,8 +403,7 @@ def option(default: Any, kind: str, *, help: str, **more: Any) -> Any:  # noqa: 
 # All options.
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(Value):
     """What an HTTP connection takes, by the options of the same names."""
 
     max_request_line_size: int = 16 * KIB
@@ -414,8 +413,7 @@ class Limits:
     underscores_in_headers: str = "drop"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Config:
+class Config(Value, kw_only=True):
     """The options of a pool, checked. Raises ``ConfigError`` for a value that cannot be.
 
     ``workers_from`` says how the number of workers came about if ``max_workers`` was given as ``"auto"``;
@@ -572,12 +570,12 @@ class Config:
     @property
     def limits(self) -> Limits:
         """What an HTTP connection takes at most."""
-        return Limits(**{limit.name: getattr(self, limit.name) for limit in fields(Limits)})
+        return Limits(**{name: getattr(self, name) for name in Limits.__match_args__})
 
 
 OPTIONS: Mapping[str, Option] = {
-    declared.name: Option(name=declared.name, default=declared.default, **declared.metadata["option"])
-    for declared in fields(Config)
+    name: Option(name=name, default=declared.default, **declared.metadata["option"])
+    for name, declared in Config.declared.items()
     if "option" in declared.metadata
 }
 """All options, in the order of the documentation."""
@@ -601,8 +599,7 @@ def unknown(name: str) -> ConfigError:
 # Where they come from.
 
 
-@dataclass(frozen=True, slots=True)
-class Resolved:
+class Resolved(Value):
     """A configuration, and for each option where its value came from.
 
     ``strays`` are variables of the environment that look like an option's but are none: a user may have misspelt one.

@@ -16,10 +16,11 @@ import stat
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
+
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Iterator, Set as AbstractSet
@@ -32,8 +33,7 @@ _STREAMS = {socket.SOCK_STREAM, socket.SOCK_SEQPACKET}
 _PLACES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(Value):
     """One thing to put right: what kind it is, its name, its place, and what to do."""
 
     kind: Literal["thread", "socket", "executor", "event_loop"]

@@ -12,11 +12,11 @@ import select
 import socket
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Self
 
 from prefork.addresses import bracketed
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,8 +34,7 @@ _DIRECT, _RELAYED, _AWAITS_HEADER = range(3)
 _DESCRIPTOR = struct.Struct("@i")
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(Value):
     """What the receiver of a connection cannot see by looking at it.
 
     ``scheme``, ``name`` and ``port`` are those of the listener it came through, ``peer`` the client's address and port,

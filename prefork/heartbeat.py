@@ -7,7 +7,8 @@ only what holds the whole interpreter makes it silent: compiled code that keeps 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+
+from prefork.values import Fields
 
 BUSY_S, IDLE_S = 5.0, 30.0
 """How often a worker is pinged that has something to do, and one that has not: to be woken costs it something."""
@@ -17,8 +18,7 @@ AWAY_S = 2.0
 """If the parent is later than this, it was asleep itself, and most likely the whole machine: then nothing is proved."""
 
 
-@dataclass(slots=True)
-class Heartbeat:
+class Heartbeat(Fields):
     """The answers of one worker that has ``timeout`` seconds for each; 0: for ever.
 
     ``look_at`` is when to look for an answer and ping again; ``asked_at`` when the first ping without an answer was sent;

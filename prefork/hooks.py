@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from prefork.errors import AppFailed, ConfigError
+from prefork.values import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,7 @@ IN_WORKERS: tuple[Moment, ...] = ("worker_started", "worker_exiting", "access_lo
 """Those that are called in workers alone."""
 
 
-@dataclass(slots=True)
-class Hooks:
+class Hooks(Fields):
     """What to call at the turns of a pool's life, each list in its order.
 
     ``before_fork(pool)`` runs in the parent before each fork, ``worker_started(worker)`` and ``worker_exiting(worker)``

@@ -5,10 +5,10 @@ Server::Starter and systemd each say it in the environment; here that is read, a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefork.errors import ConfigError
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
@@ -21,16 +21,14 @@ VARIABLES = (STARTER_PORT, STARTER_GENERATION, LISTEN_FDS, LISTEN_PID, LISTEN_FD
 FIRST_FD = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Passed:
+class Passed(Value):
     """One socket: its descriptor, and the name under which it is passed on."""
 
     fd: int
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Inheritance:
+class Inheritance(Value):
     """The sockets, and the ``variable`` that says so; ``starter_generation`` is Server::Starter's count of starts."""
 
     variable: str

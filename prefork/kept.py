@@ -16,7 +16,7 @@ import sys
 import threading
 import traceback
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 MESSAGE_LIMIT = 128 * 1024
 
 
-@dataclass(slots=True, eq=False)
 class Keeper(Caller):
     """The keeper, as the pool's parent sees it; ``orders`` and ``answer`` are the same socket.
 

@@ -11,13 +11,13 @@ import stat
 import struct
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from prefork.addresses import Address, bracketed, parse_bind
 from prefork.errors import BindError, ConfigError
 from prefork.inheritance import Inheritance, Passed, forget_inheritance, inheritance_of
+from prefork.values import Value, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,8 +42,7 @@ _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what stands for all
 # What is open.
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
+class Listener(Value):
     """A listening socket, and its real ``address``.
 
     ``inherited`` says that somebody else made it, ``name`` how it was called if the environment passed it on. ``file``

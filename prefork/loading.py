@@ -11,12 +11,13 @@ import pkgutil
 import sys
 import traceback
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefork.errors import AppFailed, AppNotFound
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -142,8 +143,7 @@ def _what_else(name: str, app: object) -> str:
 # What the text says.
 
 
-@dataclass(frozen=True, slots=True)
-class _Target:
+class _Target(Value):
     """The part behind the colon: a chain of attributes, and the arguments if what they lead to is to be called."""
 
     path: tuple[str, ...]

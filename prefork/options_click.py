@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from prefork.config import OPTIONS, Option
+from prefork.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,7 +14,6 @@ import select
 import signal
 from collections import deque
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -68,6 +67,7 @@ from prefork.supervisor import (
     WorkerReady,
     WorkerRetiring,
 )
+from prefork.values import Value, fields_of
 from prefork.vitals import OomKills, Vitals, arrange_last_words, give_up_last_words, is_stopped
 from prefork.warm_up import warm_up
 from prefork.worker import (
@@ -101,8 +101,7 @@ BOOT_FAILURES = frozenset({"pool.boot_failed", "worker.boot_failed"})
 LOOK_AT_FILES = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class Adapter:
+class Adapter(Value):
     """What a framework's adapter has its say in (see ``WorkerPool``)."""
 
     hygiene: Sequence[Callable[[], None]] = ()
@@ -112,8 +111,7 @@ class Adapter:
     on_listening: Callable[[Sequence[str]], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(Value):
     """What a parent is given to look after.
 
     ``known`` is what an earlier fork audit has found; ``caller`` is there when another process orders what is to be
@@ -554,7 +552,7 @@ class Parent:
         """Record, once, what would not survive a fork or be shared by it."""
         findings = [finding for finding in audit(self.private_descriptors()) if finding not in self.charge.known]
         if findings := [*self.charge.known, *findings]:
-            self.records.emit("pool.fork_unsafe", findings=[asdict(finding) for finding in findings], code="PF405")
+            self.records.emit("pool.fork_unsafe", findings=[fields_of(finding) for finding in findings], code="PF405")
 
     def birth(self, order: Spawn, vitals: Vitals, listeners: Listeners | None = None) -> Birth:
         """Put together what a worker is given."""

@@ -17,7 +17,6 @@ import socket
 import struct
 import time
 from collections import deque
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -33,6 +32,7 @@ from prefork.poller import READ, WRITE, new_poller
 from prefork.queueing import has_left
 from prefork.scoreboard import HELD, Row, hold
 from prefork.trust import TrustedProxies, is_private
+from prefork.values import Value, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -86,8 +86,7 @@ Step: TypeAlias = "Callable[[Any], bool]"
 """What may be done for a client when its turn comes; returns whether a request was answered."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerFacts:
+class WorkerFacts(Value, kw_only=True):
     """What an application may know about its worker, and ``retire``, with which it has it replaced."""
 
     number: int
@@ -104,8 +103,7 @@ class WorkerFacts:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(Value):
     """How somebody came to us; who came alike share a base.
 
     ``scheme``, ``name`` and ``port`` are those of the listener. ``trusted`` says whether he may speak for others, in

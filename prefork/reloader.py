@@ -14,7 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from prefork.errors import BindError
 from prefork.listeners import open_listeners
+from prefork.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

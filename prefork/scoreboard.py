@@ -9,8 +9,9 @@ Nothing is locked. What a kill may cut in two, the entry of a request, counts on
 from __future__ import annotations
 
 import mmap
-from dataclasses import dataclass
 from struct import Struct
+
+from prefork.values import Value
 
 _HEADER, _BEAT, _CONNECTIONS = Struct("=dQ"), Struct("=d"), Struct("=Q")
 _HEADER_SIZE = 64  # a row begins where a line of the processors' caches begins: neighbours do not slow each other down
@@ -34,8 +35,7 @@ cut to what there is room for.
 """
 
 
-@dataclass(frozen=True, slots=True)
-class InFlight:
+class InFlight(Value):
     """A request that is being served, ``since`` a time of the monotonic clock."""
 
     method: str
@@ -43,8 +43,7 @@ class InFlight:
     since: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(Value):
     """What a row says: when the worker last answered the parent, what it holds, how many it took on and what it serves."""
 
     beat: float

@@ -11,7 +11,6 @@ import os
 import signal
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_until_ready
 from multiprocessing.util import Finalize
 from threading import Lock
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.children import CONTEXT, left_open, open_pidfd
 from prefork.errors import BootError, PreforkError
 from prefork.signals import ORDERS, held_back
+from prefork.values import Fields
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -36,8 +36,7 @@ _DIED = {
 }
 
 
-@dataclass(slots=True, eq=False)
-class Caller:
+class Caller(Fields):
     """The program, as its pool's parent sees it.
 
     ``orders`` is the reading end of the pipe, ``answer`` the writing end of another one, which is closed (-1) as soon

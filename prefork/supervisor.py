@@ -6,13 +6,13 @@ Events in, actions out. No clock, no process, no log: time and randomness are ar
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, TypeAlias, assert_never
 
 from prefork.config import QUICK_STOP_S
 from prefork.heartbeat import Heartbeat
-from prefork.values import NOTHING, Value
+from prefork.values import NOTHING, Fields, Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -277,8 +277,7 @@ SILENT_DEATHS = 3
 """So many waves of deaths before the first worker was ready, and without a word, end the pool."""
 
 
-@dataclass(slots=True)
-class Worker:
+class Worker(Fields):
     """What is known of one worker. ``successor_of`` is the worker it shall relieve, ``successor`` who relieves it.
 
     ``reason`` says why it is to be replaced, empty as long as it is not; ``ordered`` that a signal wants it, which waits
@@ -312,8 +311,7 @@ class Worker:
         return math.inf if self.ready_at is None or self.retire_at_once else self.ready_at + self.most_age
 
 
-@dataclass(slots=True)
-class BackOff:
+class BackOff(Fields):
     """Waits longer after each failure: what fails at once must not eat the machine."""
 
     failures: int = 0

@@ -19,7 +19,7 @@ import sys
 import threading
 import traceback
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -33,6 +33,7 @@ from prefork.process_name import set_process_name
 from prefork.reception import LINGER, PARTING, WorkerFacts
 from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, encode
 from prefork.signals import ORDERS, SignalInbox
+from prefork.values import Value
 from prefork.vitals import record_last_words
 from prefork.wsgi.driver import WsgiDriver
 
@@ -57,8 +58,7 @@ FLUSH_S = 1.0
 """How long a worker with stuck threads tries to write what its application has printed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Birth:
+class Birth(Value, kw_only=True):
     """All that a worker is given by its parent.
 
     ``worker`` is its serial number, ``number`` its place; ``born`` the monotonic time of the fork. ``app`` is a
@@ -93,8 +93,7 @@ class Birth:
     driver: WsgiDriver | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Worker:
+class Worker(Value, kw_only=True):
     """A worker process, as the hooks ``worker_started`` and ``worker_exiting`` are given it, inside of it.
 
     ``number`` is its place, 0 to ``max_workers`` - 1 and a few more while workers are replaced; ``generation`` counts

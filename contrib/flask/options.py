@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.config import ADHOC, resolve
 from prefork.contrib.serving import with_access_log_off
 from prefork.errors import ConfigError
+from prefork.values import Value, replace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,8 +30,7 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", "5000"
 _UNASKED = {"environment FLASK_RUN_*", "environment PORT", "app.config SERVER_NAME"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Given:
+class Given(Value, kw_only=True):
     """What a command or a call gives: an address, other ``options``, and ``app.config`` as ``settings``."""
 
     host: str | None = None
@@ -95,8 +95,7 @@ def _context_name(cert: Any) -> str | None:
     return f"{module}:{name}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
+class _Source(Value):
     """One place where an address may be given: by parts, or as ``bind``."""
 
     origin: str

@@ -12,13 +12,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from prefork.http1.grammar import is_host
 from prefork.http1.messages import Refused
 from prefork.trust import read_address
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -61,8 +62,7 @@ Client = tuple[str, str]
 """Address and port, empty where they are not told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Belief:
+class Belief(Value):
     """Whom to believe, and what: ``proxies``, and the names of ``fields`` in lower case."""
 
     proxies: TrustedProxies

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
 from functools import cache
 
 from prefork.trust import read_address
+from prefork.values import Value
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 LONGEST_LINE = 107
@@ -40,8 +40,7 @@ class Malformed(Exception):
     """What comes is no PROXY header: the connection must not be served (section 2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Value):
     """A header of ``size`` bytes.
 
     If it is ``relayed`` the connection stands for ``source``, the address and port of a client, ``None`` for one without

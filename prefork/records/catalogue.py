@@ -6,8 +6,9 @@ their unit (``_s``, ``_bytes``). In a record ``pid`` is who wrote it, ``child_pi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,8 +113,7 @@ FIELDS: Mapping[str, str] = {
 """Every further field, and what it means. One word, one thing."""
 
 
-@dataclass(frozen=True, slots=True)
-class RecordSpec:
+class RecordSpec(Value):
     """A kind of record: its level, who writes it, when, and with which fields; ``optional`` ones may be missing.
 
     ``worse`` is the level of the bad cases (see ``level_of``), ``code`` names the section of the page of errors.

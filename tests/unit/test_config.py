@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from prefork.addresses import Address, parse_bind
 from prefork.config import OPTIONS, Config, resolve, usable_cpus
 from prefork.errors import ConfigError
+from prefork.values import replace
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.values import NOTHING, Value
+from prefork.values import NOTHING, Fields, Value, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +29,20 @@ class Bare(Value):
 
 class Told(Value):
     fields: Mapping[str, Any] = NOTHING
+
+
+class Noted(Value, kw_only=True):
+    worker: int
+    seen: list[int] = field(default_factory=list)
+    source: str = field(default="", compare=False)
+
+
+class Counted(Fields):
+    served: int = 0
+
+
+class Named(Counted):
+    name: str = "worker"
 
 
 def test_values_are_equal_if_class_and_fields_are() -> None:
@@ -71,3 +86,28 @@ def test_a_value_does_not_change() -> None:
 def test_fields_that_lack_or_that_there_are_not_are_refused(make: Callable[[Any], object]) -> None:
     with pytest.raises(TypeError, match="Left has the fields worker, why"):
         make(Left)
+
+
+def test_a_default_is_made_anew_for_each_value() -> None:
+    first, second = Noted(worker=1), Noted(worker=1)
+    first.seen.append(2)
+    assert (first.seen, second.seen) == ([2], [])
+
+
+def test_a_field_may_be_left_out_of_the_comparison() -> None:
+    assert Noted(worker=1, source="flag") == Noted(worker=1)
+    assert Noted(worker=1, seen=[1]) != Noted(worker=1)
+
+
+def test_a_copy_may_differ_in_some_fields() -> None:
+    assert replace(Left(1, "flag"), worker=2) == Left(2, "flag")
+    with pytest.raises(TypeError, match="has the fields"):
+        replace(Left(1), when=2)
+
+
+def test_fields_may_change_and_make_nobody_equal() -> None:
+    counted = Named(3)
+    counted.served += 1
+    assert repr(counted) == "Named(served=4, name='worker')"
+    assert counted != Named(4)
+    assert len({counted, Named(4)}) == 2
