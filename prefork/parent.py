@@ -541,6 +541,7 @@ class Parent:
             self.forked = True
             origin.forget_last_words()
             self.warn_of_leftovers()
+            self.records.prepare()
             arrange_last_words()
             # What is there now is there for good: the collector of a child need not touch, and so copy, its pages.
             gc.collect()

@@ -98,6 +98,10 @@ class Records:
         outlet = self._shared.open()
         return outlet is not None and outlet.adopt_root()
 
+    def prepare(self) -> None:
+        """Import before a fork what each child would otherwise import for itself at its first record."""
+        self._shared.prepare()
+
     def reopen(self) -> None:
         """Open log files anew, after they were moved away."""
         if self._shared.outlet is not None:
@@ -125,13 +129,24 @@ class _Shared:
 
     def open(self) -> Outlet | None:
         """Set up what is needed, once; there is no outlet if somebody else's logger has the records."""
-        if not self._makers:
-            self._makers = self._make_loggers()
         if self.outlet is None and self._logger is None and not self._closed:
             from prefork.records.outlet import Outlet
 
             self.outlet = Outlet(self.config)
         return self.outlet
+
+    def prepare(self) -> None:
+        """Import what records need that others have asked for."""
+        outlet = self.open()
+        for name in LOGGERS:
+            if outlet is None or outlet.others_listen(name):
+                self._maker(name)
+
+    def _maker(self, name: str) -> Any:
+        """Return the structlog logger of that name."""
+        if not self._makers:
+            self._makers = self._make_loggers()
+        return self._makers[name]
 
     def _make_loggers(self) -> dict[str, Any]:
         import logging
@@ -164,7 +179,7 @@ class _Shared:
             if outlet is not None:
                 outlet.settle()
             if outlet is None or made or not outlet.write(spec.logger, level, name, fields):
-                getattr(self._makers[spec.logger], level)(name, **fields, **made)
+                getattr(self._maker(spec.logger), level)(name, **fields, **made)
         except Exception:  # noqa: BLE001, S110 - the log must never be what breaks a server
             pass
         if self.hook is not None:

@@ -8,14 +8,13 @@ program may do so at any time.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
 from contextvars import Context, copy_context
 from dataclasses import replace
 from logging import ERROR, INFO
 from typing import TYPE_CHECKING, Any, TypeAlias
-
-from structlog.contextvars import get_contextvars
 
 from prefork.access_format import FAILED, Entry, compile_format, json_form, record_of
 from prefork.records.rendering import to_console, to_json
@@ -34,7 +33,11 @@ _NOTHING: Mapping[str, Any] = {}
 
 def bound_context() -> Mapping[str, Any]:
     """Return what the application has bound to its request, with structlog's ``bind_contextvars`` in this thread."""
-    return get_contextvars() if len(copy_context()) else _NOTHING
+    if not len(copy_context()):
+        return _NOTHING
+    structlog = sys.modules.get("structlog.contextvars")  # who has bound something has imported it
+    bound: Mapping[str, Any] = _NOTHING if structlog is None else structlog.get_contextvars()
+    return bound
 
 
 class AccessLog:

@@ -3,6 +3,9 @@
 Not us, if anybody else does. A program that has set up logging has its own handlers, at the root or at ``prefork``, and
 then ours keeps still; it may do so at any time, also when its modules are imported after our first record. So this is
 asked for each record, as the standard library's handler of last resort does, and not once.
+
+Only for a record that somebody else wants too is structlog needed, and imported: that takes as long as all the rest of a
+start that is about records, and brings asyncio along.
 """
 
 from __future__ import annotations
@@ -17,8 +20,6 @@ from datetime import UTC, datetime
 from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from prefork.errors import ConfigError
 from prefork.records.catalogue import LEVELS, LOGGERS
 from prefork.records.rendering import Record, to_console, to_json
@@ -27,14 +28,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
     from io import TextIOBase
 
-    from structlog.typing import Processor
-
     from prefork.config import Config
 
 STDERR = 2
 # Of syslog(3), which the journal has as well.
 _PRIORITIES = {10: 7, 20: 6, 30: 4, 40: 3, 50: 2}
 _NOTICE = 5
+_OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
 PATIENCE_S = 1.0  # for a reader of our output who has fallen behind, where it does not block by itself
 
 
@@ -60,7 +60,7 @@ class Writer(logging.Handler):
         """Whether systemd's journal takes the lines: it has a clock and levels of its own."""
         self.colour = self.path is None and not self.journal and wants_colour(terminal=terminal)
         """Whether colours may be used."""
-        self.setFormatter(_formatter(self.shown))
+        self.setFormatter(_Form(self.shown))
 
     def _is_ours_to_write(self, record: logging.LogRecord) -> bool:
         """Whether to write a record: one of ours that goes to stderr only if nobody else prints it."""
@@ -224,6 +224,8 @@ def _beyond_us(error: BaseException) -> Any:
 
 def make_logger(logger: logging.Logger) -> Any:
     """Return a structlog logger on top of one of the standard library, whatever ``structlog.configure`` was told."""
+    import structlog
+
     return structlog.wrap_logger(
         logger,
         wrapper_class=structlog.stdlib.BoundLogger,
@@ -239,29 +241,39 @@ def make_logger(logger: logging.Logger) -> Any:
     ).bind()
 
 
-def _formatter(shown: Callable[[Mapping[str, Any], float], str]) -> logging.Formatter:
-    """Return what renders our records and, where ours is the handler of the root, everybody's."""
-    trace = structlog.processors.ExceptionRenderer()  # as plain text, also where rich is installed
+class _Form(logging.Formatter):
+    """Renders our records and, where ours is the handler of the root, everybody's."""
 
-    def render(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> str:
-        made: logging.LogRecord = event.pop("_record")
-        event.pop("_from_structlog", None)
-        return shown(event, made.created)
+    def __init__(self, shown: Callable[[Mapping[str, Any], float], str]) -> None:
+        super().__init__()
+        self._shown = shown
 
-    foreign: list[Processor] = [
-        structlog.stdlib.add_logger_name,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.ExtraAdder(),
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        add_process,
-    ]
-    return structlog.stdlib.ProcessorFormatter(processors=[trace, render], foreign_pre_chain=foreign)
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        # By this attribute structlog's ProcessorFormatter too knows what has passed through structlog.
+        said: Any = record.msg
+        structured = isinstance(said, dict) and hasattr(record, "_logger")
+        fields = said.copy() if structured else foreign_fields(record)
+        if error := fields.pop("exc_info", None):
+            if isinstance(error, BaseException):
+                error = (type(error), error, error.__traceback__)
+            fields["exception"] = self.formatException(error if isinstance(error, tuple) else sys.exc_info())
+        return self._shown(fields, record.created)
 
 
-def add_process(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the process id, as in our own records."""
-    event["pid"] = os.getpid()
-    return event
+def foreign_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the fields of somebody else's record, by the names that ours have."""
+    extra = {name: value for name, value in vars(record).items() if name not in _OF_EVERY_RECORD}
+    trace = {name: value for name in ("exc_info", "stack_info") if (value := getattr(record, name))}
+    at = datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")
+    head = {"timestamp": at, "level": record.levelname.lower(), "logger": record.name, "event": record.getMessage()}
+    return {**trace, **head, **extra, "pid": os.getpid()}
+
+
+def _bound_in_context() -> bool:
+    """Whether the program has bound something for all records by structlog's ``bind_contextvars``."""
+    contextvars = sys.modules.get("structlog.contextvars")
+    return contextvars is not None and bool(contextvars.get_contextvars())
 
 
 class Outlet:
@@ -322,24 +334,35 @@ class Outlet:
         return bool(logger.filters) or not logger.isEnabledFor(logging.INFO) or any(theirs)
 
     def write(self, logger: str, level: str, name: str, fields: Mapping[str, Any]) -> bool:
-        """Write a record if it concerns nobody but us; else return ``False``, and structlog and ``logging`` shall have it.
+        """Write a record if it concerns nobody but us; else return ``False``, and structlog shall have it.
 
-        The line is the same. To go through both costs five times as much, and a worker that is replaced four records.
+        The line is the same. To go through structlog costs five times as much, and a worker that is replaced four
+        records.
         """
         source, number = self._loggers[logger], LEVELS[level]
         if not source.isEnabledFor(number):
             return True
-        handlers = list(_handlers(source))
-        others = source.filters or not all(isinstance(one, (Writer, logging.NullHandler)) for one in handlers)
-        if others or "exc_info" in fields or structlog.contextvars.get_contextvars():
+        if self.others_listen(logger) or _bound_in_context():
             return False
         now = datetime.now(UTC)
         stamp = now.isoformat().replace("+00:00", "Z")
         record = {"timestamp": stamp, "level": level, "logger": logger, "event": name, **fields}
-        for handler in handlers:
+        if "exc_info" in fields:
+            # Through logging: what collects errors (Sentry) hears of them there without any handler.
+            (made,), keywords = to_logging(source, level, record)
+            about = keywords["exc_info"], None, keywords["extra"]
+            source.handle(source.makeRecord(logger, number, "", 0, made, (), *about))
+            return True
+        for handler in _handlers(source):
             if isinstance(handler, Writer) and handler.level <= number:
                 handler.write([handler.marked(handler.shown(record, now.timestamp()), number)])
         return True
+
+    def others_listen(self, logger: str) -> bool:
+        """Whether anybody else has put up a handler or a filter for what goes through ``logger``."""
+        source = self._loggers[logger]
+        ours = (Writer, logging.NullHandler)
+        return bool(source.filters) or not all(isinstance(handler, ours) for handler in _handlers(source))
 
     def settle(self) -> None:
         """Put right what a program's own set-up has done to ours since the last record.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +101,78 @@ def test_a_line_is_the_same_whether_others_look_at_it_or_not(style: str, bound: 
                     "worker.boot_failed", worker=2, child_pid=7, reason="a\nb", traceback="Traceback\nx", code="PF401"
                 )
                 records.emit("worker.spawned", worker=2, child_pid=7, budget=None)  # too fine to be written
+                records.emit("hook.failed", hook="x", exc_info=error_of_a_view())
         finally:
             logger.removeFilter(everything)
             records.close()
         lines.append(re.sub(r"\d\d:\d\d:\d\d(\.\d+)?", "", path.read_text()))
     assert lines[0] == lines[1]
     assert lines[0].count("worker.") == 2
+    assert "KeyError: 'cup'" in lines[0]
+
+
+def error_of_a_view() -> Exception:
+    with pytest.raises(KeyError) as caught:
+        sys.modules["cup"]
+    return caught.value
+
+
+def test_structlog_is_imported_for_who_wants_our_records_and_before_there_are_forks() -> None:
+    program = """
+import logging, sys
+from prefork.config import Config
+from prefork.records import Records
+records = Records(Config(log_format="json"))
+records.emit("worker.killed", after_s=1.0)
+records.emit("hook.failed", hook="x", exc_info=LookupError("no cup"))
+records.prepare()
+ours_alone = "structlog" in sys.modules or "asyncio" in sys.modules
+logging.getLogger("prefork").addHandler(logging.StreamHandler())
+records.prepare()
+print(ours_alone, "structlog" in sys.modules)
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False", "True"]
+    assert "LookupError: no cup" in told.stderr
+
+
+def test_a_collector_of_errors_that_listens_within_logging_hears_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+    handlers = logging.Logger.callHandlers
+
+    def hear(logger: logging.Logger, record: logging.LogRecord) -> None:  # as Sentry's integration does
+        heard.append(record)
+        handlers(logger, record)
+
+    monkeypatch.setattr(logging.Logger, "callHandlers", hear)
+    records = Records(Config.of(log_format="none"))
+    try:
+        records.emit("hook.failed", hook="x", exc_info=error_of_a_view())
+    finally:
+        records.close()
+    (record,) = heard
+    assert record.exc_info is not None
+    assert record.exc_info[0] is KeyError
+
+
+def test_a_record_of_the_application_is_shown_with_all_that_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    records = Records(Config.of(log_format="json"))
+    try:
+        assert records.outlet is not None
+        records.outlet.settle()
+        (handler,) = logging.getLogger("prefork").handlers
+        error = error_of_a_view()
+        about = (type(error), error, error.__traceback__)
+        shop = logging.getLogger("shop")
+        handler.handle(
+            shop.makeRecord("shop", logging.WARNING, "", 0, "sold %s", ("a cup",), about, extra={"price": 3})
+        )
+    finally:
+        records.close()
+    told = json.loads(capsys.readouterr().err)
+    assert told.pop("exception").endswith("KeyError: 'cup'")
+    assert told.pop("timestamp").endswith("Z")
+    assert told == {"level": "warning", "logger": "shop", "event": "sold a cup", "price": 3, "pid": os.getpid()}
 
 
 def everything(_: logging.LogRecord) -> bool:
