@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from prefork.cli import main
+from prefork.heap import collecting_seldom
+
+
+def main() -> int:
+    """Run the command; return its exit status (see ``prefork.cli``)."""
+    with collecting_seldom():
+        from prefork.cli import main as command
+    return command()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,6 @@ import re
 import time
 from base64 import b64decode
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from json.encoder import encode_basestring_ascii as quoted
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -455,12 +454,10 @@ _WITH_ARGUMENT: Mapping[str, Callable[[str], Atom | None]] = {
     "T": {"s": _SECONDS, "ms": _MILLISECONDS, "us": _MICROSECONDS}.get,
     "t": _when,
 }
-_SPELLING = re.compile(
-    r"""%(?: (?P<percent>%)
-          | \( (?: \{ (?P<field>[^{}()]+) \} (?P<of>[ioe]) | (?P<name>[^(){}]*) ) \) [sd]
-          | [<>]? (?: \{ (?P<argument>[^{}]*) \} )? (?P<letter>[A-Za-z]) )""",
-    re.VERBOSE,
-)
+# Compiled where a format is: most starts have none.
+_SPELLING = r"""%(?: (?P<percent>%)
+                 | \( (?: \{ (?P<field>[^{}()]+) \} (?P<of>[ioe]) | (?P<name>[^(){}]*) ) \) [sd]
+                 | [<>]? (?: \{ (?P<argument>[^{}]*) \} )? (?P<letter>[A-Za-z]) )"""
 # As it stands in httpd.conf.
 _WRITTEN = {r"\"": '"', r"\\": "\\", r"\t": "\t"}
 _GLIMPSE = 12
@@ -478,10 +475,10 @@ def compile_format(text: str, writer: Mapping[str, Any] | None = None) -> Form:
 
 
 def _parts(text: str) -> Iterator[str | Atom]:
-    at = 0
+    at, spelling = 0, re.compile(_SPELLING, re.VERBOSE)
     while (percent := text.find("%", at)) >= 0:
         yield _literal(text[at:percent])
-        match = _SPELLING.match(text, percent)
+        match = spelling.match(text, percent)
         if match is None:
             raise _nothing(text[percent : percent + _GLIMPSE], "")
         at = match.end()
@@ -510,6 +507,8 @@ def _literal(text: str) -> str:
 
 
 def _nearest(name: str, known: Iterable[str], spelling: str) -> str:
+    from difflib import get_close_matches
+
     near = [one for one in known if one.lower() == name.lower()] or get_close_matches(name, known, n=1)
     return spelling.format(near[0]) if near else ""
 

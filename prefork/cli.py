@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from prefork import __version__, origin
 from prefork.config import OPTIONS, Resolved, resolve
 from prefork.errors import AppNotFound, ConfigError, PlatformUnsupported, PreforkError, report
+from prefork.heap import collecting_seldom
 from prefork.options_click import click_options
+
+if TYPE_CHECKING:
+    from prefork.config import Config
+    from prefork.pool import WorkerPool
 
 HINT = "prefork module:app, such as prefork shop.wsgi:application"
 
@@ -58,18 +63,24 @@ def _serve(app: str, resolved: Resolved) -> int:
     if not hasattr(os, "fork"):
         raise PlatformUnsupported("PF407", "this system cannot fork", "prefork runs on Linux and macOS")
     if resolved.config.reload:
-        from prefork import reloader
+        return _serve_and_reload(app, resolved.config)
+    return _pool_class()(app, config=resolved.config).serve()
 
-        if not reloader.inside():
-            return reloader.run_outer(resolved.config)
+
+def _serve_and_reload(app: str, config: Config) -> int:
+    from prefork import reloader
+
+    if not reloader.inside():
+        return reloader.run_outer(config)
+    with reloader.inherited_listeners(config) as listeners:
+        watch = reloader.watcher(config)
+        return _pool_class()(app, config=config, listeners=listeners, files_changed=watch).serve()
+
+
+def _pool_class() -> type[WorkerPool]:
+    with collecting_seldom():
         from prefork.pool import WorkerPool
-
-        with reloader.inherited_listeners(resolved.config) as listeners:
-            watch = reloader.watcher(resolved.config)
-            return WorkerPool(app, config=resolved.config, listeners=listeners, files_changed=watch).serve()
-    from prefork.pool import WorkerPool
-
-    return WorkerPool(app, config=resolved.config).serve()
+    return WorkerPool
 
 
 def _check(app: str, resolved: Resolved) -> int:

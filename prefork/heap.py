@@ -6,7 +6,13 @@ parent, and the count of an object's owners. So the parent leaves no room, and l
 
 from __future__ import annotations
 
+import gc
 import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Of CPython's allocator: pools of blocks of one size, up to 512 bytes; what is larger the C library gives.
 _POOL, _POOL_HEADER, _SMALL = 16384, 48, 512
@@ -16,6 +22,24 @@ _MALLOC_HEADER = 8
 _EMPTY = sys.getsizeof(b"")
 _MOST = 16 * 1024 * 1024
 """So many bytes of filler mean that this is another allocator."""
+_SELDOM = (100_000, 10, 10)
+"""How many objects are made before the first look, and how many looks before one at those that have survived some."""
+
+
+@contextmanager
+def collecting_seldom() -> Iterator[None]:
+    """Let the garbage collector look seldom for the length of a block.
+
+    What a program makes while it is imported is there to stay, and to look at all of it again and again takes a tenth of
+    the time. Who sets thresholds of his own in the block keeps them.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(*_SELDOM)
+    try:
+        yield
+    finally:
+        if gc.get_threshold() == _SELDOM:
+            gc.set_threshold(*before)
 
 
 def forget_lookups() -> None:

@@ -3,51 +3,30 @@
 from __future__ import annotations
 
 import ast
-import difflib
-import gc
 import importlib
 import inspect
-import pkgutil
 import sys
 import traceback
-from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefork.errors import AppFailed, AppNotFound
+from prefork.heap import collecting_seldom
 from prefork.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable
     from types import TracebackType
 
     from prefork.config import Config
 
 _NAMES = ("app", "application")
 _FACTORIES = ("create_app", "make_app")
-_SELDOM = (100_000, 10, 10)
-"""How many objects are made before the first look, and how many looks before one at those that have survived some."""
 _EXAMPLE = "give module:attribute, such as shop.wsgi:application"
 #: What an application's own code may raise; KeyboardInterrupt is the user's, and a stop while we import is ours.
 _FAILURES = (Exception, SystemExit)
-
-
-@contextmanager
-def collecting_seldom() -> Iterator[None]:
-    """Let the garbage collector look seldom for the length of a block.
-
-    What a program makes while it is imported is there to stay, and to look at all of it again and again takes a tenth of
-    the time. Who sets thresholds of his own in the block keeps them.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(*_SELDOM)
-    try:
-        yield
-    finally:
-        if gc.get_threshold() == _SELDOM:
-            gc.set_threshold(*before)
 
 
 def load_app(spec: str | Callable[..., Any], app_dir: str = ".", interface: str = "auto") -> Callable[..., Any]:
@@ -238,12 +217,21 @@ def _nearest_module(name: str, directory: str) -> str:
     loaded = sys.modules.get(package)
     if loaded is not None and not hasattr(loaded, "__path__"):
         return f"{package!r} is a module and not a package"
+    import pkgutil
+
     there = [found.name for found in pkgutil.iter_modules(loaded.__path__ if loaded else [directory])]
     there += [entry.name for entry in Path(directory).iterdir() if entry.is_dir()] if not package else []
-    near = difflib.get_close_matches(last, there, n=1)
+    near = _near(last, there)
     if near:
-        return f"did you mean {f'{package}.{near[0]}'.lstrip('.')!r}?"
+        return f"did you mean {f'{package}.{near}'.lstrip('.')!r}?"
     return f"looked in {directory} and on the import path; --app-dir names another directory"
+
+
+def _near(name: str, names: Iterable[str]) -> str | None:
+    """Return which of ``names`` somebody is likely to mean who wrote ``name``."""
+    import difflib  # takes a millisecond, and hardly anybody misspells
+
+    return next(iter(difflib.get_close_matches(name, names, n=1)), None)
 
 
 def _default(module: ModuleType) -> Any:
@@ -266,8 +254,8 @@ def _attribute(module: ModuleType, target: _Target) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
-            near = difflib.get_close_matches(name, dir(found), n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "check the spelling"
+            near = _near(name, dir(found))
+            hint = f"did you mean {near!r}?" if near else "check the spelling"
             raise AppNotFound("PF203", f"module {module.__name__!r} has no {str(target)!r}", hint) from None
         except _FAILURES as error:
             raise failure("PF206", f"{module.__name__}:{target}", error) from error

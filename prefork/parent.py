@@ -9,9 +9,9 @@ from __future__ import annotations
 import gc
 import math
 import os
-import platform
 import select
 import signal
+import sys
 from collections import deque
 from contextlib import ExitStack, closing, suppress
 from functools import partial
@@ -713,7 +713,7 @@ def facts(charge: Charge) -> dict[str, Any]:
     """Return what there is to say about a pool before it runs."""
     app, config = charge.app, charge.pool.config
     name = app if isinstance(app, str) else getattr(app, "__qualname__", type(app).__qualname__)
-    python = platform.python_version()
+    python = sys.version.partition(" ")[0]  # as platform says, which takes 2 ms to import
     shown = {"workers": config.max_workers, "threads": config.threads, "preload": config.preload}
     counted = {"workers_counted": config.workers_from} if config.workers_from else {}
     generation = charge.listeners.starter_generation

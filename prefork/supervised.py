@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import traceback
 from contextlib import suppress
-from multiprocessing.connection import wait as wait_until_ready
 from multiprocessing.util import Finalize
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -127,7 +127,9 @@ class Supervised:
     def wait(self, timeout: float | None = None) -> int | None:
         """Wait for the end; return the exit status, or ``None`` after ``timeout`` seconds."""
         if self._status is None:
-            wait_until_ready([self._process.sentinel if self._pidfd is None else self._pidfd], timeout)
+            end = select.poll()
+            end.register(self._process.sentinel if self._pidfd is None else self._pidfd, select.POLLIN)
+            end.poll(None if timeout is None else max(0.0, timeout) * 1000)
         with self._lock:  # not while waiting, or nobody could stop what somebody waits for
             if self._status is None:
                 self._bury()

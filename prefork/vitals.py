@@ -12,7 +12,6 @@ import mmap
 import os
 import signal
 import sys
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -156,6 +155,8 @@ class Vitals:
 def _nameless_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("prefork-last-words")
+    import tempfile
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
