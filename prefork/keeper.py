@@ -4,19 +4,20 @@ A small program, run as ``python -I -S keeper.py``. It holds what must outlive a
 sockets, the files of its own), starts the next pool in a fresh interpreter when it gets HUP, and lets the present one
 go when that serves. ``Keeping`` decides: events in, actions out; ``Keeper`` performs.
 
-It imports nothing of the package and hardly anything else: it runs beside every pool, and its memory counts.
+It imports nothing of the package and hardly anything else: it runs beside every pool, so that its memory counts, and
+starts with every pool. The modules in C below are those behind ``signal``, ``socket`` and ``json``, which bring so much
+along (enumerations, regular expressions) that more than half of the start would go into that.
 """
 
 from __future__ import annotations
 
-import json
+import _json
+import _signal  # type: ignore[import-not-found]
+import _socket
 import os
 import select
-import signal
-import socket
 import sys
 import time
-from collections import namedtuple
 
 TYPE_CHECKING = False  # typing's own would cost half as much memory as all the rest
 if TYPE_CHECKING:
@@ -36,35 +37,118 @@ MESSAGE_LIMIT = 128 * 1024
 LAST_WORDS = 16 * 1024
 """How much is kept of what a new pool wrote to stderr before it could speak for itself, in bytes."""
 
+
+class Plain:
+    """Has the fields of ``__match_args__``, and is what they are."""
+
+    __match_args__: tuple[str, ...] = ()
+
+    def __init__(self, *values: Any) -> None:
+        self.__dict__.update(zip(self.__match_args__, values, strict=True))
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.__dict__ == self.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # some hold what can change
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self.__dict__.values()))})"
+
+
 # What can happen.
 
-Signal = namedtuple("Signal", ["name"])
-"""A signal arrived, named without SIG."""
-Said = namedtuple("Said", ["generation", "what", "facts"])
-"""A pool says that it is ``listening``, ``ready``, ``failed`` or ``leaving``, or has something for systemd."""
-Ended = namedtuple("Ended", ["generation", "status", "signal", "words"])
-"""A pool's parent is dead: by itself with ``status``, or by ``signal``; ``words`` are its last."""
-Tick = namedtuple("Tick", [])
-"""Nothing happened but that time went by."""
+
+class Signal(Plain):
+    """A signal arrived, named without SIG."""
+
+    __match_args__ = ("name",)
+    name: str
+
+
+class Said(Plain):
+    """A pool says that it is ``listening``, ``ready``, ``failed`` or ``leaving``, or has something for systemd."""
+
+    __match_args__ = ("generation", "what", "facts")
+    generation: int
+    what: str
+    facts: Mapping[str, Any]
+
+
+class Ended(Plain):
+    """A pool's parent is dead: by itself with ``status``, or by ``signal``; ``words`` are its last."""
+
+    __match_args__ = ("generation", "status", "signal", "words")
+    generation: int
+    status: int
+    signal: str | None
+    words: str
+
+
+class Tick(Plain):
+    """Nothing happened but that time went by."""
+
 
 # What is to be done.
 
-Start = namedtuple("Start", ["generation", "why", "workers"])
-"""Start a pool in a fresh interpreter, with so many workers (``None``: as many as it is configured to have)."""
-Tell = namedtuple("Tell", ["generation", "order", "facts"])
-"""Send an order to a pool."""
-Strike = namedtuple("Strike", ["generation", "signal"])
-"""Send a signal to a pool's parent."""
-Notify = namedtuple("Notify", ["text"])
-"""Pass a pool's message on to systemd."""
-Adopt = namedtuple("Adopt", ["generation"])
-"""Hold what this pool listens on, and let go of what it does not."""
-CloseListeners = namedtuple("CloseListeners", [])
-"""Close the listening sockets, and unlink their files."""
-Say = namedtuple("Say", ["record", "facts"])
-"""Write a record, since there is no pool that could."""
-Finish = namedtuple("Finish", ["status"])
-"""It is over."""
+
+class Start(Plain):
+    """Start a pool in a fresh interpreter, with so many workers (``None``: as many as it is configured to have)."""
+
+    __match_args__ = ("generation", "why", "workers")
+    generation: int
+    why: str
+    workers: int | None
+
+
+class Tell(Plain):
+    """Send an order to a pool."""
+
+    __match_args__ = ("generation", "order", "facts")
+    generation: int
+    order: str
+    facts: Mapping[str, Any]
+
+
+class Strike(Plain):
+    """Send a signal to a pool's parent."""
+
+    __match_args__ = ("generation", "signal")
+    generation: int
+    signal: str
+
+
+class Notify(Plain):
+    """Pass a pool's message on to systemd."""
+
+    __match_args__ = ("text",)
+    text: str
+
+
+class Adopt(Plain):
+    """Hold what this pool listens on, and let go of what it does not."""
+
+    __match_args__ = ("generation",)
+    generation: int
+
+
+class CloseListeners(Plain):
+    """Close the listening sockets, and unlink their files."""
+
+
+class Say(Plain):
+    """Write a record, since there is no pool that could."""
+
+    __match_args__ = ("record", "facts")
+    record: str
+    facts: Mapping[str, Any]
+
+
+class Finish(Plain):
+    """It is over."""
+
+    __match_args__ = ("status",)
+    status: int
+
 
 COMING, CURRENT, LEAVING = "coming", "current", "leaving"
 """The lives of a pool: not ready yet; the one that serves; nothing is expected of it but its end."""
@@ -320,13 +404,13 @@ def last_words(event: Any) -> dict[str, str]:
 # What does it.
 
 NAMES = ("TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "TTIN", "TTOU", "CHLD")
-SIGNALS = {int(getattr(signal, f"SIG{name}")): name for name in NAMES}
+SIGNALS = {int(getattr(_signal, f"SIG{name}")): name for name in NAMES}
 
 
 class Process:
     """A pool's parent process: its id, our end of the line to it, and what it listens on."""
 
-    def __init__(self, pid: int, line: socket.socket, words: int | None = None) -> None:
+    def __init__(self, pid: int, line: _socket.socket, words: int | None = None) -> None:
         line.setblocking(False)
         self.pid, self.line, self.words = pid, line, words
         self.held: list[dict[str, Any]] = []
@@ -340,7 +424,7 @@ class Keeper:
     def __init__(self, given: Mapping[str, Any], command: list[str]) -> None:
         self.given, self.command = given, command
         self.keeping = Keeping()
-        self.processes = {1: Process(given["pool"], socket.socket(fileno=given["line"]))}
+        self.processes = {1: Process(given["pool"], _socket.socket(fileno=given["line"]))}
         self.holder = self.processes[1]  # holds what the next pool inherits
         self.log = "console"
         self.poller = select.poll()
@@ -353,10 +437,10 @@ class Keeper:
         os.set_inheritable(self.processes[1].line.fileno(), False)
         if self.given["name"]:
             name_process(self.given["name"])
-        signal.set_wakeup_fd(self.waker, warn_on_full_buffer=False)
+        _signal.set_wakeup_fd(self.waker, warn_on_full_buffer=False)
         for number in SIGNALS:
-            signal.signal(number, lambda *_: None)
-        signal.pthread_sigmask(signal.SIG_SETMASK, self.given["mask"])
+            _signal.signal(number, lambda *_: None)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self.given["mask"])
         self.poller.register(self.wake, select.POLLIN)
         self.poller.register(self.processes[1].line, select.POLLIN)
         events = self.reap()  # what died before there was a handler
@@ -395,7 +479,7 @@ class Keeper:
         events: list[Any] = []
         while True:
             try:
-                data, passed, _, _ = process.line.recvmsg(MESSAGE_LIMIT, socket.CMSG_SPACE(256 * 4))
+                data, passed, _, _ = process.line.recvmsg(MESSAGE_LIMIT, _socket.CMSG_SPACE(256 * 4))
             except OSError:  # nothing there, or nobody
                 return events
             descriptors = [number for _, _, numbers in passed for number in integers(numbers)]
@@ -405,7 +489,7 @@ class Keeper:
                     process.line.close()
                 return events
             try:
-                said = json.loads(data)
+                said = decode(data)
                 if said["said"] == "listening":
                     self.take(process, said, descriptors)
                 events.append(Said(generation, said["said"], said))
@@ -450,8 +534,7 @@ class Keeper:
             self.let_go(process)
         if os.WIFSIGNALED(code):
             number = os.WTERMSIG(code)
-            names = {each.value: each.name for each in signal.Signals}
-            return Ended(generation, 128 + number, names.get(number, f"SIG{number}"), words)
+            return Ended(generation, 128 + number, signal_name(number), words)
         return Ended(generation, os.WEXITSTATUS(code), None, words)
 
     # What can be done about it.
@@ -482,13 +565,13 @@ class Keeper:
         """Send a signal to a pool's parent, unless it is gone."""
         if generation in self.processes:
             try:
-                os.kill(self.processes[generation].pid, getattr(signal, f"SIG{name}"))
+                os.kill(self.processes[generation].pid, getattr(_signal, f"SIG{name}"))
             except ProcessLookupError:
                 pass
 
     def start(self, order: Any) -> None:
         """Start a pool in a fresh interpreter: the same command, directory, environment and umask as at the first."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         words = os.memfd_create("last words")
         kept = [listener["fd"] for listener in self.holder.held]
         mark = {
@@ -505,7 +588,9 @@ class Keeper:
         with_signals_held(lambda: self.fork(order.generation, ours, words, mark, kept))
         theirs.close()
 
-    def fork(self, generation: int, ours: socket.socket, words: int, mark: dict[str, Any], kept: Sequence[int]) -> None:
+    def fork(
+        self, generation: int, ours: _socket.socket, words: int, mark: dict[str, Any], kept: Sequence[int]
+    ) -> None:
         """Fork, and become the fresh interpreter in the child."""
         pid = os.fork()
         if pid:
@@ -513,20 +598,20 @@ class Keeper:
             self.poller.register(process.line, select.POLLIN)
             return
         try:
-            signal.set_wakeup_fd(-1)
+            _signal.set_wakeup_fd(-1)
             for number in SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
+                _signal.signal(number, _signal.SIG_DFL)
             # Whatever it writes before it can speak for itself is its last word if it dies.
             mark["stderr"] = os.dup(2)
             os.dup2(words, 2)
             for number in (mark["line"], mark["stderr"], words, *kept, *mark["exchange"]):
                 os.set_inheritable(number, True)
-            environment = {**os.environ, self.given["mark"]: json.dumps({**mark, "pid": os.getpid()})}
+            environment = {**os.environ, self.given["mark"]: encode({**mark, "pid": os.getpid()})}
             if environment.get("LISTEN_PID") == str(mark["keeper"]):  # systemd's descriptors are among those
                 environment["LISTEN_PID"] = str(os.getpid())
             os.chdir(self.given["directory"])
             os.umask(self.given["umask"])
-            signal.pthread_sigmask(signal.SIG_SETMASK, self.given["mask"])
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, self.given["mask"])
             os.execve(self.command[0], self.command, environment)  # noqa: S606 - it is the command that started us
         except BaseException as error:  # noqa: BLE001 - whatever it is, this must not go on as a second keeper
             os.write(2, f"{error}\n".encode(errors="replace"))
@@ -538,7 +623,7 @@ class Keeper:
         process = self.processes.get(generation)
         if process is not None and process.line.fileno() >= 0:
             try:
-                process.line.send(json.dumps(message).encode())
+                process.line.send(encode(message).encode())
             except OSError:
                 pass
 
@@ -550,7 +635,7 @@ class Keeper:
         fields = {name: value for name, value in facts.items() if value != ""}
         trace = fields.pop("traceback", None)
         if self.log == "json":
-            line = json.dumps({**head, "role": "keeper", **fields, **({"exception": trace} if trace else {})}) + "\n"
+            line = encode({**head, "role": "keeper", **fields, **({"exception": trace} if trace else {})}) + "\n"
         else:
             shown = " ".join(f"{name}={value}" for name, value in fields.items())
             line = f"{stamp} [error] {record} {shown}\n" + (f"{trace.rstrip()}\n" if trace else "")
@@ -584,6 +669,43 @@ class Keeper:
             unlink_pid_file(self.holder.pid_file)
 
 
+class _Reading:
+    """How JSON is read: as by ``json.loads``."""
+
+    strict = True
+    object_hook = object_pairs_hook = parse_constant = None
+    parse_float, parse_int = float, int
+
+
+_read = _json.make_scanner(_Reading)  # type: ignore[arg-type]  # it takes whatever has these
+_write = _json.make_encoder(None, repr, _json.encode_basestring_ascii, None, ": ", ", ", False, False, True)
+
+
+def decode(data: bytes) -> Any:
+    """Return what JSON says; raises ``ValueError`` for what is none."""
+    text = data.decode()
+    try:
+        value, end = _read(text, 0)
+        if end == len(text):
+            return value
+    except (StopIteration, SystemError):  # for its errors it needs the module json
+        pass
+    import json
+
+    return json.loads(text)
+
+
+def encode(value: Any) -> str:
+    """Return a value as JSON."""
+    return "".join(_write(value, 0))
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal; of several that one which ``signal.Signals`` has."""
+    names = sorted(name for name in vars(_signal) if name.startswith("SIG") and not name.startswith("SIG_"))
+    return next((name for name in names if getattr(_signal, name) == number), f"SIG{number}")
+
+
 def integers(data: bytes) -> list[int]:
     """Return the numbers that are packed in ``data``, C ints."""
     return [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, len(data), 4)]
@@ -591,11 +713,11 @@ def integers(data: bytes) -> list[int]:
 
 def with_signals_held(call: Any) -> None:
     """Let no signal in while something is called."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    before = _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
     try:
         call()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 
 def read_words(words: int | None) -> str:
@@ -635,9 +757,10 @@ def unlink_pid_file(path: str | None) -> None:
 def notify(address: str, text: str) -> None:
     """Send a message to systemd, which takes none but from the process that it has started. Source: sd_notify(3)."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
-            line.setblocking(False)
-            line.sendto(text.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
+        line = _socket.socket(_socket.AF_UNIX, _socket.SOCK_DGRAM)
+        line.setblocking(False)
+        line.sendto(text.encode(), address.replace("@", "\0", 1) if address.startswith("@") else address)
+        line.close()
     except OSError:
         pass
 
@@ -654,7 +777,7 @@ def name_process(name: str) -> None:
 def main() -> int:
     """Keep what the process that became this one has left in a pipe; the command to run is in the arguments."""
     with open(int(sys.argv[1]), "rb") as pipe:
-        given = json.load(pipe)
+        given = decode(pipe.read())
     return Keeper(given, sys.argv[2:]).run()
 
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
 
+from prefork import keeper
 from prefork.keeper import (
     FIRST_DELAY_S,
     KILL_S,
@@ -27,6 +35,9 @@ from prefork.keeper import (
     Tell,
     Tick,
     back_off,
+    decode,
+    encode,
+    signal_name,
 )
 
 BOOT = 60.0
@@ -403,3 +414,31 @@ def test_the_wait_is_bounded() -> None:
     assert back_off(0) == 0
     assert back_off(1) == FIRST_DELAY_S
     assert back_off(100) == LONGEST_DELAY_S
+
+
+@pytest.mark.parametrize("value", [{}, {"a": [1, 2.5, None, True, "ü\n\x00"], "b": {"c": (1, 2)}}, "words", []])
+def test_json_is_written_and_read_as_by_its_module(value: Any) -> None:
+    assert encode(value) == json.dumps(value)
+    assert decode(encode(value).encode()) == json.loads(json.dumps(value))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"nope", b'{"a": 1} x', b'{"a" 1}', b'"\x01"', b"\xff", b'"\\', b"[1,"])
+def test_what_is_no_json_is_said_to_be_none(data: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        decode(data)
+
+
+def test_signals_have_the_names_of_the_standard_library() -> None:
+    assert {number: signal_name(number) for number in signal.Signals} == {each: each.name for each in signal.Signals}
+    assert signal_name(40) == "SIG40"
+
+
+def test_a_keeper_is_a_small_program() -> None:
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import keeper; print(*sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program, str(Path(keeper.__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert not {"collections", "enum", "json", "re", "signal", "socket", "typing"} & set(told.stdout.split())
