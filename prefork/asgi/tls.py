@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prefork.asgi.gateway import Base
     from prefork.http1.connection import Connection
     from prefork.outbox import Outbox
+    from prefork.tls import Session
 
 
 class TlsClient(TlsGuest, Client):
@@ -34,6 +35,11 @@ class TlsClient(TlsGuest, Client):
     def send_octets(self, octets: bytes) -> None:
         """Send as it is, or keep what the client does not take now."""
         self._put_octets(self, octets)
+
+    def _fail(self, session: Session) -> None:
+        """Say what is wrong, by an alert, and close; an application that is at it has nobody left to answer."""
+        super()._fail(session)
+        self.broken |= self.call is not None
 
     def encrypted(self, octets: bytes) -> bytes:
         """Return what goes on the wire for ``octets``."""

@@ -293,6 +293,42 @@ def test_a_client_may_change_its_keys(server: LiveServer) -> None:
         client.stdout.read()
 
 
+ASGI = """
+import asyncio
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        if scope["path"] == "/slow":
+            print("slow", flush=True)
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"tea"})
+"""
+
+
+def test_a_client_that_breaks_the_protocol_has_left_and_its_application_is_not_to_blame(place: Place) -> None:
+    (place.folder / "later.py").write_text(ASGI)
+    server = LiveServer.pool(
+        "later:app",
+        max_workers=1,
+        app_dir=str(place.folder),
+        cert=str(place.folder / "good.pem"),
+        access_log="-",
+    )
+    with server:
+        with talk(server, place.trusting()) as client:
+            client.sendall(b"GET /slow HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            server.wait_for_output("slow")
+            # No longer what wrapped it: a record that nobody can decrypt.
+            with socket.socket(fileno=os.dup(client.fileno())) as plain:
+                plain.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+                server.wait_for("request.finished", path="/slow", outcome="client_gone", status=499)
+        with talk(server, place.trusting()) as client:
+            assert get(client)[1] == b"tea"
+        assert not server.all("request.failed")
+
+
 # Certificates of clients.
 
 
