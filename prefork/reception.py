@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from prefork.config import Config
     from prefork.exit_guard import ExitGuard
     from prefork.handover import Exchange
+    from prefork.http1.messages import Request
     from prefork.listeners import Listener
     from prefork.outbox import Outbox
     from prefork.pace import Pace
@@ -354,6 +355,14 @@ class Reception(Generic[G]):
         raise NotImplementedError
 
     def _new_client(self, sock: _socket.socket, connection: Connection, base: Any, peer: tuple[str, str] | None) -> G:
+        raise NotImplementedError
+
+    def _request_of(self, client: G) -> Request | None:
+        """Return the request whose head was taken in, and that has no answer yet, if there is one."""
+        raise NotImplementedError
+
+    def _asked_by(self, client: G, request: Request) -> str:
+        """Return the address of whose request it is, the client's or the one that a trusted proxy names."""
         raise NotImplementedError
 
     def _reply(self, client: G, octets: bytes) -> None:
@@ -947,12 +956,15 @@ class Reception(Generic[G]):
 
     def _refuse(self, client: G, refused: Refused) -> None:
         """Answer a request that is not served, and close."""
+        request = refused.request or self._request_of(client)
+        line = refused.line if request is None else request.line
         self.records.emit(
             "request.rejected",
             reason=refused.reason,
             source=refused.source,
             status=refused.status,
-            client=client.address,
+            client=client.address if request is None else self._asked_by(client, request),
+            **({} if line is None else {"method": line.method, "path": line.path.decode("latin-1")}),
         )
         self._let_go(client)
         self._reply(client, client.connection.refusal(refused, self.date()))

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.access_format import Entry
 from prefork.asgi.backends import new_backend
 from prefork.asgi.calls import HIGH, LOW, Call, Client, ClientLeft
-from prefork.asgi.gateway import Base, client_address, client_scheme, server_scope, tls_extension
+from prefork.asgi.gateway import Base, asked_by, server_scope, tls_extension
 from prefork.asgi.lifespan import Lifespan
 from prefork.asgi.loop_poller import LoopPoller
 from prefork.asgi.loop_watch import LoopWatch
@@ -441,7 +441,11 @@ class AsgiDriver(Reception[Client]):
                     client.call = call
                     self._start(call)
                 elif type(event) is Upgrade:
-                    self._upgrade(client, event)
+                    try:
+                        self._upgrade(client, event)
+                    except Refused as refused:
+                        refused.request = event
+                        raise
                 elif connection.buffered and not client.in_head:
                     # A head has its time from its first byte on, however slowly the others come.
                     client.in_head = True
@@ -450,6 +454,8 @@ class AsgiDriver(Reception[Client]):
                 self._collect(call)
                 call.wake()
         except Refused as refused:
+            if call is not None:
+                refused.request = call.request
             self._refuse(client, refused)
             return False
         if call is not None and not call.ended and client.call is call:
@@ -473,7 +479,14 @@ class AsgiDriver(Reception[Client]):
             return
         if self._closing:
             connection.answer_close = True
-        self.put(client, connection.decline(OVERLOADED, self.date()))
+        if isinstance(connection, NamedConnection):
+            assert self._ids is not None
+            given = next((value for name, value in request.head.fields if name.lower() == _ID_FIELD), b"")
+            connection.request_id = self._ids.of(given.decode("latin-1"), trusted=client.base.origin.trusted)
+        answer = connection.decline(OVERLOADED, self.date())
+        self.put(client, answer)
+        if self._access is not None:
+            self._log_turned_away(client, request, answer)
         client.deadline = time.monotonic() + self._keep_alive
         if connection.buffered:
             self._let_wait(client)
@@ -522,6 +535,12 @@ class AsgiDriver(Reception[Client]):
         if call is not None and call.answer.sent:
             client.broken = True
         super()._refuse(client, refused)
+
+    def _request_of(self, client: Client) -> Request | None:
+        return None if client.call is None else client.call.request
+
+    def _asked_by(self, client: Client, request: Request) -> str:
+        return asked_by(client.base, client.peer, request)[0]
 
     def _reply(self, client: Client, octets: bytes) -> None:
         if not client.broken:
@@ -651,6 +670,7 @@ class AsgiDriver(Reception[Client]):
             if client.call is call:
                 self._left_undone(call)
         except Refused as refused:
+            refused.request = call.request
             self._refuse(client, refused)
             self._settle(client)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it raises, the worker lives on
@@ -723,7 +743,7 @@ class AsgiDriver(Reception[Client]):
             error,
             method=line.method,
             path=line.path.decode("latin-1"),
-            client=client_address(call.client.peer, call.request),
+            client=self._asked_by(call.client, call.request),
             **_id_of(call),
         )
 
@@ -745,10 +765,11 @@ class AsgiDriver(Reception[Client]):
             return
         call.logged = True
         client, answer, request = call.client, call.answer, call.request
+        address, scheme = asked_by(client.base, client.peer, request)
         entry = Entry(
             request=request,
-            client=client_address(client.peer, request),
-            scheme=client_scheme(client.base, request),
+            client=address,
+            scheme=scheme,
             environ=_environ_for_log(client.base, request),
             status=status or (answer.status or _CLIENT_GONE)[:3],
             fields=answer.fields,
@@ -766,6 +787,28 @@ class AsgiDriver(Reception[Client]):
             client.outbox.then = partial(self._log_taken, entry, time.monotonic())
         else:
             self._write_log(entry)
+
+    def _log_turned_away(self, client: Client, request: Request, answer: bytes) -> None:
+        """Log a request that had waited too long, and of which the application knows nothing."""
+        address, scheme = asked_by(client.base, client.peer, request)
+        entry = Entry(
+            request=request,
+            client=address,
+            scheme=scheme,
+            environ=_environ_for_log(client.base, request),
+            status=str(OVERLOADED.status),
+            fields=(),
+            received=0,
+            sent=len(answer.partition(b"\r\n\r\n")[2]),
+            duration_s=0.0,
+            queue_s=client.queue_s,
+            outcome="turned_away",
+            closes=client.connection.answer_close,
+            request_id=client.connection.request_id,
+            context={},
+        )
+        client.queue_s = client.queue_s and 0.0  # for what it has sent ahead
+        self._write_log(entry)
 
     def _log_taken(self, entry: Entry, made_at: float, *, whole: bool) -> None:
         """Log a request whose client has taken the rest of its answer, or has left before that."""
@@ -956,7 +999,7 @@ def _named(call: Call) -> dict[str, Any]:
     return {
         "method": line.method,
         "path": line.path.decode("latin-1"),
-        "client": client_address(call.client.peer, call.request),
+        "client": asked_by(call.client.base, call.client.peer, call.request)[0],
         "age_s": call.age(),
     }
 

@@ -6,12 +6,13 @@ neither sockets nor tasks: messages go in, octets come out.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote_to_bytes
 
 from prefork.http1.forwarded import is_forwarding, read_forwarding
-from prefork.http1.messages import Misanswered
+from prefork.http1.messages import Misanswered, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -184,20 +185,22 @@ def _add_said(scope: dict[str, Any], said: Said, peer: tuple[str, str] | None, l
         scope["extensions"].setdefault("prefork.peer", "" if peer is None else peer[0])
 
 
-def client_address(peer: tuple[str, str] | None, request: Request) -> str:
-    """Return the address of whose request it is, as far as its scope was made; empty where that is not known."""
-    memo = request.head.memo
-    said = None if memo is None else memo[2]
-    client = peer if said is None or said.client is None else said.client
-    return "" if client is None else client[0]
+def asked_by(base: Base, peer: tuple[str, str] | None, request: Request) -> tuple[str, str]:
+    """Return by whom a request comes: the address, empty if it is not known, and the scheme.
 
-
-def client_scheme(base: Base, request: Request) -> str:
-    """Return the scheme by which it was asked for, as far as its scope was made."""
-    memo = request.head.memo
-    said = None if memo is None else memo[2]
-    scheme: str = base["scheme"] if said is None or said.scheme is None else said.scheme
-    return scheme
+    What a proxy says and cannot be read is taken for nothing.
+    """
+    memo, said = request.head.memo, None
+    # Nothing may be remembered yet, or what a peer was told who sent the same head and is trusted otherwise.
+    if memo is None or memo[0] is not base:
+        with suppress(Refused):
+            said = _judge_fields(base, peer, request.head)[2]
+    else:
+        said = memo[2]
+    client, scheme = peer, base["scheme"]
+    if said is not None:
+        client, scheme = said.client or peer, said.scheme or scheme
+    return "" if client is None else client[0], scheme
 
 
 def tls_extension(facts: dict[str, str]) -> dict[str, Any]:

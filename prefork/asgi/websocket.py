@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.asgi.calls import HIGH, LOW, Call, Client, ClientLeft
 from prefork.asgi.driver import AsgiDriver, came_of_leaving
-from prefork.asgi.gateway import client_address, decoded, request_scope, websocket_scope
+from prefork.asgi.gateway import decoded, request_scope, websocket_scope
 from prefork.config import QUICK_STOP_S
 from prefork.http1.connection import Phase
 from prefork.reception import AT_ONCE, NEVER
@@ -262,7 +262,7 @@ class WebSocketDriver(AsgiDriver):
         self._log(call, "complete")
 
     def _tell_of_mistake(self, call: WebSocketCall, code: int, reason: str) -> None:
-        path, client = call.request.line.path.decode("latin-1"), client_address(call.client.peer, call.request)
+        path, client = call.request.line.path.decode("latin-1"), self._asked_by(call.client, call.request)
         self.records.emit("websocket.failed", path=path, client=client, close_code=code, reason=reason)
 
     def answer_ping(self, call: WebSocketCall) -> None:

@@ -282,7 +282,11 @@ class Connection:
         self._version = request.line.version
         self.answer_close = not request.head.keep_alive
         if request.head.length:
-            self._expect(request.head.length)
+            try:
+                self._expect(request.head.length)
+            except Refused as refused:
+                refused.request = request
+                raise
         else:
             self.phase = _ANSWER
         return request

@@ -92,7 +92,11 @@ class HeadReader:
                 raise line_too_long()
         head = self._heads[line.version].get(rest)
         if head is None:
-            head = self._judge(line.version, rest)
+            try:
+                head = self._judge(line.version, rest)
+            except Refused as refused:
+                refused.line = line
+                raise
         if head.length and line.method == "TRACE":
             raise Refused(400, "TRACE with a body", "RFC 9110 section 9.3.8")
         if self.upgrades and line.version == "1.1" and _asks_for_websocket(head):

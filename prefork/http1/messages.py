@@ -90,6 +90,11 @@ class Refused(Exception):
     ``reason`` says in a few words what was wrong, ``source`` names the rule, ``fields`` go with the answer.
     """
 
+    line: RequestLine | None = None
+    """The first line of the request, where that was in order."""
+    request: Request | None = None
+    """The request, where its whole head was in order."""
+
     def __init__(self, status: int, reason: str, source: str, fields: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(f"{reason} ({source})")
         self.status = status

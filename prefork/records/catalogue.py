@@ -193,7 +193,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "request.cancelled": _spec("warning", "worker", "ASGI: the pool stops, the time for that is nearly over or an endless answer had its `stream_grace`, and the task was cancelled.", "method path client age_s stack", code="PF510"),
     "websocket.unavailable": _spec("warning", "worker", "ASGI: a client asked for a WebSocket, and was answered with 501: the library for that is not installed. Once a worker.", "path", code="PF441"),
     "websocket.failed": _spec("info", "worker", "ASGI: a WebSocket was closed because of its client: `close_code` says to it what `reason` says here.", "path client close_code reason"),
-    "request.rejected": _spec("warning", "worker", "A request was refused before the application saw it: `reason` says what was wrong, `source` by which rule.", "reason source status client", "method path"),
+    "request.rejected": _spec("warning", "worker", "A request was refused before the application saw it: `reason` says what was wrong, `source` by which rule. `method` and `path` where its first line was in order; `client` is the one that a trusted proxy names where its whole head was, else who is connected.", "reason source status client", "method path"),
     "request.forwarding_ignored": _spec("warning", "worker", "A peer that is no trusted proxy, but in a network that is not public, spoke for a client; the field was kept from the application. Once a worker for each field.", "field client code", code="PF503"),
 }
 # fmt: on

@@ -606,6 +606,12 @@ class WsgiDriver(Reception[Client]):
     ) -> Client:
         return self._kinds_of_clients[base["wsgi.url_scheme"]](self, sock, connection, base, peer)
 
+    def _request_of(self, client: Client) -> Request | None:
+        return client.request
+
+    def _asked_by(self, client: Client, request: Request) -> str:
+        return asked_by(client.base, client.peer, request)[0]
+
     def _reply(self, client: Client, octets: bytes) -> None:
         client.send(octets)
 
@@ -851,6 +857,7 @@ class WsgiDriver(Reception[Client]):
             environ["prefork.client_gone"] = client.has_left
             answer.run(self.app, environ)
         except Refused as refused:
+            refused.request = request
             self._refuse(client, refused)
             answer.status = str(refused.status)
         except OSError as error:
@@ -998,7 +1005,7 @@ class WsgiDriver(Reception[Client]):
             "request.timeout",
             method=running.request.line.method,
             path=running.request.line.path.decode("latin-1"),
-            client=asked_by(client.base, client.peer, running.request)[0],
+            client=self._asked_by(client, running.request),
             status=late.status if answered else None,
             age_s=age_s,
             stack=stack,
@@ -1013,7 +1020,7 @@ class WsgiDriver(Reception[Client]):
             error,
             method=request.line.method,
             path=request.line.path.decode("latin-1"),
-            client=asked_by(client.base, client.peer, request)[0],
+            client=self._asked_by(client, request),
             **_id_of(client),
         )
         if answer.sent:

@@ -6,12 +6,13 @@ sockets nor threads; what it sends goes to a ``Stream``.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
 from prefork.http1.forwarded import is_forwarding, read_forwarding
-from prefork.http1.messages import CHUNKED
+from prefork.http1.messages import CHUNKED, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -271,15 +272,28 @@ def _forwarded_environ(
 
 
 def asked_by(base: Base, peer: tuple[str, str] | None, request: Request) -> tuple[str, str]:
-    """Return by whom a request comes, once its environ was made: the address, empty if it is not known, and the scheme."""
+    """Return by whom a request comes: the address, empty if it is not known, and the scheme.
+
+    What a proxy says and cannot be read is taken for nothing.
+    """
     memo = request.head.memo
-    scheme: str
-    if memo is not None and memo[0] is _Forwarded:
-        client = memo[1].said.client or peer
-        scheme = memo[1].environ["wsgi.url_scheme"]
-    else:
+    client: tuple[str, str] | None
+    if memo is not None and memo[0] is base:
         client, scheme = peer, base["wsgi.url_scheme"]
+    elif memo is not None and memo[0] is _Forwarded and memo[1].base is base:
+        client, scheme = memo[1].said.client or peer, memo[1].environ["wsgi.url_scheme"]
+    else:
+        # Nothing is remembered yet, or what a peer has said who sent the same head and is trusted otherwise.
+        client, scheme = _ask_whose(base, peer, request.head)
     return client[0] if client else "", scheme
+
+
+def _ask_whose(base: Base, peer: tuple[str, str] | None, head: Head) -> tuple[tuple[str, str] | None, str]:
+    with suppress(Refused):
+        memo = _judge_fields(base, peer, head)
+        if type(memo) is _Forwarded:
+            return memo.said.client or peer, memo.environ["wsgi.url_scheme"]
+    return peer, base["wsgi.url_scheme"]
 
 
 def _line_environ(line: RequestLine, root_path: str) -> dict[str, str]:

@@ -127,7 +127,7 @@ def test_who_waited_too_long_is_told_so_and_the_application_is_spared(
 
 @linux
 def test_an_asgi_application_is_spared_as_well(serve: Callable[..., LiveServer], gate: Path) -> None:
-    with serve("asgi", queue_timeout=0.2) as server, ExitStack() as clients:
+    with serve("asgi", queue_timeout=0.2, access_log="-", request_id=True) as server, ExitStack() as clients:
         kept, busy, body = [clients.enter_context(send(server, "/early")) for _ in range(3)]
         assert answer(kept) == answer(busy) == answer(body) == (200, b"False")
         ask(busy, "/gate")
@@ -143,6 +143,10 @@ def test_an_asgi_application_is_spared_as_well(serve: Callable[..., LiveServer],
         assert answer(kept) == (200, b"False")
         server.stop()
         assert "/late" not in server.output
+        (late,) = server.all("request.finished", path="/late")
+        assert (late["outcome"], late["status"], late["response_bytes"]) == ("turned_away", 503, len(BUSY))
+        assert late["queue_s"] > 0.2
+        assert len({record["request_id"] for record in server.all("request.finished")}) == 6
         assert sum(record["turned_away"] for record in server.all("worker.overloaded", reason="queue_timeout")) == 2
 
 

@@ -244,6 +244,31 @@ def test_a_trusted_peer_that_cannot_be_understood_is_refused(server: LiveServer)
     assert server.get()[0] == 200
 
 
+FOR = "X-Forwarded-For: 192.0.2.1"
+
+
+@pytest.mark.parametrize(
+    ("reason", "said", "told"),
+    [
+        ("body longer than max_body_size", (FOR, f"Content-Length: {1 << 40}"), "192.0.2.1"),
+        ("malformed chunk line", (FOR, "Transfer-Encoding: chunked", "", "tea", ""), "192.0.2.1"),
+        # These heads are not in order, so what they say of the client is not either.
+        ("two Host fields", (FOR, "Host: b"), PROXY),
+        ("malformed X-Forwarded-For", ("X-Forwarded-For: \xff",), PROXY),
+    ],
+)
+def test_who_asked_for_what_is_told_of_a_request_that_is_refused(
+    server: LiveServer, reason: str, said: tuple[str, ...], told: str
+) -> None:
+    lines = ("POST /tea%0Acups?size=2 HTTP/1.1", "Host: a", *said, "", "")
+    already = len(server.all("request.rejected", reason=reason))
+    with connect(server) as client:
+        client.sendall("\r\n".join(lines).encode("latin-1"))
+        assert client.recv(12) in {b"HTTP/1.1 400", b"HTTP/1.1 413"}
+    record = server.wait_for("request.rejected", reason=reason, count=already + 1)
+    assert (record["method"], record["path"], record["client"]) == ("POST", "/tea%0Acups", told)
+
+
 # The PROXY protocol.
 
 

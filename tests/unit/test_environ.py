@@ -146,6 +146,23 @@ def test_the_same_fields_mean_nothing_from_one_peer_and_much_from_another(ask: A
             assert asked_by(which, PEER, request) == (address, "http")
 
 
+def test_who_asked_is_told_whoever_else_sends_the_same_head_meanwhile(ask: Ask) -> None:
+    trusted, stranger = base(), base(None)
+    for which, other, address in ((trusted, stranger, "192.0.2.1"), (stranger, trusted, "127.0.0.1")):
+        request = ask("X-Forwarded-For: 192.0.2.1")
+        request_environ(which, PEER, request, None, 0)
+        request_environ(other, PEER, ask("X-Forwarded-For: 192.0.2.1"), None, 0)
+        assert asked_by(which, PEER, request) == (address, "http")
+
+
+def test_who_asked_is_told_of_a_request_that_never_had_an_environ(ask: Ask) -> None:
+    assert asked_by(base(), PEER, ask("X-Forwarded-For: 192.0.2.1", "X-Forwarded-Proto: https")) == (
+        "192.0.2.1",
+        "https",
+    )
+    assert asked_by(base(), PEER, ask("X-Forwarded-For: nobody")) == ("127.0.0.1", "http")
+
+
 def test_an_environ_is_nobody_elses(ask: Ask) -> None:
     for fields in ((), ("X-Forwarded-For: 192.0.2.1",)):
         first = request_environ(base(), PEER, ask(*fields), None, 0)

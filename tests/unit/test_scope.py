@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.asgi.gateway import Base, client_address, client_scheme, request_scope, server_scope
+from prefork.asgi.gateway import Base, asked_by, request_scope, server_scope
 from prefork.config import Limits
 from prefork.http1.forwarded import Belief
 from prefork.http1.heads import HeadReader
@@ -52,7 +52,21 @@ def test_a_trusted_peer_speaks_for_the_client() -> None:
     assert scope["scheme"] == "https"
     assert scope["server"] == ("10.0.0.5", 443)
     assert scope["extensions"]["prefork.peer"] == "127.0.0.1"
-    assert (client_address(PEER, request), client_scheme(where, request)) == ("192.0.2.1", "https")
+    assert asked_by(where, PEER, request) == ("192.0.2.1", "https")
+
+
+def test_who_asked_is_told_whoever_else_sends_the_same_head_meanwhile() -> None:
+    trusted, stranger = base(), base(trusted=False)
+    for which, other, address in ((trusted, stranger, "192.0.2.1"), (stranger, trusted, "127.0.0.1")):
+        request = ask("X-Forwarded-For: 192.0.2.1")
+        request_scope(which, None, PEER, request)
+        request_scope(other, None, PEER, request)
+        assert asked_by(which, PEER, request) == (address, "http")
+
+
+def test_who_asked_is_told_of_a_request_that_never_had_a_scope() -> None:
+    assert asked_by(base(), PEER, ask("X-Forwarded-For: 192.0.2.1")) == ("192.0.2.1", "http")
+    assert asked_by(base(), PEER, ask("X-Forwarded-For: nobody")) == ("127.0.0.1", "http")
 
 
 def test_a_client_whose_port_is_not_told_has_none() -> None:
