@@ -226,7 +226,7 @@ class TlsGuest(Guest):
         if not (said or session.ended):
             # Where something was said, what OpenSSL has to say besides goes out with the answer.
             if unsent := session.unsent:
-                self.send_octets(unsent)
+                self._send_behind(unsent)
             raise BlockingIOError
         return said
 
@@ -245,8 +245,13 @@ class TlsGuest(Guest):
 
     def _fail(self, session: Session) -> None:
         """Say what is wrong, by an alert (RFC 8446 section 6.2), and close."""
-        self.send_octets(session.unsent)
+        self._send_behind(session.unsent)
         self.connection.close()
+
+    def _send_behind(self, octets: bytes) -> None:
+        """Send what was encrypted behind answers that may still be held back: records have their order."""
+        self.reception.send_held_back()
+        self.send_octets(octets)
 
     # The end.
 

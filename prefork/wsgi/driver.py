@@ -125,8 +125,8 @@ class Client(Guest):
             driver.send_held_back()
             self.send_now(data)
 
-    def send_now(self, data: bytes) -> None:
-        """Send before all that is held back."""
+    def send_octets(self, data: bytes) -> None:
+        """Send as it is, before all that is held back."""
         if self.outbox is None:
             try:
                 sent = self.sock.send(data, AT_ONCE)
@@ -141,6 +141,9 @@ class Client(Guest):
                 self._begin_to_wait(self.outbox)
             self.outbox.add(data)
         self._push()
+
+    send_now = send_octets
+    """Send what is not encrypted yet, where that is to be, before all that is held back."""
 
     def sendfile(self, file: Any, offset: int, size: int) -> None:
         """Let the kernel send a part of a file."""
@@ -712,7 +715,7 @@ class WsgiDriver(Reception[Client]):
             while self._held_back:
                 client, data = self._held_back.popleft()
                 try:
-                    client.send_now(data)
+                    client.send_octets(data)
                 except OSError:
                     client.broken = True  # the poller tells of it
                 if client.outbox is not None and client.watched and client.takes():

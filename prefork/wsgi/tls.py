@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefork.tls import TlsGuest, TlsOutbox
+from prefork.tls import RECORD_SIZE, TlsGuest, TlsOutbox
 from prefork.wsgi.driver import Client, TimedClient
 
 if TYPE_CHECKING:
@@ -32,7 +32,22 @@ class TlsClient(TlsGuest, Client):
 
     def send_octets(self, octets: bytes) -> None:
         """Send as it is, or keep what the client does not take now."""
-        Client.send_now(self, octets)
+        Client.send_octets(self, octets)
+
+    def complete(self, data: bytes) -> None:
+        """Send the last of an answer, at once or together with those of others.
+
+        It is encrypted here: what is held back may be sent by another thread, while this one reads what the client has
+        sent ahead, and a session is not for two threads.
+        """
+        if self.outbox is not None or len(data) > RECORD_SIZE:
+            super().complete(data)
+            return
+        assert self.session is not None
+        driver, octets = self.driver, self.session.send(data)
+        if self.connection.answer_close or not driver.hold_back(self, octets):
+            driver.send_held_back()
+            self.send_octets(octets)
 
     def send_now(self, data: bytes) -> None:
         """Encrypt, and send before all that is held back."""

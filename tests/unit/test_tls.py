@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
 
+from prefork.config import Limits
+from prefork.http1.connection import Connection
+from prefork.http1.heads import HeadReader
+from prefork.http1.parser_h11 import H11Parser
 from prefork.tls import PIECE, Session, TlsOutbox, distinguished_name
+from prefork.wsgi.tls import TlsClient
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -167,6 +173,32 @@ class Pipe:
         self.room -= len(taken)
         self.taken += taken
         return len(taken)
+
+
+class Holding:
+    """A driver that holds all answers back."""
+
+    receive = date = None
+
+    def __init__(self) -> None:
+        self.held: list[bytes] = []
+
+    def hold_back(self, _client: TlsClient, data: bytes) -> bool:
+        self.held.append(data)
+        return True
+
+
+def test_an_answer_that_is_held_back_is_encrypted_already(pair: tuple[Peer, Session]) -> None:
+    """Another thread may send it, while this one reads what the client sent ahead: a session is not for two."""
+    peer, session = pair
+    driver: Any = Holding()
+    here, there = socket.socketpair()
+    with here, there:
+        client = TlsClient(driver, here, Connection(HeadReader(Limits(), H11Parser())), {}, None)  # type: ignore[arg-type]  # no base is needed
+        client.session = session
+        client.complete(b"tea")
+        client.complete(b"cups")
+    assert b"".join(map(peer.read, driver.held)) == b"teacups"
 
 
 def test_a_file_is_encrypted_as_it_is_taken(pair: tuple[Peer, Session], tmp_path: Path) -> None:
