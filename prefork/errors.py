@@ -14,6 +14,7 @@ CODES: dict[str, str] = {
     "PF103": "two options contradict each other",
     "PF104": "the configuration file cannot be read",
     "PF105": "a log file cannot be opened",
+    "PF106": "lines of the log were lost",
     "PF201": "that names no application",
     "PF202": "there is no such module",
     "PF203": "the module has no such attribute",

@@ -57,6 +57,13 @@ class Records:
         """Write the record ``name``; an exception is given as ``exc_info``, the text of a traceback as ``traceback``."""
         # What the record says about its subject comes before what the emitter is bound to.
         self._shared.emit(name, {"pid": os.getpid(), **self.bound, **fields})
+        self.tell_of_lost_lines()
+
+    def tell_of_lost_lines(self) -> None:
+        """Write how many lines were thrown away, if their reader reads again."""
+        if self._shared.outlet is not None:
+            for log, lines in list(self._shared.outlet.lost()):
+                self.emit("log.lines_lost", log=log, lines=lines)
 
     def tell(self, name: str, **fields: Any) -> None:
         """Let the hook ``on_record``, if there is one, know of a record that is written in another way."""

@@ -106,6 +106,7 @@ class AccessLog:
         outlet = self._records.outlet
         if outlet is not None:
             outlet.settle()
+            self._records.tell_of_lost_lines()
             if self._render is None and outlet.access_writer is not None:
                 self._writer = outlet.access_writer
                 self._render = self._renderer(self._writer)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.errors import ConfigError
 from prefork.records.catalogue import LEVELS, LOGGERS
+from prefork.records.pipe import PATIENCE_S, pipe_of
 from prefork.records.rendering import Record, to_console, to_json
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
     from io import TextIOBase
 
     from prefork.config import Config
+    from prefork.records.pipe import Pipe
 
 STDERR = 2
 # Of syslog(3), which the journal has as well.
 _PRIORITIES = {10: 7, 20: 6, 30: 4, 40: 3, 50: 2}
 _NOTICE = 5
 _OF_EVERY_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
-PATIENCE_S = 1.0  # for a reader of our output who has fallen behind, where it does not block by itself
 
 
 class Writer(logging.Handler):
@@ -53,6 +54,7 @@ class Writer(logging.Handler):
         self.fd = None if self.path is None else _open(self.path)
         # What is appended to a file by one call stays together, whatever its length.
         self._whole = self.fd is not None and stat.S_ISREG(os.fstat(self.fd).st_mode)
+        self._pipe = pipe_of(STDERR) if self.fd is None else pipe_of(self.fd, owned=True)
         terminal = self.path is None and _is_terminal(sys.stderr)
         self.console = style == "console" or (style == "auto" and terminal)
         """Whether records are for people."""
@@ -87,19 +89,27 @@ class Writer(logging.Handler):
         with suppress(OSError):
             for piece in ["\n".join([*lines, ""])] if self._whole else _pieces(lines):
                 if self.fd is None:
-                    _write_stderr(piece)
+                    _write_stderr(piece, self._pipe)
+                elif self._pipe is not None:
+                    self._pipe.write(_encoded(piece))
                 else:
                     _write(self.fd, piece)
+
+    def take_lost(self) -> int:
+        """Return how many lines were thrown away, because nobody read them, since the last call."""
+        return 0 if self._pipe is None else self._pipe.take_lost()
 
     def reopen(self) -> None:
         """Open the file anew, under the same descriptor: no thread that writes meanwhile needs to know."""
         if self.path is not None and self.fd is not None:
-            fresh = _open(self.path)
+            fresh = _open(self.path, os.O_NONBLOCK)  # a pipe that nobody reads would be waited for
             os.dup2(fresh, self.fd, inheritable=False)
             os.close(fresh)
 
     def close_file(self) -> None:
         """Close the file. Not ``close()``: ``logging.config`` calls that on every handler that it finds."""
+        if self._pipe is not None:
+            self._pipe.close()
         if self.fd is not None:
             os.close(self.fd)
         super().close()
@@ -124,8 +134,8 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def _open(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+def _open(path: str, more: int = 0) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | more, 0o644)
 
 
 def _write(fd: int, text: str) -> None:
@@ -133,12 +143,12 @@ def _write(fd: int, text: str) -> None:
     while left:
         try:
             left = left[os.write(fd, left) :]
-        except BlockingIOError:
+        except BlockingIOError:  # of a terminal, which somebody else has made so
             if not select.select([], [fd], [], PATIENCE_S)[1]:
                 return
 
 
-def _write_stderr(text: str) -> None:
+def _write_stderr(text: str, pipe: Pipe | None) -> None:
     stream: TextIOBase | Any = sys.stderr
     if stream is None or getattr(stream, "closed", False):
         return
@@ -148,7 +158,10 @@ def _write_stderr(text: str) -> None:
         stream.write(text)
         stream.flush()
     else:
-        _write(fd, text)
+        if pipe is not None and fd == STDERR:
+            pipe.write(_encoded(text))
+        else:
+            _write(fd, text)
 
 
 def _is_terminal(stream: Any) -> bool:
@@ -387,6 +400,12 @@ class Outlet:
         self._home = root
         root.addHandler(self._writer)
         return True
+
+    def lost(self) -> Iterator[tuple[str, int]]:
+        """Yield the names of logs, and how many of their lines were thrown away since the last call."""
+        for writer in (self._writer, self._requests):
+            if isinstance(writer, Writer) and (lines := writer.take_lost()):
+                yield writer.path or "stderr", lines
 
     def reopen(self) -> Iterator[tuple[str, OSError]]:
         """Open the files anew; yield those that cannot be: what is open stays in use."""

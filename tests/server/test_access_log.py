@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -341,6 +343,36 @@ def test_a_file_that_is_copied_and_truncated_is_written_on_from_its_start(folder
         os.truncate(log, 0)
         server.get("/after")
         until(lambda: [record["path"] for record in records_of(log)] == ["/after"])
+
+
+@pytest.mark.over_both
+def test_a_log_that_nobody_reads_stops_nobody_and_what_is_lost_is_told(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    os.mkfifo(path)
+    there = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # both, or who opens it to write would wait
+    fcntl.fcntl(there, fcntl.F_SETPIPE_SZ, 4096)
+    options: dict[str, Any] = {"access_log": str(path), "max_workers": 1, "max_reqs_per_child": 0}
+    with closing(os.fdopen(there, "rb")), LiveServer.pool("tea:app", app_dir=str(folder), **options) as server:
+        with Tally(server, clients=4) as clients:
+            clients.wait_for(200)
+            server.send(signal.SIGUSR1)
+            clients.wait_for(200)
+        assert (set(clients.statuses), clients.lost) == ({200}, [])
+        answered = clients.answered
+        lines: list[bytes] = []
+
+        def all_is_known() -> bool:
+            nonlocal answered
+            with suppress(BlockingIOError):
+                lines.extend(os.read(there, 65536).splitlines())
+            lost: int = sum(record["lines"] for record in server.all("log.lines_lost", log=str(path), code="PF106"))
+            if lost and len(lines) + lost == answered:
+                return True
+            answered += server.get()[0] == 200  # it is told with the line of a request
+            return False
+
+        until(all_is_known)
+        assert all(json.loads(line)["event"] == "request.finished" for line in lines)
 
 
 def test_an_answer_does_not_wait_for_its_line(folder: Path, tmp_path: Path) -> None:
