@@ -107,20 +107,21 @@ class LiveServer:
     """``"asgi"`` while the applications of tests, which are WSGI, are to be served as ASGI ones."""
 
     @classmethod
-    def _served(cls, app: str) -> str:
+    def served(cls, app: str) -> str:
+        """Return how to name an application of a test, so that it is served as ``interface`` says."""
         return app if cls.interface == "wsgi" else f"as_asgi:of({app!r})"
 
     @classmethod
     def of(cls, app: str, *flags: str, **where: Any) -> Self:
         """Run the ``prefork`` command, on a port that is free."""
         bind = () if any(flag.startswith("--bind") for flag in flags) else ("--bind", "127.0.0.1:0")
-        return cls(sys.executable, "-m", "prefork", cls._served(app), *bind, *flags, **where)
+        return cls(sys.executable, "-m", "prefork", cls.served(app), *bind, *flags, **where)
 
     @classmethod
     def pool(cls, app: str, *, where: Mapping[str, Any] | None = None, **options: Any) -> Self:
         """Run ``WorkerPool(app, **options).serve()``, on a port that is free; what can be written as JSON can be given."""
         options = {"bind": "127.0.0.1:0", "log_format": "json", "log_level": "debug", **options}
-        return cls(sys.executable, "-c", POOL, cls._served(app), json.dumps(options), **(where or {}))
+        return cls(sys.executable, "-c", POOL, cls.served(app), json.dumps(options), **(where or {}))
 
     @classmethod
     def script(cls, text: str, *arguments: str, **where: Any) -> Self:

@@ -163,6 +163,46 @@ def test_a_startup_that_fails_fails_the_boot_with_its_traceback(serve: Callable[
         assert "in lifespan" in failed["exception"]
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_startup_may_fail_and_go_on_listening(serve: Callable[..., LiveServer], backend: str) -> None:
+    more = """
+async def failing(scope, receive, send):
+    while True:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no kettle"})
+"""
+    with serve("sample:failing", more, async_backend=backend, boot_timeout=60, where={"ready": ""}) as server:
+        assert server.wait() == 1
+        (failed,) = server.all("pool.boot_failed")
+        assert "no kettle" in failed["reason"]
+        assert not server.output
+
+
+@pytest.mark.parametrize("backend", ["uvloop", "trio"])
+def test_a_lifespan_that_fails_while_requests_are_served_is_recorded(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    more = """
+async def brewing(scope, receive, send):
+    if scope["type"] != "lifespan":
+        return await app(scope, receive, send)
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    async with anyio.create_task_group() as group:
+        async def brew():
+            await anyio.sleep(0.01)
+            raise LookupError("no water")
+        group.start_soon(brew)
+        await receive()
+"""
+    with serve("sample:brewing", more, async_backend=backend) as server:
+        told = server.wait_for("lifespan.failed", phase="serving")
+        assert "no water" in told["exception"]
+        assert server.get()[0] == 200
+        assert server.stop() == 0
+        assert len(server.all("lifespan.failed")) == 1
+
+
 def test_a_lifespan_is_ended_although_the_server_itself_fails(serve: Callable[..., LiveServer]) -> None:
     more = """
 from prefork.asgi.driver import AsgiDriver
@@ -351,14 +391,6 @@ def test_a_task_that_nobody_waits_for_is_cancelled_by_name(serve: Callable[..., 
         assert server.get("/background")[0] == 200
         assert server.stop() == 0
         assert server.wait_for("worker.tasks_cancelled")["tasks"] == ["brew: deep"]
-
-
-def test_a_term_to_one_worker_replaces_it(serve: Callable[..., LiveServer]) -> None:
-    with serve() as server:
-        (worker,) = server.worker_pids
-        server.send(signal.SIGTERM, to=worker)
-        server.wait_for("worker.exited", child_pid=worker, reason="signal", exit_code=0)
-        assert server.get()[0] == 200
 
 
 def test_a_worker_whose_whole_pool_was_killed_ends(serve: Callable[..., LiveServer]) -> None:

@@ -218,6 +218,7 @@ def test_a_stack_is_shown_of_code_that_crashes(shop: Shop) -> None:
         assert "shop.py" in record["exception"]
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
 def test_code_that_fails_the_probe_is_never_seen_by_a_client(shop: Shop, preload: str) -> None:
     with shop.served("--deploy-probe", "/", preload) as server:
@@ -278,6 +279,7 @@ def test_a_program_without_us_is_refused_with_what_it_said(shop: Shop) -> None:
 # What else happens meanwhile.
 
 
+@pytest.mark.over_both
 def test_hups_during_a_deploy_are_one_more_with_the_newest_code(shop: Shop) -> None:
     with shop.served() as server:
         marker = shop.folder / "loading"
@@ -337,6 +339,7 @@ def test_usr1_and_usr2_reach_the_pool(shop: Shop) -> None:
 # Deaths.
 
 
+@pytest.mark.over_both
 def test_a_pool_whose_parent_is_killed_is_started_anew(shop: Shop) -> None:
     with shop.served() as server:
         old = server.worker_pids
@@ -371,6 +374,7 @@ def test_a_pool_that_cannot_be_started_anew_is_tried_again_until_it_can(shop: Sh
         assert server.get("/")[1] == b"3"
 
 
+@pytest.mark.over_both
 def test_pools_drain_and_leave_when_the_keeper_is_killed(shop: Shop) -> None:
     with shop.served() as server:
         address, group = server.address, server.group()
@@ -491,6 +495,7 @@ def test_nothing_is_lost_in_deploys_under_load(shop: Shop) -> None:
         assert set(alive.statuses) == set(brief.statuses) == {200}
 
 
+@pytest.mark.over_both
 def test_a_kept_alive_connection_outlives_deploys(shop: Shop) -> None:
     with shop.served() as server, socket.create_connection(server.address, timeout=20) as client:
         for version in range(1, 4):
@@ -502,6 +507,7 @@ def test_a_kept_alive_connection_outlives_deploys(shop: Shop) -> None:
             deploy(server)
 
 
+@pytest.mark.over_both
 def test_a_long_answer_of_an_old_pool_is_finished(shop: Shop) -> None:
     slow = "app = lambda environ, start: (start('200 OK', []), (time.sleep(0.1) or b'x' for _ in range(30)))[1]"
     shop.write(1, slow)

@@ -186,6 +186,7 @@ def test_what_many_slow_readers_leave_is_not_kept_in_memory(serve: Callable[...,
         assert private(server) - before < 128 * MIB  # of 400 MB, some of which the kernel has
 
 
+@pytest.mark.over_both
 def test_who_sends_ahead_without_end_is_served_in_turn_with_the_others(serve: Callable[..., LiveServer]) -> None:
     ahead = 20_000
     with serve(threads=1) as server:
@@ -225,6 +226,7 @@ def test_names_and_hosts_that_never_come_again_are_not_kept(serve: Callable[...,
         assert private(server) - before < 6 * MIB
 
 
+@pytest.mark.over_both
 def test_a_body_of_countless_chunks_keeps_nobody_waiting(serve: Callable[..., LiveServer]) -> None:
     count = 100_000
     with serve(threads=1) as server, connect(server, b"") as client:

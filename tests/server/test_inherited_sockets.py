@@ -108,10 +108,11 @@ class Starter(LiveServer):
 
     def __init__(self, *flags: str, command: list[str] = PREFORK, folder: Path, **more: Any) -> None:
         self.status = folder / "status"
+        command = [self.served(word) if word == "shop:app" else word for word in command]
         super().__init__(
             program("start_server"), *flags, f"--status-file={self.status}", "--", *command, cwd=folder, **more
         )
-        self.env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+        self.env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(folder)])}
 
     def stop(self, number: signal.Signals = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Stop all, as soon as ``start_server`` can be told: until its first generation is up it would leave that behind."""
@@ -152,6 +153,7 @@ def test_every_way_to_serve_takes_the_sockets(command: str, starter: Callable[..
         assert server.wait_for("pool.starting")["starter_generation"] == 1
 
 
+@pytest.mark.over_both
 def test_d10_all_kinds_of_sockets_are_served(starter: Callable[..., Starter], tmp_path: Path) -> None:
     path = tmp_path / "shop.sock"
     with starter("--port=127.0.0.1:0", "--port=[::1]:0", "--port=127.0.0.1:0=19", f"--path={path}") as server:
@@ -194,6 +196,7 @@ def test_d11_a_generation_that_leaves_removes_no_socket(starter: Callable[..., S
         assert not path.exists()  # start_server made it, and removes it
 
 
+@pytest.mark.over_both
 def test_a_deploy_loses_nothing_and_a_broken_one_changes_nothing(starter: Callable[..., Starter], folder: Path) -> None:
     # The interval is long enough for a generation to fail within it, on a machine that is busy with other tests.
     with (
@@ -238,6 +241,7 @@ def served_by(connection: HTTPConnection, path: str = "/") -> int:
     return int(json.loads(connection.getresponse().read())["parent"])
 
 
+@pytest.mark.over_both
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
 def test_idle_connections_cross_to_the_next_generation(host: str, starter: Callable[..., Starter]) -> None:
     with starter(f"--port={host}:0", "--interval=1") as server, kept_connections(server.address, 40) as connections:
@@ -250,6 +254,7 @@ def test_idle_connections_cross_to_the_next_generation(host: str, starter: Calla
         assert not server.all("pool.stopping")
 
 
+@pytest.mark.over_both
 def test_a_generation_serves_on_until_the_next_one_has_loaded(starter: Callable[..., Starter], folder: Path) -> None:
     with starter("--port=127.0.0.1:0", "--interval=1") as server, kept_connections(server.address, 4) as connections:
         (folder / "slow").touch()
