@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from prefork.asgi.gateway import Answer, request_scope
@@ -147,7 +148,8 @@ class Call:
         if self._continues:
             self._continues = False
             if not (self.pieces or self.ended or self.answer.sent or self.left):
-                self._driver.put(self.client, self.client.connection.go_on())
+                with suppress(OSError):  # of a client that has left, as is told in a moment
+                    self._driver.put(self.client, self.client.connection.go_on())
         while True:
             if self.answer.done:
                 return {"type": "http.disconnect"}

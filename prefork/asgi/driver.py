@@ -29,6 +29,7 @@ from prefork.asgi.loop_poller import LoopPoller
 from prefork.asgi.loop_watch import LoopWatch
 from prefork.asgi.stacks import stack_of
 from prefork.config import QUICK_STOP_S
+from prefork.errors import AppFailed
 from prefork.http1.connection import NamedConnection, Phase, closing_answer
 from prefork.http1.messages import Body, End, Refused, Request, Upgrade
 from prefork.overload import QUEUED
@@ -131,7 +132,11 @@ class AsgiDriver(Reception[Client]):
 
     async def _main(self, started: Callable[[], None], lead: Callable[[], None]) -> None:
         lifespan = Lifespan(self.app, self.backend, self.records)
-        await lifespan.startup()
+        try:
+            await lifespan.startup()
+        except AppFailed:
+            await self.backend.end_tasks()
+            raise
         self._state = lifespan.state
         try:
             over = self.backend.signal()
@@ -718,7 +723,8 @@ class AsgiDriver(Reception[Client]):
     def _fail(self, call: Call, error: BaseException) -> None:
         """Answer for an application that did not; cut the connection if it has begun to."""
         client = call.client
-        if (client.call is not call or call.left) and (came_of_leaving(error) or not call.ended):
+        gone = call.left or client.call is not call
+        if (gone and came_of_leaving(error)) or (call.left and not call.ended):
             client.broken |= client.call is call
             self._settle(client)
             return

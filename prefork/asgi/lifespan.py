@@ -29,7 +29,8 @@ class Lifespan:
         self._records = records
         self._changed = backend.signal()
         self._messages: list[str] = []  # what the application has yet to be told
-        self._asked = False
+        self._asked = 0  # how often the application has asked for a message
+        self._ending = False
         self._answers: dict[str, Mapping[str, Any]] = {}
         self._over = False
         self._error: BaseException | None = None
@@ -52,7 +53,7 @@ class Lifespan:
         self._backend.spawn(self)
         answer = await self._answer("startup")
         if answer is not None and answer["type"] == "lifespan.startup.failed":
-            while not self._over:
+            while not (self._over or self._asked > 1):  # it may show why, or go on listening
                 await self._changed.wait()
             text = str(answer.get("message", "")).strip()
             reason = text.rsplit("\n", 1)[-1] or (repr(self._error) if self._error else "it does not say why")
@@ -66,6 +67,7 @@ class Lifespan:
         """Let the application end, if it has started."""
         if self.state is None or self._over:
             return
+        self._ending = True
         self._messages.append("shutdown")
         self._changed.set()
         answer = await self._answer("shutdown")
@@ -91,16 +93,17 @@ class Lifespan:
         scope = {"type": "lifespan", "asgi": VERSIONS, "state": self._state}
         try:
             await self._app(scope, self._receive, self._send)
-        except Exception as error:  # noqa: BLE001 - anybody's code
+        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - anybody's code
             self._error = error
-        except (SystemExit, KeyboardInterrupt) as error:
-            self._error = error
+            if self.state is not None and not self._ending:
+                self._records.emit("lifespan.failed", phase="serving", exc_info=error)
         finally:
             self._over = True
             self._changed.set()
 
     async def _receive(self) -> dict[str, Any]:
-        self._asked = True
+        self._asked += 1
+        self._changed.set()
         while not self._messages:
             await self._changed.wait()
         return {"type": f"lifespan.{self._messages.pop(0)}"}

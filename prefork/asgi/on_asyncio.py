@@ -35,7 +35,12 @@ class AsyncioSignal:
         """Wait until ``set`` is called."""
         future = self._loop.create_future()
         self._waiting.append(future)
-        await future
+        try:
+            await future
+        except BaseException:  # who asks again and again how things are, and is cancelled each time
+            with suppress(ValueError):
+                self._waiting.remove(future)
+            raise
 
     def set(self) -> None:
         """Wake all who wait now."""
@@ -151,8 +156,8 @@ class AsyncioBackend:
         job.handle = task
 
     def cancel(self, job: Job) -> None:
-        """Cancel a job's task."""
-        job.handle.cancel()
+        """Cancel a job's task, behind its first step: one that has not begun would never come to its own end."""
+        self._loop.call_soon(job.handle.cancel)
 
     async def sleep(self, seconds: float) -> None:
         """Sleep."""

@@ -6,6 +6,7 @@ import json
 import re
 import select
 import socket
+import struct
 import threading
 import time
 from http.client import HTTPConnection
@@ -20,13 +21,17 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 APP = """
-import json, os, sys
+import gc, json, os, sys, time
 import anyio, sniffio
 
 FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "file")
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+def futures():
+    gc.collect()
+    return sum(type(kept).__name__ == "Future" for kept in gc.get_objects())
 
 async def start(send, *headers, status=200, **more):
     await send({"type": "http.response.start", "status": status, "headers": headers, **more})
@@ -147,6 +152,23 @@ async def app(scope, receive, send):
             await send({"type": "http.response.tea"})
         case "/exit":
             sys.exit(3)
+        case "/impatient":
+            await receive()
+            before = futures()
+            for _ in range(100):
+                with anyio.move_on_after(0):
+                    await receive()
+            kept = futures() - before
+            await start(send)
+            await body(send, b"few" if kept < 10 else b"%d" % kept)
+        case "/blocks-then-reads":
+            say("blocks")
+            time.sleep(0.5)
+            say("was told", (await receive())["type"])
+        case "/early-then-fails":
+            await start(send)
+            await body(send, b"early")
+            raise LookupError("behind the answer")
         case "/background":
             await start(send)
             await body(send, b"done")
@@ -346,6 +368,25 @@ def test_who_leaves_before_its_body_is_whole_is_nobodys_failure(server: LiveServ
     assert sum("then" in line for line in server.output) == before
     assert not server.all("request.failed", path="/echo")
     assert not server.all("request.failed", path="/slow-reader")
+
+
+def test_who_leaves_before_it_was_told_to_go_on_has_left(server: LiveServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(ask("/blocks-then-reads", "Content-Length: 5", "Expect: 100-continue", method="POST"))
+        server.wait_for_output("blocks")
+    server.wait_for_output("was told http.disconnect")
+    assert not server.all("request.failed", path="/blocks-then-reads")
+
+
+def test_to_ask_again_and_again_whether_the_client_is_there_leaves_nothing_behind(server: LiveServer) -> None:
+    assert answer_to(server, "/impatient")[1] == b"few"
+
+
+def test_failure_behind_an_answer_is_recorded_whatever_the_client_still_sends(server: LiveServer) -> None:
+    head, body = answer_to(server, "/early-then-fails", "Content-Length: 5", method="POST")
+    assert (head[:15], body) == (b"HTTP/1.1 200 OK", b"early")
+    assert "LookupError" in server.wait_for("request.failed", path="/early-then-fails")["exception"]
 
 
 def test_who_only_stops_sending_still_reads_its_answer(server: LiveServer) -> None:
