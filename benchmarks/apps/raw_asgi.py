@@ -2,6 +2,8 @@
 
 import asyncio
 
+import anyio
+
 HELLO = b"Hello, World!"
 CHUNK = b"x" * 65536
 _START = {
@@ -25,6 +27,14 @@ async def lifespan(receive, send):
 async def hello(scope, receive, send):
     if scope["type"] == "lifespan":
         return await lifespan(receive, send)
+    await send(_START)
+    await send(_BODY)
+
+
+async def wait(scope, receive, send):
+    if scope["type"] == "lifespan":
+        return await lifespan(receive, send)
+    await anyio.sleep(1)
     await send(_START)
     await send(_BODY)
 
