@@ -32,7 +32,7 @@ from prefork.config import QUICK_STOP_S
 from prefork.errors import AppFailed
 from prefork.http1.connection import NamedConnection, Phase, closing_answer
 from prefork.http1.messages import Body, End, Refused, Request, Upgrade
-from prefork.overload import QUEUED
+from prefork.overload import GONE, QUEUED
 from prefork.overtime import Running, take
 from prefork.pace import Pace
 from prefork.poller import READ, WRITE
@@ -436,8 +436,7 @@ class AsgiDriver(Reception[Client]):
                 event = connection.next_event()
                 if type(event) is Request:
                     client.in_head = False
-                    if client.queue_s is not None and client.queue_s > self._patience:
-                        self._turn_away_late(client, event)
+                    if client.queue_s and self._turns_away(client, event):
                         return False
                     call = Call(self, client, event)
                     if not call.ended:
@@ -474,6 +473,28 @@ class AsgiDriver(Reception[Client]):
             self.records.emit("websocket.unavailable", path=request.line.path.decode("latin-1"), code="PF441")
         raise Refused(501, "no WebSockets here", "RFC 9110 section 15.6.2")
 
+    def _turns_away(self, client: Client, request: Request) -> bool:
+        """Do without a request that has waited for longer than ``queue_timeout``, or for nobody, where that is set."""
+        assert client.queue_s is not None
+        if self._patience == NEVER:
+            return False
+        gone = client.has_left()
+        if not gone and client.queue_s <= self._patience:
+            return False
+        connection = client.connection
+        if isinstance(connection, NamedConnection):
+            assert self._ids is not None
+            given = next((value for name, value in request.head.fields if name.lower() == _ID_FIELD), b"")
+            connection.request_id = self._ids.of(given.decode("latin-1"), trusted=client.base.origin.trusted)
+        if gone:
+            self._turned_away.count(GONE)
+            client.broken = connection.answer_close = True
+            if self._access is not None:
+                self._log_turned_away(client, request, _CLIENT_GONE, b"", "client_gone")
+        else:
+            self._turn_away_late(client, request)
+        return True
+
     def _turn_away_late(self, client: Client, request: Request) -> None:
         """Answer a request that has waited for longer than ``queue_timeout``."""
         self._turned_away.count(QUEUED)
@@ -484,14 +505,10 @@ class AsgiDriver(Reception[Client]):
             return
         if self._closing:
             connection.answer_close = True
-        if isinstance(connection, NamedConnection):
-            assert self._ids is not None
-            given = next((value for name, value in request.head.fields if name.lower() == _ID_FIELD), b"")
-            connection.request_id = self._ids.of(given.decode("latin-1"), trusted=client.base.origin.trusted)
         answer = connection.decline(OVERLOADED, self.date())
         self.put(client, answer)
         if self._access is not None:
-            self._log_turned_away(client, request, answer)
+            self._log_turned_away(client, request, str(OVERLOADED.status), answer, "turned_away")
         client.deadline = time.monotonic() + self._keep_alive
         if connection.buffered:
             self._let_wait(client)
@@ -537,8 +554,12 @@ class AsgiDriver(Reception[Client]):
     def _refuse(self, client: Client, refused: Refused) -> None:
         """Answer a request that is not served, and close; its application may have begun already."""
         call = client.call
-        if call is not None and call.answer.sent:
-            client.broken = True
+        if call is not None:
+            client.connection.answer_close = True
+            if call.answer.sent:
+                client.broken = True
+            else:
+                self._log(call, "complete", str(refused.status))
         super()._refuse(client, refused)
 
     def _request_of(self, client: Client) -> Request | None:
@@ -732,8 +753,8 @@ class AsgiDriver(Reception[Client]):
         if client.call is not call:
             return
         if call.answer.sent:
+            client.broken = client.connection.answer_close = True
             self._log(call, "failed")
-            client.broken = True
             self._settle(client)
             return
         try:
@@ -794,21 +815,21 @@ class AsgiDriver(Reception[Client]):
         else:
             self._write_log(entry)
 
-    def _log_turned_away(self, client: Client, request: Request, answer: bytes) -> None:
-        """Log a request that had waited too long, and of which the application knows nothing."""
+    def _log_turned_away(self, client: Client, request: Request, status: str, answer: bytes, outcome: Outcome) -> None:
+        """Log a request of which the application knows nothing."""
         address, scheme = asked_by(client.base, client.peer, request)
         entry = Entry(
             request=request,
             client=address,
             scheme=scheme,
             environ=_environ_for_log(client.base, request),
-            status=str(OVERLOADED.status),
+            status=status,
             fields=(),
             received=0,
             sent=len(answer.partition(b"\r\n\r\n")[2]),
             duration_s=0.0,
             queue_s=client.queue_s,
-            outcome="turned_away",
+            outcome=outcome,
             closes=client.connection.answer_close,
             request_id=client.connection.request_id,
             context={},

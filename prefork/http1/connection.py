@@ -362,6 +362,7 @@ class Connection:
         """End the connection: nothing more is read from it, and the parser is let go."""
         if self.phase is not _ANSWER or self.buffered:
             self.leftover = True
+        self.answer_close = True
         self.phase = _CLOSED
         self._buffer = b""
         self._at = 0
@@ -442,6 +443,11 @@ class Connection:
     def room(self, size: int) -> int:
         """Return how many of ``size`` further bytes the declared length leaves room for."""
         return min(size, self._owed) if self._framing is _BY_LENGTH else size
+
+    @property
+    def bodiless(self) -> bool:
+        """Whether the present answer has no body, whatever the application gives."""
+        return self._framing is _UNFRAMED
 
     def opaque(self, size: int) -> bool:
         """Tell whether ``size`` bytes may go out as they are, without passing through ``data``; if so count them."""

@@ -919,9 +919,11 @@ class WsgiDriver(Reception[Client]):
         """Give a complete request to the application, unless it has waited too long, or for nobody."""
         if client.queue_s and client.has_left():
             self._turned_away.count(GONE)
-            client.broken = True
+            client.broken = client.connection.answer_close = True
             if body is not None:
                 body.close()
+            if self._access is not None:
+                self._log_own_answer(client, request, int(_CLIENT_GONE), b"", "client_gone")
         elif body is None and client.queue_s is not None and client.queue_s > self._patience:
             self._turned_away.count(QUEUED)
             if self._closing:
@@ -929,7 +931,7 @@ class WsgiDriver(Reception[Client]):
             answer = client.connection.decline(OVERLOADED, self.date())
             client.send(answer)
             if self._access is not None:
-                self._log_own_answer(client, request, OVERLOADED.status, answer)
+                self._log_own_answer(client, request, OVERLOADED.status, answer, "turned_away")
         else:
             self._call_now(client, request, body)
 
@@ -1016,7 +1018,7 @@ class WsgiDriver(Reception[Client]):
             code="PF502",
         )
         if self._access is not None and take(running.untold):
-            self._log_own_answer(client, running.request, late.status, octets, running)
+            self._log_own_answer(client, running.request, late.status, octets, "timeout", running)
 
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
         self.records.failure(
@@ -1028,7 +1030,7 @@ class WsgiDriver(Reception[Client]):
         )
         if answer.sent:
             # The answer must not look whole: neither a last chunk nor a kept connection.
-            client.broken = True
+            client.broken = client.connection.answer_close = True
         else:
             if isinstance(error, Misanswered):
                 client.connection.answer_close = True
@@ -1075,7 +1077,13 @@ class WsgiDriver(Reception[Client]):
             self._write_log(entry)
 
     def _log_own_answer(
-        self, client: Client, request: Request, status: int, answer: bytes, running: Running | None = None
+        self,
+        client: Client,
+        request: Request,
+        status: int,
+        answer: bytes,
+        outcome: Outcome,
+        running: Running | None = None,
     ) -> None:
         """Log a request that we answer, and not the application, which may be at it all the same."""
         address, scheme = asked_by(client.base, client.peer, request)
@@ -1090,7 +1098,7 @@ class WsgiDriver(Reception[Client]):
             sent=len(answer.partition(b"\r\n\r\n")[2]),
             duration_s=0.0 if running is None else time.monotonic() - running.since,
             queue_s=client.queue_s,
-            outcome="turned_away" if running is None else "timeout",
+            outcome=outcome,
             closes=client.connection.answer_close or running is not None,
             request_id=client.connection.request_id,
             context={},

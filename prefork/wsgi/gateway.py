@@ -445,7 +445,7 @@ class Answer:
             self._stream.send(head)
             head = b""
             self._stream.sendfile(wrapper.filelike, offset, size)
-        else:
+        elif not self._connection.bodiless:
             for chunk in wrapper:
                 piece = head + self._connection.data(chunk)
                 self.sent = True

@@ -238,6 +238,25 @@ def test_flags_choose_the_form_and_what_is_left_out(folder: Path, tmp_path: Path
     assert lines_of(log) == [rf'127.0.0.1 /tea 200 0 "a \"cup\"" {port} -']
 
 
+@pytest.mark.over_both
+def test_what_becomes_of_the_connection_is_known(folder: Path, tmp_path: Path) -> None:
+    log = tmp_path / "access.log"
+    options: dict[str, Any] = {"access_log": str(log), "access_log_format": "%U %s %X", "max_workers": 1}
+    asked = {
+        "/tea": ({}, "200 +"),
+        "/close": ({"Connection": "close"}, "200 -"),
+        "/late": ({}, "200 -"),  # it is cut
+        "/forged": ({"X-Forwarded-For": "nobody"}, "400 -"),
+    }
+    with LiveServer.pool("tea:app", app_dir=str(folder), **options) as server:
+        for path, (fields, _) in asked.items():
+            with suppress(HTTPException):
+                server.get(path, headers=fields)
+        until(lambda: len(lines_of(log)) >= len(asked))
+    told = dict(line.split(" ", 1) for line in lines_of(log))
+    assert told == {path: ending for path, (_, ending) in asked.items()}
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

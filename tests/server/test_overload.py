@@ -123,6 +123,7 @@ def test_who_waited_too_long_is_told_so_and_the_application_is_spared(
             for record in server.all("request.finished", outcome="turned_away", status=503)
         ]
         assert sorted(lines) == [("GET", "/late", True), ("HEAD", "/late", True)]
+        assert len(server.all("request.finished", path="/left", outcome="client_gone", status=499)) == 1
 
 
 @linux
@@ -134,6 +135,7 @@ def test_an_asgi_application_is_spared_as_well(serve: Callable[..., LiveServer],
         server.wait_for_output("/gate")
         ask(kept, "/late")
         ask(body, "/late", method="POST", body=b"tea")
+        send(server, "/left").close()
         threading.Event().wait(0.4)
         with gate.open("w"):
             pass
@@ -142,11 +144,13 @@ def test_an_asgi_application_is_spared_as_well(serve: Callable[..., LiveServer],
         ask(kept, "/again")
         assert answer(kept) == (200, b"False")
         server.stop()
-        assert "/late" not in server.output
+        assert not {"/late", "/left"} & set(server.output)
+        (left,) = server.all("request.finished", path="/left")
+        assert (left["outcome"], left["status"]) == ("client_gone", 499)
         (late,) = server.all("request.finished", path="/late")
         assert (late["outcome"], late["status"], late["response_bytes"]) == ("turned_away", 503, len(BUSY))
         assert late["queue_s"] > 0.2
-        assert len({record["request_id"] for record in server.all("request.finished")}) == 6
+        assert len({record["request_id"] for record in server.all("request.finished")}) == 7
         assert sum(record["turned_away"] for record in server.all("worker.overloaded", reason="queue_timeout")) == 2
 
 

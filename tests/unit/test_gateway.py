@@ -13,7 +13,7 @@ from prefork.http1.connection import Connection
 from prefork.http1.heads import HeadReader
 from prefork.http1.messages import Misanswered, Request
 from prefork.http1.parser_h11 import H11Parser
-from prefork.wsgi.gateway import Answer, request_environ, trailers_in_environ
+from prefork.wsgi.gateway import Answer, FileWrapper, request_environ, trailers_in_environ
 
 HINT = ("Link", "</a.css>; rel=preload")
 
@@ -112,3 +112,34 @@ def test_http10_gets_no_hints() -> None:
     answer, sent = hinting(b"GET / HTTP/1.0")
     answer.early_hints([HINT])
     assert sent.data == b""
+
+
+@pytest.mark.parametrize(("method", "status"), [(b"HEAD", "200 OK"), (b"GET", "304 Not Modified")])
+def test_a_file_that_is_not_sent_is_not_read(method: bytes, status: str) -> None:
+    """RFC 9110 section 9.3.2: who asks for the head of something large must not make it be read."""
+
+    class Large(BytesIO):
+        closings = 0
+
+        def read(self, _size: int | None = -1) -> bytes:
+            raise AssertionError
+
+        def close(self) -> None:
+            self.closings += 1
+
+    class Kernel(Sent):
+        def measure(self, file: Any) -> tuple[int, int]:  # type: ignore[override]  # this is a file
+            return 0, 1 << 40
+
+    large, stream = Large(), Kernel()
+
+    def app(_environ: dict[str, Any], start_response: Any) -> FileWrapper:
+        start_response(status, [("Content-Length", str(1 << 40))])
+        return FileWrapper(large)
+
+    connection, _ = asked(method + b" / HTTP/1.1\r\nHost: a")
+    Answer(connection, stream).run(app, {})
+    assert stream.data.endswith(b"\r\n\r\n")
+    assert b"Content-Length: 1099511627776\r\n" in stream.data
+    assert connection.idle
+    assert large.closings == 1
