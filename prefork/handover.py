@@ -13,10 +13,9 @@ import socket
 import struct
 from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from prefork.addresses import bracketed
-from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +33,7 @@ _DIRECT, _RELAYED, _AWAITS_HEADER = range(3)
 _DESCRIPTOR = struct.Struct("@i")
 
 
-class Ticket(Value):
+class Ticket(NamedTuple):
     """What the receiver of a connection cannot see by looking at it.
 
     ``scheme``, ``name`` and ``port`` are those of the listener it came through, ``peer`` the client's address and port,

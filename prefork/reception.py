@@ -18,7 +18,7 @@ import struct
 import time
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from prefork.deadlines import Deadlines
 from prefork.handover import Ticket, read, sent_at
@@ -32,7 +32,7 @@ from prefork.poller import READ, WRITE, new_poller
 from prefork.queueing import has_left
 from prefork.scoreboard import HELD, Row, hold
 from prefork.trust import TrustedProxies, is_private
-from prefork.values import Value, replace
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -104,7 +104,7 @@ class WorkerFacts(Value, kw_only=True):
         }
 
 
-class Origin(Value):
+class Origin(NamedTuple):
     """How somebody came to us; who came alike share a base.
 
     ``scheme``, ``name`` and ``port`` are those of the listener. ``trusted`` says whether he may speak for others, in
@@ -907,7 +907,7 @@ class Reception(Generic[G]):
         if header.relayed:
             proxy, client.peer = client.address, header.source
             trusted = self._believes(client.peer, proxy)
-            client.base = self._base(replace(self._origin(client.base), trusted=trusted, proxy=proxy))
+            client.base = self._base(self._origin(client.base)._replace(trusted=trusted, proxy=proxy))
 
     def _tell_of_ignored(self, names: Sequence[bytes], address: str) -> None:
         """Tell of a proxy that may have been forgotten; who is out in the internet claims what he likes."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import struct
 from functools import cache
+from typing import NamedTuple
 
 from prefork.trust import read_address
-from prefork.values import Value
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 LONGEST_LINE = 107
@@ -40,7 +40,7 @@ class Malformed(Exception):
     """What comes is no PROXY header: the connection must not be served (section 2)."""
 
 
-class Header(Value):
+class Header(NamedTuple):
     """A header of ``size`` bytes.
 
     If it is ``relayed`` the connection stands for ``source``, the address and port of a client, ``None`` for one without
