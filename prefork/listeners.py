@@ -332,10 +332,7 @@ def _address_of(sock: socket.socket) -> Address:
 
 
 def _open_tcp(address: Address, backlog: int) -> Listener:
-    # An address in octets: for a text the codec of international names is imported, which takes 2 ms.
-    numeric = ":" in address.host or not address.host.strip("0123456789.")
-    host = address.host.encode() if numeric else address.host
-    found = socket.getaddrinfo(host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     # Of a name that has both, such as localhost, IPv4: every client tries that, as it does with Flask and Django.
     family, _, _, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
     sock = socket.socket(family, socket.SOCK_STREAM)
