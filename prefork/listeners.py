@@ -332,6 +332,8 @@ def _address_of(sock: socket.socket) -> Address:
 
 
 def _open_tcp(address: Address, backlog: int) -> Listener:
+    # As a text, for which the codec of international names is imported: werkzeug needs it at the first request, and if it
+    # is not there each worker imports it for itself.
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     # Of a name that has both, such as localhost, IPv4: every client tries that, as it does with Flask and Django.
     family, _, _, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)

@@ -217,3 +217,29 @@ def test_the_flask_command_imports_nothing_more_than_our_names(tmp_path: Path) -
     # And origin, which has to read how the process was started before an application changes it.
     names = ["prefork", "prefork.contrib", "prefork.contrib.flask", "prefork.contrib.flask.cli", "prefork.origin"]
     assert found.stdout.split() == names
+
+
+FIRST_REQUEST = """
+import sys
+from flask import Flask
+from prefork import WorkerPool
+
+app, known = Flask("shop"), set()
+
+@app.get("/")
+def index():
+    return " ".join(sorted(set(sys.modules) - known))
+
+def remember(worker):
+    known.update(sys.modules)
+
+with WorkerPool(app, bind="127.0.0.1:0", max_workers=1, worker_started=remember, log_format="none") as pool:
+    from urllib.request import urlopen
+    urlopen(pool.url).close()
+    print(urlopen(pool.url).read().decode())
+"""
+
+
+def test_a_first_request_imports_nothing_that_the_parent_could_have_had() -> None:
+    told = subprocess.run([sys.executable, "-c", FIRST_REQUEST], capture_output=True, text=True, check=True)
+    assert told.stdout == "\n"
