@@ -7,10 +7,12 @@ compressed, what is answered to which mistake, and when the end has come.
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from base64 import b64encode
 from dataclasses import dataclass
+from enum import Enum
 from hashlib import sha1
 from typing import TYPE_CHECKING
 
@@ -394,6 +396,45 @@ class Session:
         """End it for good."""
         self.phase = _OVER
         self._begun = bytearray()
+
+
+class Finding(Enum):
+    """What comes of a look whether a client is there."""
+
+    PRESENT = "it is, or has still time to say so"
+    SILENT = "it is to be asked by a ping"
+    GONE = "it was asked, and has not answered"
+
+
+class Presence:
+    """Is the client of a WebSocket still there, although it says nothing?
+
+    Who has said nothing for ``interval`` seconds is asked, and has ``patience`` seconds to say anything at all; infinity
+    asks nobody, or gives nobody up. ``due`` is when to look again, ``heard_at`` when the client has last said something.
+    """
+
+    __slots__ = ("_asked_at", "_interval", "_patience", "due", "heard_at")
+
+    def __init__(self, interval: float, patience: float, now: float) -> None:
+        self._interval = interval
+        self._patience = patience
+        self._asked_at = -math.inf
+        self.heard_at = now
+        self.due = now + interval
+
+    def look(self, now: float, *, unread: bool) -> Finding:
+        """See whether it is there; ``unread`` says that what it has sent may not have been read, its answer among it."""
+        if unread:
+            self.due = now + self._interval
+            return Finding.PRESENT
+        if self._asked_at >= self.heard_at:
+            self.due = self._asked_at + self._patience
+            return Finding.GONE if now >= self.due else Finding.PRESENT
+        self.due = self.heard_at + self._interval
+        if now < self.due:
+            return Finding.PRESENT
+        self._asked_at, self.due = now, now + self._patience
+        return Finding.SILENT
 
 
 def _next_frame(data: bytes, at: int) -> tuple[int, int] | None:

@@ -21,7 +21,17 @@ from prefork.config import QUICK_STOP_S
 from prefork.http1.connection import Phase
 from prefork.reception import AT_ONCE, NEVER
 from prefork.scoreboard import BUSY
-from prefork.websocket import FAILED, GOING_AWAY, LOST, RESTART, Session, acceptance, read_handshake
+from prefork.websocket import (
+    FAILED,
+    GOING_AWAY,
+    LOST,
+    RESTART,
+    Finding,
+    Presence,
+    Session,
+    acceptance,
+    read_handshake,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +52,7 @@ _CLOSED = Phase.CLOSED
 class WebSocketCall(Call):
     """One call of the application for a WebSocket."""
 
-    __slots__ = ("asked_at", "close_by", "connected", "end", "handshake", "heard_at", "session", "told")
+    __slots__ = ("close_by", "connected", "end", "handshake", "presence", "session", "told")
 
     _driver: WebSocketDriver
 
@@ -57,10 +67,8 @@ class WebSocketCall(Call):
         """With which code and reason it is over, as the application is told."""
         self.told = False
         """Whether it was the application that said so."""
-        self.heard_at = 0.0
-        """When the client last sent something."""
-        self.asked_at = NEVER
-        """When it was asked by a ping, if it was since."""
+        self.presence: Presence | None = None
+        """Whether the client is still there, once the application has accepted."""
         self.close_by = NEVER
         """Until when it has to answer that this is the end."""
 
@@ -209,8 +217,8 @@ class WebSocketDriver(AsgiDriver):
             # The application has its fields: a kilobyte for as long as it is open. Nobody else has this head.
             head = call.request.head
             head.fields, head.memo = [], (head.memo[0], [], head.memo[2])
-        call.heard_at = time.monotonic()
-        client.deadline = call.heard_at + self._interval
+        call.presence = Presence(self._interval, self._patience_s, time.monotonic())
+        client.deadline = call.presence.due
         self.put(client, octets)
         if self._last_word is not None:
             self.finish(call, *self._last_word)
@@ -236,10 +244,10 @@ class WebSocketDriver(AsgiDriver):
         return False
 
     def _take_in(self, call: WebSocketCall, data: bytes) -> None:
-        client, session = call.client, call.session
+        client, session, presence = call.client, call.session, call.presence
         assert session is not None
-        call.heard_at = time.monotonic()
-        call.asked_at = NEVER
+        assert presence is not None
+        presence.heard_at = time.monotonic()
         call.received += len(data)
         for message in session.receive(data):
             call.add_message(message)
@@ -326,33 +334,39 @@ class WebSocketDriver(AsgiDriver):
             super()._expire(client)
             return
         now = time.monotonic()
-        due = self._look_at_silence(call, now)
+        due = self._look_whether_there(call, now)
         if client.outbox is not None:
             client.broken |= not client.takes()
             due = min(due, client.deadline)
         client.deadline = due
         self._settle(client)
 
-    def _look_at_silence(self, call: WebSocketCall, now: float) -> float:
+    def _look_whether_there(self, call: WebSocketCall, now: float) -> float:
         """Ask a client that says nothing whether it is there, or give it up; return when to look again."""
-        client, session = call.client, call.session
+        client, session, presence = call.client, call.session, call.presence
         assert session is not None
+        assert presence is not None
         if call.end is not None:
-            client.broken |= now >= call.close_by
+            if now >= call.close_by:
+                self._give_up_websocket(client)
             return call.close_by
-        if call.size >= HIGH:
-            return now + self._interval  # its pong may lie behind what the application has not taken
-        if now >= call.asked_at + self._patience_s:
-            self._tell_of_mistake(call, FAILED, "it did not answer a ping")
-            self.finish(call, FAILED, "no answer to a ping")
-            if client.outbox is not None:
-                client.forget_unsent()
-            client.broken = True
-        elif call.asked_at == NEVER and now >= call.heard_at + self._interval:
-            call.asked_at = now
-            with suppress(OSError):
-                self.put(client, session.ping())
-        return call.heard_at + self._interval if call.asked_at == NEVER else call.asked_at + self._patience_s
+        match presence.look(now, unread=call.size >= HIGH):
+            case Finding.SILENT:
+                with suppress(OSError):
+                    self.put(client, session.ping())
+            case Finding.GONE:
+                self._tell_of_mistake(call, FAILED, "it did not answer a ping")
+                self.finish(call, FAILED, "no answer to a ping")
+                self._give_up_websocket(client)
+            case Finding.PRESENT:
+                pass
+        return presence.due
+
+    @staticmethod
+    def _give_up_websocket(client: Client) -> None:
+        if client.outbox is not None:
+            client.forget_unsent()
+        client.broken = True
 
     # The worker leaves.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from prefork.http1.connection import Connection, Phase, closing_answer
 from prefork.http1.heads import HeadReader
 from prefork.http1.messages import Misanswered, Refused, Request, Upgrade
 from prefork.http1.parser_h11 import H11Parser
-from prefork.websocket import LOST, Handshake, Session, acceptance, read_handshake
+from prefork.websocket import LOST, Finding, Handshake, Presence, Session, acceptance, read_handshake
 
 KEY = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 VERSION = b"Sec-WebSocket-Version: 13\r\n"
@@ -301,3 +302,38 @@ def test_pings_and_pongs_are_those_of_the_rfc() -> None:
     session.receive(frame(PING, b"Hello"))
     assert session.take_pong() == b"\x8a\x05Hello"
     assert session.pong is None
+
+
+# Is it there?
+
+
+def test_silent_client_is_asked_once_and_given_up_when_its_time_is_over() -> None:
+    presence = Presence(20, 5, 100.0)
+    assert presence.due == 120
+    assert (presence.look(119.9, unread=False), presence.due) == (Finding.PRESENT, 120)
+    assert (presence.look(120, unread=False), presence.due) == (Finding.SILENT, 125)
+    assert (presence.look(124.9, unread=False), presence.due) == (Finding.PRESENT, 125)
+    assert presence.look(125, unread=False) is Finding.GONE
+
+
+def test_whatever_a_client_says_is_an_answer() -> None:
+    presence = Presence(20, 5, 100.0)
+    presence.look(120, unread=False)
+    presence.heard_at = 124.0
+    assert (presence.look(125, unread=False), presence.due) == (Finding.PRESENT, 144)
+    assert presence.look(144, unread=False) is Finding.SILENT
+
+
+def test_nobody_is_given_up_while_the_answer_may_lie_unread() -> None:
+    presence = Presence(20, 5, 100.0)
+    presence.look(120, unread=False)
+    assert (presence.look(125, unread=True), presence.due) == (Finding.PRESENT, 145)
+    assert presence.look(145, unread=False) is Finding.GONE
+
+
+@pytest.mark.parametrize(("interval", "patience"), [(math.inf, 5), (20, math.inf)])
+def test_nobody_is_given_up_where_nobody_is_asked_or_nobody_has_to_answer(interval: float, patience: float) -> None:
+    presence = Presence(interval, patience, 0.0)
+    found = {presence.look(now, unread=False) for now in (0.0, 20.0, 1e9)}
+    assert Finding.GONE not in found
+    assert (Finding.SILENT in found) is (interval == 20)
