@@ -120,6 +120,7 @@ class AsgiDriver(Reception[Client]):
         self._told_of_upgrade = False
         self._timed: dict[Call, float] = {}  # requests whose time is over, and since when the loop knows
         self._resisting: set[Call] = set()
+        self._resist_s = RESIST_S
         self._stubborn = 0
 
     # The loop's thread: from its first turn to its last.
@@ -166,10 +167,10 @@ class AsgiDriver(Reception[Client]):
 
     async def _end_calls(self) -> None:
         """Cancel what a fault of the server has left running."""
-        for call in list(self._calls):
+        for call in self._calls - self._resisting:
             self._cancel(call)
         deadline = time.monotonic() + RESIST_S
-        while self._calls and time.monotonic() < deadline:
+        while not self._calls <= self._resisting and time.monotonic() < deadline:
             await self.backend.sleep(RESIST_S / 20)
 
     def close(self) -> None:
@@ -913,7 +914,7 @@ class AsgiDriver(Reception[Client]):
             self._reply(client, closing_answer(late, self.date(), head_only=head_only))
         self._settle(client)
         self._cancel(call)
-        self._at(time.monotonic() + RESIST_S, partial(self._see_whether_ended, call))
+        self._at(time.monotonic() + self._resist_s, partial(self._see_whether_ended, call))
 
     def _answer_for(self, call: Call) -> None:
         """Answer for a call that holds the loop up. In the thread beside it: the descriptor stays open, for it is not ours."""
@@ -947,8 +948,9 @@ class AsgiDriver(Reception[Client]):
     def _stop(self, *, quick: bool, patience: float) -> None:
         super()._stop(quick=quick, patience=patience)
         limit = QUICK_STOP_S if quick else self.config.graceful_timeout
-        now = time.monotonic()
-        self._at(now + limit - max(limit / 10, min(LAST_S, limit / 2)), self._cancel_all)
+        last = max(limit / 10, min(LAST_S, limit / 2))
+        self._resist_s = min(RESIST_S, last / 2)
+        self._at(time.monotonic() + limit - last, self._cancel_all)
         self._end_streams()
 
     def _end_streams(self) -> None:
@@ -963,7 +965,7 @@ class AsgiDriver(Reception[Client]):
         self._at(time.monotonic() + self.config.stream_grace, self._end_streams)
 
     def _cancel_all(self) -> None:
-        for call in list(self._calls):
+        for call in self._calls - self._resisting:
             self._cancel_in_stop(call)
 
     def _cancel_in_stop(self, call: Call) -> None:
@@ -972,6 +974,7 @@ class AsgiDriver(Reception[Client]):
             call.client.broken = True
             self._settle(call.client)
         self._cancel(call)
+        self._at(time.monotonic() + self._resist_s, partial(self._see_whether_ended, call))
 
     # What all who came through one listener share.
 

@@ -374,6 +374,17 @@ def test_a_request_that_outlasts_the_stop_is_named_and_the_lifespan_ends(serve: 
         client.close()
 
 
+@pytest.mark.parametrize("backend", ["uvloop", "trio"])
+def test_a_lifespan_ends_although_a_request_cannot_be_cancelled(serve: Callable[..., LiveServer], backend: str) -> None:
+    with serve(graceful_timeout=2, async_backend=backend) as server:
+        client = begin(server, "/resist")
+        assert server.get()[0] == 200
+        server.stop()
+        assert server.wait_for("request.cancelled", path="/resist")
+        assert any(line.startswith("ends") for line in server.output)
+        client.close()
+
+
 def test_a_job_under_the_exit_guard_is_finished_behind_its_answer(
     serve: Callable[..., LiveServer], tmp_path: Path
 ) -> None:
