@@ -965,8 +965,10 @@ class AsgiDriver(Reception[Client]):
         self._at(time.monotonic() + self.config.stream_grace, self._end_streams)
 
     def _cancel_all(self) -> None:
-        for call in self._calls - self._resisting:
+        left = self._calls - self._resisting
+        for call in left:
             self._cancel_in_stop(call)
+        self._at(time.monotonic() + self._resist_s, partial(self._see_who_resists, left))
 
     def _cancel_in_stop(self, call: Call) -> None:
         self.records.emit("request.cancelled", **_named(call), stack=stack_of(call.coroutine), code="PF510")
@@ -974,7 +976,10 @@ class AsgiDriver(Reception[Client]):
             call.client.broken = True
             self._settle(call.client)
         self._cancel(call)
-        self._at(time.monotonic() + self._resist_s, partial(self._see_whether_ended, call))
+
+    def _see_who_resists(self, cancelled: Iterable[Call]) -> None:
+        for call in cancelled:
+            self._see_whether_ended(call)
 
     # What all who came through one listener share.
 
