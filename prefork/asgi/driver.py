@@ -571,7 +571,11 @@ class AsgiDriver(Reception[Client]):
 
     def _reply(self, client: Client, octets: bytes) -> None:
         if not client.broken:
-            self.put(client, octets)
+            try:
+                self.put(client, octets)
+            except OSError:
+                # A client that sends no more is not watched, so its reset is news here, where a task or an order calls.
+                client.broken = True
 
     def _let_go(self, client: Client) -> None:
         call, client.call = client.call, None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -95,6 +96,11 @@ async def app(scope, receive, send):
     elif path == "/background":
         say("background", asyncio.create_task(deep(), name="brew").get_name())
         await answer(send)
+    elif path == "/told":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        say("told")
+        await deep()
     elif path == "/wait":
         say("waits")
         await deep()
@@ -311,6 +317,25 @@ def test_a_request_that_takes_too_long_is_answered_for_and_cancelled(
         assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 200 OK")
         client.close()
         assert server.wait_for("request.timeout", path="/deaf-stream")["status"] is None
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_client_that_left_in_two_steps_before_its_time_was_up_harms_nobody(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    """Whoever has sent its last byte is not listened to any more, so its reset is noticed when it is answered."""
+    with serve(request_timeout=1, async_backend=backend) as server:
+        (worker,) = server.worker_pids
+        client = begin(server, "/told")
+        client.shutdown(socket.SHUT_WR)
+        server.wait_for_output("told")
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        server.wait_for("request.timeout", path="/told")
+        assert server.get()[1] == b"%d" % worker
+        server.stop()
+        (gone,) = server.all("worker.exited")
+        assert (gone["child_pid"], gone["exit_code"]) == (worker, 0)
 
 
 @pytest.mark.parametrize("path", ["/resist", "/block=3"])
