@@ -279,7 +279,6 @@ def test_a_program_without_us_is_refused_with_what_it_said(shop: Shop) -> None:
 # What else happens meanwhile.
 
 
-@pytest.mark.over_both
 def test_hups_during_a_deploy_are_one_more_with_the_newest_code(shop: Shop) -> None:
     with shop.served() as server:
         marker = shop.folder / "loading"

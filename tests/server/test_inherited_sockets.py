@@ -153,7 +153,6 @@ def test_every_way_to_serve_takes_the_sockets(command: str, starter: Callable[..
         assert server.wait_for("pool.starting")["starter_generation"] == 1
 
 
-@pytest.mark.over_both
 def test_d10_all_kinds_of_sockets_are_served(starter: Callable[..., Starter], tmp_path: Path) -> None:
     path = tmp_path / "shop.sock"
     with starter("--port=127.0.0.1:0", "--port=[::1]:0", "--port=127.0.0.1:0=19", f"--path={path}") as server:
@@ -196,7 +195,6 @@ def test_d11_a_generation_that_leaves_removes_no_socket(starter: Callable[..., S
         assert not path.exists()  # start_server made it, and removes it
 
 
-@pytest.mark.over_both
 def test_a_deploy_loses_nothing_and_a_broken_one_changes_nothing(starter: Callable[..., Starter], folder: Path) -> None:
     # The interval is long enough for a generation to fail within it, on a machine that is busy with other tests.
     with (
@@ -241,8 +239,12 @@ def served_by(connection: HTTPConnection, path: str = "/") -> int:
     return int(json.loads(connection.getresponse().read())["parent"])
 
 
-@pytest.mark.over_both
-@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+@pytest.mark.parametrize(
+    ("interface", "host"),
+    [("wsgi", "127.0.0.1"), ("wsgi", "[::1]"), ("asgi", "127.0.0.1")],
+    indirect=["interface"],
+)
+@pytest.mark.usefixtures("interface")
 def test_idle_connections_cross_to_the_next_generation(host: str, starter: Callable[..., Starter]) -> None:
     with starter(f"--port={host}:0", "--interval=1") as server, kept_connections(server.address, 40) as connections:
         for number in (2, 3):

@@ -188,8 +188,12 @@ def test_no_more_than_max_retiring_linger_and_the_next_serves_on(serve: Callable
 # What clients see.
 
 
-@pytest.mark.over_both
-@pytest.mark.parametrize("cause", ["USR2", "app", "max_requests"])
+@pytest.mark.parametrize(
+    ("interface", "cause"),
+    [("wsgi", "USR2"), ("wsgi", "app"), ("wsgi", "max_requests"), ("asgi", "max_requests")],
+    indirect=["interface"],
+)
+@pytest.mark.usefixtures("interface")
 def test_a_slow_download_through_a_retired_worker_ends_in_its_own_time(
     cause: str, serve: Callable[..., LiveServer]
 ) -> None:

@@ -47,8 +47,10 @@ def is_refused(address: tuple[str, int]) -> bool:
         return ask(client, address) == "refused"
 
 
-@pytest.mark.over_both
-@pytest.mark.parametrize("family", ["tcp", "unix"])
+@pytest.mark.parametrize(
+    ("interface", "family"), [("wsgi", "tcp"), ("wsgi", "unix"), ("asgi", "tcp")], indirect=["interface"]
+)
+@pytest.mark.usefixtures("interface")
 def test_every_connection_that_was_let_in_is_answered_when_the_pool_stops_under_load(
     write_app: Callable[..., Path], tmp_path: Path, family: str
 ) -> None:
