@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from importlib import import_module
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, TypeGuard
 from wsgiref.util import setup_testing_defaults
 
@@ -19,6 +22,7 @@ def warm_up(app: Callable[..., Any], how: Callable[..., object] | Sequence[str] 
     ``how`` is a function that is given the app (or its name, ``"module:function"``), or paths to be asked for.
     Raises ``AppFailed`` for what any of them raises, ``ConfigError`` if an ASGI application is to be asked for paths.
     """
+    import_for_coroutines(app)
     if how is None:
         return
     if not (callable(how) or _is_name(how)) and kind_of(app) == "asgi":
@@ -32,6 +36,19 @@ def warm_up(app: Callable[..., Any], how: Callable[..., object] | Sequence[str] 
                 ask(app, path)
     except Exception as error:
         raise AppFailed("PF414", f"warm_up failed: {type(error).__name__}: {error}", "see the traceback") from error
+
+
+def import_for_coroutines(app: Callable[..., Any]) -> None:
+    """Import what Flask imports at the first request for a view that is a coroutine function, if there is one.
+
+    That brings asyncio along, and takes longer than all the rest of a worker's start. Without asgiref such a view fails.
+    """
+    views = None
+    with suppress(Exception):  # anybody's code, which need not have any
+        views = app.view_functions  # type: ignore[attr-defined]
+    if isinstance(views, dict) and any(map(iscoroutinefunction, views.values())):
+        with suppress(ImportError):
+            import_module("asgiref.sync")
 
 
 def _is_name(how: object) -> TypeGuard[str]:

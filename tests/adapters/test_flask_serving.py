@@ -227,7 +227,7 @@ from prefork import WorkerPool
 app, known = Flask("shop"), set()
 
 @app.get("/")
-def index():
+{kind} index():
     return " ".join(sorted(set(sys.modules) - known))
 
 def remember(worker):
@@ -240,6 +240,8 @@ with WorkerPool(app, bind="127.0.0.1:0", max_workers=1, worker_started=remember,
 """
 
 
-def test_a_first_request_imports_nothing_that_the_parent_could_have_had() -> None:
-    told = subprocess.run([sys.executable, "-c", FIRST_REQUEST], capture_output=True, text=True, check=True)
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_first_request_imports_nothing_that_the_parent_could_have_had(kind: str) -> None:
+    program = FIRST_REQUEST.replace("{kind}", kind)
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert told.stdout == "\n"
