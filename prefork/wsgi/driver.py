@@ -34,7 +34,19 @@ from prefork.overtime import GivenUp, Running, take
 from prefork.pace import Pace
 from prefork.poller import READ, WRITE
 from prefork.queueing import waited
-from prefork.reception import AT_ONCE, NEVER, OVERLOADED, RECEIVE, Guest, Origin, Reception, Step, WorkerFacts, drain
+from prefork.reception import (
+    AT_ONCE,
+    LINGER,
+    NEVER,
+    OVERLOADED,
+    RECEIVE,
+    Guest,
+    Origin,
+    Reception,
+    Step,
+    WorkerFacts,
+    drain,
+)
 from prefork.records.access import bound_context
 from prefork.request_ids import RequestIds
 from prefork.scoreboard import BUSY, IDLE, mark
@@ -295,6 +307,7 @@ class WsgiDriver(Reception[Client]):
         self._kinds_of_clients = _kinds_of_clients(timed=bool(config.request_timeout), tls=tls is not None)
         self._running: dict[Running, Client] = {}  # what has a limit of time
         self._lost: set[threading.Thread] = set()  # threads that were given up
+        self._hopeless_from = NEVER  # when nobody is waited for any more who was given up, if that is all of them
         self._lock = threading.Lock()  # guards the lead, taken only when it changes hands
         # The last to come is the first to be promoted: caches stay warm, and connections to the database few.
         self._waiting: list[_Turn] = []
@@ -418,7 +431,7 @@ class WsgiDriver(Reception[Client]):
                 was_away = self._lead(cell, turn)
                 if self._handing_over:
                     self._order(self._hand_over_idle)  # what was in this thread's hands when all others were
-                if self._lost and threading.current_thread() in self._lost:
+                if self._lost and threading.current_thread() in self._lost and not self._take_place_back():
                     return  # another has its place
                 # Before the look at `_done`: close() lets go whom it finds waiting, and says so first.
                 with self._lock:
@@ -443,6 +456,15 @@ class WsgiDriver(Reception[Client]):
         finally:
             if self._thread_exit is not None:
                 self._thread_exit()
+
+    def _take_place_back(self) -> bool:
+        """Return whether a thread that was given up, and is back, goes on: if nobody leads, and nobody else can."""
+        with self._lock:
+            if not self._vacant or self._can_promote():
+                return False
+            self._lost.discard(threading.current_thread())
+            self._away += 1  # as it is for all who come back
+            return True
 
     def _can_promote(self) -> bool:
         return bool(self._waiting or self._cells)
@@ -481,6 +503,14 @@ class WsgiDriver(Reception[Client]):
             # The kernel woke only us for these, and we cannot serve them.
             ours = {fd for fd, events in self._batch if events}
             self._batch.clear()
+            if len(self._lost) < len(self._threads):
+                self._hopeless_from = NEVER
+            elif self._hopeless_from == NEVER:
+                self._hopeless_from = time.monotonic() + LINGER
+            elif time.monotonic() >= self._hopeless_from:
+                # Nobody serves them, nor looks at their deadlines, and the worker would stay for them for ever.
+                for given_up in list(self._clients.values()):
+                    self._close(given_up)
             if self._leaving:
                 return
             for fd in ours & self._gates.keys() if self._accepting else ():

@@ -457,6 +457,35 @@ def test_a_request_that_takes_too_long_is_answered_for(place: Place) -> None:
         assert client.recv(1) == b""
 
 
+@pytest.mark.parametrize("seconds", ["1.5", "3600"], ids=["they come back", "they are stuck"])
+def test_who_is_tied_to_a_worker_that_has_lost_all_its_threads_does_not_keep_it_for_ever(
+    place: Place, seconds: str
+) -> None:
+    trusting = place.trusting()
+    with (
+        place.serve(request_timeout=0.2, threads=1) as server,
+        talk(server, trusting) as sender,
+        talk(server, trusting) as first,
+        talk(server, trusting) as second,
+    ):
+        (worker,) = server.worker_pids
+        for client in (sender, first, second):
+            get(client)
+        sender.sendall(b"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nte")
+        for client in (first, second):
+            client.sendall(f"GET /slow?{seconds} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        for client in (first, second):  # its thread, and the one in the place of that
+            assert answer(client)[0].startswith(b"HTTP/1.1 504 ")
+        if seconds == "1.5":
+            sender.sendall(b"a")
+            assert answer(sender)[1] == hashlib.sha256(b"tea").hexdigest().encode()
+        else:
+            assert sender.recv(1) == b""
+        assert server.wait_for("worker.exited", child_pid=worker)["exit_code"] == 0
+        with talk(server, trusting) as client:
+            assert get(client)[1] != b"%d" % worker
+
+
 def test_recycling_under_load_fails_no_request(place: Place) -> None:
     # Slow enough that who has said nothing yet goes to the worker that is free.
     slow: dict[str, Any] = {"path": "/slow?0.01", "keep_alive": False}
