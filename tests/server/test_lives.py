@@ -7,7 +7,9 @@ catalogue needs a life that emits it: one of these, or one more.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import os
 import signal
 import socket
 from collections import defaultdict
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
-from server_process import LiveServer, Record
+from server_process import LiveServer, Record, until
 
 from prefork.records import CATALOGUE
 
@@ -124,6 +126,21 @@ def files_gone(folder: Path) -> LiveServer:
         server.wait_for("log.reopen_failed")
         server.stop()
     server.records += [json.loads(line) for line in (folder / "old" / "access").read_text().splitlines()]
+    return server
+
+
+def deaf_reader(folder: Path) -> LiveServer:
+    """A pipe for the access log that nobody reads for a while."""
+    path = folder / "log"
+    os.mkfifo(path)
+    there = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # both, or who opens it to write would wait
+    fcntl.fcntl(there, fcntl.F_SETPIPE_SZ, 4096)
+    with closing(os.fdopen(there, "rb")), pool(folder, access_log=str(path)) as server:
+        for _ in range(40):
+            server.get()
+        os.read(there, 65536)
+        until(lambda: server.get()[0] == 200 and bool(server.all("log.lines_lost")))
+        server.stop()
     return server
 
 
@@ -310,6 +327,7 @@ async def app(scope, receive, send):
 LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     busy_day,
     files_gone,
+    deaf_reader,
     no_successor,
     bad_successor,
     no_exchange,
