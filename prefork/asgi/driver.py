@@ -444,6 +444,7 @@ class AsgiDriver(Reception[Client]):
                         client.pace = None
                         self._collect(call)
                     client.call = call
+                    call.left = client.eof and not call.ended  # seen while the answer before was still to be taken
                     self._start(call)
                 elif type(event) is Upgrade:
                     try:

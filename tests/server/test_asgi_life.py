@@ -100,7 +100,10 @@ async def app(scope, receive, send):
         while (await receive())["type"] != "http.disconnect":
             pass
         say("told")
-        await deep()
+        if scope["method"] == "GET":
+            await deep()
+    elif path == "/large":
+        await answer(send, bytes(20_000_000))
     elif path == "/wait":
         say("waits")
         await deep()
@@ -317,6 +320,18 @@ def test_a_request_that_takes_too_long_is_answered_for_and_cancelled(
         assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 200 OK")
         client.close()
         assert server.wait_for("request.timeout", path="/deaf-stream")["status"] is None
+
+
+@pytest.mark.parametrize("begun", [b"POST /told HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\ntea", b"GET / HTTP/1."])
+def test_what_was_begun_behind_a_large_answer_and_is_never_ended_keeps_nobody(
+    serve: Callable[..., LiveServer], begun: bytes
+) -> None:
+    """The end of what a client sends is seen while its last answer is still to be taken, before what came ahead has its turn."""
+    with serve() as server, socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n" + begun)
+        client.shutdown(socket.SHUT_WR)
+        assert server.get()[0] == 200  # so the end was seen
+        assert len(b"".join(iter(lambda: client.recv(1 << 20), b""))) > 20_000_000
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
