@@ -316,6 +316,7 @@ class WsgiDriver(Reception[Client]):
         # Whom the leader serves. Who takes it out decides: the leader that comes back, or a promotion.
         self._served: set[Client] = set()
         self._away = 0  # how many threads were left alone with their requests
+        self._looks_out = False  # whether the leader waits for whoever comes, and would be idle if nobody were away
         self._turn = 0
         self._blocky = 0  # how surely the application blocks; above 0 the lead passes on before the call
         self._monitor_sleeps = True
@@ -438,6 +439,8 @@ class WsgiDriver(Reception[Client]):
                     if was_away:
                         self._away -= 1
                         turn.veteran = True
+                        if self._looks_out and not self._away:
+                            self._idlers.memory[self._place] = IDLE
                     if self._vacant:
                         self._vacant = False
                         if self._accepting:
@@ -579,9 +582,12 @@ class WsgiDriver(Reception[Client]):
         patience = None if due is None else max(0.0, due - time.monotonic())
         if self._behind:
             self._batch.extend(self._poller.poll(0))
-        elif self._eases and self._taking and not (self._away or self._full):
-            self._idlers.memory[self._place] = IDLE
+        elif self._eases and self._taking and not self._full:
+            self._looks_out = True
+            if not self._away:
+                self._idlers.memory[self._place] = IDLE
             self._batch.extend(self._poller.poll(patience))
+            self._looks_out = False
             self._idlers.memory[self._place] = 0
         else:
             self._batch.extend(self._poller.poll(patience))

@@ -419,6 +419,21 @@ def test_who_waits_at_a_busy_worker_is_served_by_an_idle_one(threads: int, serve
         assert busy.answer()["pid"] == owner
 
 
+def test_a_worker_is_idle_again_when_its_view_has_returned(serve: Serve) -> None:
+    with serve(max_workers=2) as server, ExitStack() as stack:
+        busy, *waiting = on_one_worker(server, stack, 3)
+        owner = busy.ask()["pid"]
+        (other,) = set(server.worker_pids) - {owner}
+        put_to_sleep(owner)
+        assert stack.enter_context(Talk(server.address)).ask("/slow?0.1")["pid"] == other
+        os.kill(owner, signal.SIGCONT)
+        busy.send("/slow?5")
+        server.wait_for_output(f"slow {owner}")
+        for talk in waiting:
+            until(lambda: all(thread.status() == psutil.STATUS_SLEEPING for thread in threads_of(other)))
+            assert talk.ask()["pid"] == other
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_one_thread_serves_what_comes_one_after_the_other(workers: int, serve: Serve) -> None:
     """Each thread has its own connection to a database."""
