@@ -293,14 +293,14 @@ def test_a_client_is_not_to_blame_for_an_application_that_reads_late(tmp_path: P
     (tmp_path / "sample.py").write_text(APP)
     with (
         LiveServer.pool(
-            "sample:app", app_dir=str(tmp_path), max_workers=1, head_timeout=0.1, body_timeout=0.1
+            "sample:app", app_dir=str(tmp_path), max_workers=1, head_timeout=0.5, body_timeout=0.5
         ) as server,
         socket.create_connection(server.address, timeout=20) as client,
     ):
         client.sendall(ask("/reads-at-last", "Content-Length: 50000000", method="POST"))
         client.setblocking(False)
         sent = send_while_it_is_taken(client)
-        threading.Event().wait(1)  # ten times as long as a client may be silent
+        threading.Event().wait(1.5)  # three times as long as a client may be silent
         assert send_while_it_is_taken(client) == 0, "what the application does not read has to wait in the kernel"
         (tmp_path / "file.go").touch()
         client.settimeout(20)
