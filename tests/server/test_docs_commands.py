@@ -35,6 +35,7 @@ ELSEWHERE = {
     "make fuzz": "test_fuzz.py runs a short form of it",
     "make bench": "it takes minutes, and compares with other servers",
     ".venv-bench/bin/": "the same",
+    ".venv/bin/python tests/leavers.py": "test_leavers.py runs a short form of it",
     ".ci/run": "is what runs this where it counts",
     "kill -HUP": "test_the_commands_of_a_deploy_deploy runs it",
 }
