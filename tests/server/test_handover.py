@@ -430,7 +430,8 @@ def test_a_worker_is_idle_again_when_its_view_has_returned(serve: Serve) -> None
         busy.send("/slow?5")
         server.wait_for_output(f"slow {owner}")
         for talk in waiting:
-            until(lambda talk=talk: talk.ask()["pid"] == other)  # it may come back later than its client hears
+            while talk.ask()["pid"] != other:
+                pass  # it may come back later than its client hears
 
 
 @pytest.mark.parametrize("workers", [1, 2])
