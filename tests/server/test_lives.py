@@ -13,13 +13,13 @@ import os
 import signal
 import socket
 from collections import defaultdict
-from contextlib import closing
+from contextlib import closing, suppress
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
-from server_process import LiveServer, Record, until
+from server_process import LiveServer, Record
 
 from prefork.records import CATALOGUE
 
@@ -135,11 +135,14 @@ def deaf_reader(folder: Path) -> LiveServer:
     os.mkfifo(path)
     there = os.open(path, os.O_RDWR | os.O_NONBLOCK)  # both, or who opens it to write would wait
     fcntl.fcntl(there, fcntl.F_SETPIPE_SZ, 4096)
-    with closing(os.fdopen(there, "rb")), pool(folder, access_log=str(path)) as server:
+    options = {"access_log": str(path), "max_reqs_per_child": 0}
+    with closing(os.fdopen(there, "rb")), pool(folder, **options) as server:
         for _ in range(40):
             server.get()
-        os.read(there, 65536)
-        until(lambda: server.get()[0] == 200 and bool(server.all("log.lines_lost")))
+        while not server.all("log.lines_lost"):
+            with suppress(BlockingIOError):
+                os.read(there, 65536)
+            server.get()  # it is told with a request
         server.stop()
     return server
 
