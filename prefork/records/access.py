@@ -32,7 +32,7 @@ _NOTHING: Mapping[str, Any] = {}
 
 
 def bound_context() -> Mapping[str, Any]:
-    """Return what the application has bound to its request, with structlog's ``bind_contextvars`` in this thread."""
+    """Return what the program has bound for all records of this context, with structlog's ``bind_contextvars``."""
     if not len(copy_context()):
         return _NOTHING
     structlog = sys.modules.get("structlog.contextvars")  # who has bound something has imported it

@@ -21,6 +21,7 @@ from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any
 
 from prefork.errors import ConfigError
+from prefork.records.access import bound_context
 from prefork.records.catalogue import LEVELS, LOGGERS
 from prefork.records.pipe import PATIENCE_S, pipe_of
 from prefork.records.rendering import Record, to_console, to_json
@@ -283,12 +284,6 @@ def foreign_fields(record: logging.LogRecord) -> dict[str, Any]:
     return {**trace, **head, **extra, "pid": os.getpid()}
 
 
-def _bound_in_context() -> bool:
-    """Whether the program has bound something for all records by structlog's ``bind_contextvars``."""
-    contextvars = sys.modules.get("structlog.contextvars")
-    return contextvars is not None and bool(contextvars.get_contextvars())
-
-
 class Outlet:
     """Our handlers, and what else was changed on the loggers; ``close()`` leaves all as it was found.
 
@@ -355,7 +350,7 @@ class Outlet:
         source, number = self._loggers[logger], LEVELS[level]
         if not source.isEnabledFor(number):
             return True
-        if self.others_listen(logger) or _bound_in_context():
+        if self.others_listen(logger) or bound_context():
             return False
         now = datetime.now(UTC)
         stamp = now.isoformat().replace("+00:00", "Z")

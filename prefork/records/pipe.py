@@ -22,12 +22,12 @@ IMPATIENCE_S = 10.0
 class Pipe:
     """A pipe, or the socket of a stream, of which not all may be read."""
 
-    __slots__ = ("_behind", "_fd", "_impatient_until", "_looks", "_lost", "_owned", "_socket", "_torn")
+    __slots__ = ("_behind", "_fd", "_impatient_until", "_looks", "_lost", "_opened", "_socket", "_torn")
 
     def __init__(self, fd: int, *, owned: bool) -> None:
         """``owned``: the descriptor is nobody else's, so that it may be made not to block."""
         self._socket = socket.socket(fileno=os.dup(fd)) if stat.S_ISSOCK(os.fstat(fd).st_mode) else None
-        self._fd, self._owned, self._looks = fd, False, False
+        self._fd, self._opened, self._looks = fd, False, False
         if self._socket is None:
             if owned:
                 os.set_blocking(fd, False)
@@ -42,7 +42,7 @@ class Pipe:
         """Have the pipe to ourselves: whether a descriptor blocks is the same for all who have inherited it."""
         try:
             self._fd = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK)
-            self._owned = True
+            self._opened = True
         except OSError:  # no Linux, or it is that of another user
             self._looks = True
 
@@ -95,7 +95,7 @@ class Pipe:
         """Give back what it has opened."""
         if self._socket is not None:
             self._socket.close()
-        elif self._owned:
+        elif self._opened:
             os.close(self._fd)
 
 
