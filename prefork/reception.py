@@ -20,6 +20,7 @@ from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
+from prefork.access_format import Entry
 from prefork.deadlines import Deadlines
 from prefork.handover import Ticket, read, sent_at
 from prefork.http1.connection import Connection, NamedConnection, Phase, closing_answer
@@ -35,15 +36,17 @@ from prefork.trust import TrustedProxies, is_private
 from prefork.values import Value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
     from ssl import SSLContext
 
+    from prefork.access_format import Outcome
     from prefork.config import Config
     from prefork.exit_guard import ExitGuard
     from prefork.handover import Exchange
     from prefork.http1.messages import Request
     from prefork.listeners import Listener
     from prefork.outbox import Outbox
+    from prefork.overtime import Running
     from prefork.pace import Pace
     from prefork.records import Records
     from prefork.tls import Session
@@ -361,8 +364,16 @@ class Reception(Generic[G]):
         """Return the request whose head was taken in, and that has no answer yet, if there is one."""
         raise NotImplementedError
 
-    def _asked_by(self, client: G, request: Request) -> str:
-        """Return the address of whose request it is, the client's or the one that a trusted proxy names."""
+    def _asked_by(self, client: G, request: Request) -> tuple[str, str]:
+        """Return the address of whose request it is, the client's or the one that a trusted proxy names, and the scheme."""
+        raise NotImplementedError
+
+    def _environ_for_log(self, client: G, request: Request) -> Mapping[str, Any]:
+        """Return what the access log may ask of the environ of a request that has none."""
+        raise NotImplementedError
+
+    def _write_log(self, entry: Entry) -> None:
+        """Have a request written into the access log, which there is."""
         raise NotImplementedError
 
     def _reply(self, client: G, octets: bytes) -> None:
@@ -954,6 +965,49 @@ class Reception(Generic[G]):
             pass
         return False
 
+    # The access log.
+
+    def _log_own_answer(
+        self,
+        client: G,
+        request: Request,
+        status: str,
+        answer: bytes,
+        outcome: Outcome,
+        running: Running | None = None,
+    ) -> None:
+        """Log a request that we answer, and not the application, which may be at it all the same, and is ``running`` then."""
+        address, scheme = self._asked_by(client, request)
+        entry = Entry(
+            request=request,
+            client=address,
+            scheme=scheme,
+            environ=self._environ_for_log(client, request),
+            status=status,
+            fields=(),
+            received=0 if running is None else running.received,
+            sent=len(answer.partition(b"\r\n\r\n")[2]),
+            duration_s=0.0 if running is None else time.monotonic() - running.since,
+            queue_s=client.queue_s,
+            outcome=outcome,
+            closes=self._ends(client) or running is not None,
+            request_id=client.connection.request_id,
+            context={},
+        )
+        self._write_log(entry)
+
+    def _log_taken(self, entry: Entry, made_at: float, *, whole: bool) -> None:
+        """Log a request whose client has taken the rest of its answer, or has left before that."""
+        entry.duration_s += time.monotonic() - made_at
+        if not whole and entry.outcome == "complete":
+            entry.outcome = "client_gone"
+        self._write_log(entry)
+
+    @staticmethod
+    def _ends(client: G) -> bool:
+        """Whether a connection ends behind the present answer, or in it."""
+        return client.broken or client.connection.answer_close
+
     def _refuse(self, client: G, refused: Refused) -> None:
         """Answer a request that is not served, and close."""
         request = refused.request or self._request_of(client)
@@ -963,7 +1017,7 @@ class Reception(Generic[G]):
             reason=refused.reason,
             source=refused.source,
             status=refused.status,
-            client=client.address if request is None else self._asked_by(client, request),
+            client=client.address if request is None else self._asked_by(client, request)[0],
             **({} if line is None else {"method": line.method, "path": line.path.decode("latin-1")}),
         )
         self._let_go(client)

@@ -490,9 +490,10 @@ class AsgiDriver(Reception[Client]):
             connection.request_id = self._ids.of(given.decode("latin-1"), trusted=client.base.origin.trusted)
         if gone:
             self._turned_away.count(GONE)
-            client.broken = connection.answer_close = True
+            client.broken = True
             if self._access is not None:
-                self._log_turned_away(client, request, _CLIENT_GONE, b"", "client_gone")
+                self._log_own_answer(client, request, _CLIENT_GONE, b"", "client_gone")
+                client.queue_s = 0.0  # for what it has sent ahead
         else:
             self._turn_away_late(client, request)
         return True
@@ -510,7 +511,8 @@ class AsgiDriver(Reception[Client]):
         answer = connection.decline(OVERLOADED, self.date())
         self.put(client, answer)
         if self._access is not None:
-            self._log_turned_away(client, request, str(OVERLOADED.status), answer, "turned_away")
+            self._log_own_answer(client, request, str(OVERLOADED.status), answer, "turned_away")
+            client.queue_s = 0.0  # for what it has sent ahead
         client.deadline = time.monotonic() + self._keep_alive
         if connection.buffered:
             self._let_wait(client)
@@ -567,8 +569,12 @@ class AsgiDriver(Reception[Client]):
     def _request_of(self, client: Client) -> Request | None:
         return None if client.call is None else client.call.request
 
-    def _asked_by(self, client: Client, request: Request) -> str:
-        return asked_by(client.base, client.peer, request)[0]
+    def _asked_by(self, client: Client, request: Request) -> tuple[str, str]:
+        return asked_by(client.base, client.peer, request)
+
+    def _environ_for_log(self, client: Client, request: Request) -> dict[str, str]:
+        said = next((value for name, value in request.head.fields if name.lower() == b"authorization"), b"")
+        return {"SERVER_PORT": str(client.base["server"][1] or ""), "HTTP_AUTHORIZATION": said.decode("latin-1")}
 
     def _reply(self, client: Client, octets: bytes) -> None:
         if not client.broken:
@@ -759,7 +765,7 @@ class AsgiDriver(Reception[Client]):
         if client.call is not call:
             return
         if call.answer.sent:
-            client.broken = client.connection.answer_close = True
+            client.broken = True
             self._log(call, "failed")
             self._settle(client)
             return
@@ -776,7 +782,7 @@ class AsgiDriver(Reception[Client]):
             error,
             method=line.method,
             path=line.path.decode("latin-1"),
-            client=self._asked_by(call.client, call.request),
+            client=self._asked_by(call.client, call.request)[0],
             **_id_of(call),
         )
 
@@ -803,7 +809,7 @@ class AsgiDriver(Reception[Client]):
             request=request,
             client=address,
             scheme=scheme,
-            environ=_environ_for_log(client.base, request),
+            environ=self._environ_for_log(client, request),
             status=status or (answer.status or _CLIENT_GONE)[:3],
             fields=answer.fields,
             received=call.received,
@@ -811,7 +817,7 @@ class AsgiDriver(Reception[Client]):
             duration_s=time.monotonic() - call.since,
             queue_s=client.queue_s,
             outcome=outcome,
-            closes=client.connection.answer_close,
+            closes=self._ends(client),
             request_id=call.request_id,
             context=bound_context(),
         )
@@ -820,35 +826,6 @@ class AsgiDriver(Reception[Client]):
             client.outbox.then = partial(self._log_taken, entry, time.monotonic())
         else:
             self._write_log(entry)
-
-    def _log_turned_away(self, client: Client, request: Request, status: str, answer: bytes, outcome: Outcome) -> None:
-        """Log a request of which the application knows nothing."""
-        address, scheme = asked_by(client.base, client.peer, request)
-        entry = Entry(
-            request=request,
-            client=address,
-            scheme=scheme,
-            environ=_environ_for_log(client.base, request),
-            status=status,
-            fields=(),
-            received=0,
-            sent=len(answer.partition(b"\r\n\r\n")[2]),
-            duration_s=0.0,
-            queue_s=client.queue_s,
-            outcome=outcome,
-            closes=client.connection.answer_close,
-            request_id=client.connection.request_id,
-            context={},
-        )
-        client.queue_s = client.queue_s and 0.0  # for what it has sent ahead
-        self._write_log(entry)
-
-    def _log_taken(self, entry: Entry, made_at: float, *, whole: bool) -> None:
-        """Log a request whose client has taken the rest of its answer, or has left before that."""
-        entry.duration_s += time.monotonic() - made_at
-        if not whole and entry.outcome == "complete":
-            entry.outcome = "client_gone"
-        self._write_log(entry)
 
     def _write_log(self, entry: Entry) -> None:
         assert self._access is not None
@@ -1047,12 +1024,6 @@ def _named(call: Call) -> dict[str, Any]:
 def _id_of(call: Call) -> dict[str, str]:
     """Return the id of a request for a record, if it has one."""
     return {"request_id": call.request_id} if call.request_id else {}
-
-
-def _environ_for_log(base: Base, request: Request) -> dict[str, str]:
-    """Return what a form of the access log may ask of a WSGI environ, as far as ASGI knows it."""
-    said = next((value for name, value in request.head.fields if name.lower() == b"authorization"), b"")
-    return {"SERVER_PORT": str(base["server"][1] or ""), "HTTP_AUTHORIZATION": said.decode("latin-1")}
 
 
 def came_of_leaving(error: BaseException | None) -> bool:

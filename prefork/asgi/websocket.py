@@ -270,7 +270,7 @@ class WebSocketDriver(AsgiDriver):
         self._log(call, "complete")
 
     def _tell_of_mistake(self, call: WebSocketCall, code: int, reason: str) -> None:
-        path, client = call.request.line.path.decode("latin-1"), self._asked_by(call.client, call.request)
+        path, client = call.request.line.path.decode("latin-1"), self._asked_by(call.client, call.request)[0]
         self.records.emit("websocket.failed", path=path, client=client, close_code=code, reason=reason)
 
     def answer_ping(self, call: WebSocketCall) -> None:

@@ -131,11 +131,11 @@ class Client(Guest):
         self.send_now(data)
 
     def complete(self, data: bytes) -> None:
-        """Send the last of an answer, at once or together with those of others."""
+        """Send the last of an answer as it is, at once or together with those of others."""
         driver = self.driver
         if self.outbox is not None or self.connection.answer_close or not driver.hold_back(self, data):
             driver.send_held_back()
-            self.send_now(data)
+            self.send_octets(data)
 
     def send_octets(self, data: bytes) -> None:
         """Send as it is, before all that is held back."""
@@ -648,8 +648,12 @@ class WsgiDriver(Reception[Client]):
     def _request_of(self, client: Client) -> Request | None:
         return client.request
 
-    def _asked_by(self, client: Client, request: Request) -> str:
-        return asked_by(client.base, client.peer, request)[0]
+    def _asked_by(self, client: Client, request: Request) -> tuple[str, str]:
+        return asked_by(client.base, client.peer, request)
+
+    def _environ_for_log(self, client: Client, _request: Request) -> Base:
+        base: Base = client.base
+        return base
 
     def _reply(self, client: Client, octets: bytes) -> None:
         client.send(octets)
@@ -955,11 +959,11 @@ class WsgiDriver(Reception[Client]):
         """Give a complete request to the application, unless it has waited too long, or for nobody."""
         if client.queue_s and client.has_left():
             self._turned_away.count(GONE)
-            client.broken = client.connection.answer_close = True
+            client.broken = True
             if body is not None:
                 body.close()
             if self._access is not None:
-                self._log_own_answer(client, request, int(_CLIENT_GONE), b"", "client_gone")
+                self._log_own_answer(client, request, _CLIENT_GONE, b"", "client_gone")
         elif body is None and client.queue_s is not None and client.queue_s > self._patience:
             self._turned_away.count(QUEUED)
             if self._closing:
@@ -967,7 +971,7 @@ class WsgiDriver(Reception[Client]):
             answer = client.connection.decline(OVERLOADED, self.date())
             client.send(answer)
             if self._access is not None:
-                self._log_own_answer(client, request, OVERLOADED.status, answer, "turned_away")
+                self._log_own_answer(client, request, str(OVERLOADED.status), answer, "turned_away")
         else:
             self._call_now(client, request, body)
 
@@ -1046,7 +1050,7 @@ class WsgiDriver(Reception[Client]):
             "request.timeout",
             method=running.request.line.method,
             path=running.request.line.path.decode("latin-1"),
-            client=self._asked_by(client, running.request),
+            client=self._asked_by(client, running.request)[0],
             status=late.status if answered else None,
             age_s=age_s,
             stack=stack,
@@ -1054,19 +1058,19 @@ class WsgiDriver(Reception[Client]):
             code="PF502",
         )
         if self._access is not None and take(running.untold):
-            self._log_own_answer(client, running.request, late.status, octets, "timeout", running)
+            self._log_own_answer(client, running.request, str(late.status), octets, "timeout", running)
 
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
         self.records.failure(
             error,
             method=request.line.method,
             path=request.line.path.decode("latin-1"),
-            client=self._asked_by(client, request),
+            client=self._asked_by(client, request)[0],
             **_id_of(client),
         )
         if answer.sent:
             # The answer must not look whole: neither a last chunk nor a kept connection.
-            client.broken = client.connection.answer_close = True
+            client.broken = True
         else:
             if isinstance(error, Misanswered):
                 client.connection.answer_close = True
@@ -1103,7 +1107,7 @@ class WsgiDriver(Reception[Client]):
             duration,
             client.queue_s,
             outcome,
-            client.connection.answer_close,
+            self._ends(client),
             client.connection.request_id,
             bound_context(),
         )
@@ -1111,42 +1115,6 @@ class WsgiDriver(Reception[Client]):
             client.outbox.then = partial(self._log_taken, entry, time.monotonic())
         else:
             self._write_log(entry)
-
-    def _log_own_answer(
-        self,
-        client: Client,
-        request: Request,
-        status: int,
-        answer: bytes,
-        outcome: Outcome,
-        running: Running | None = None,
-    ) -> None:
-        """Log a request that we answer, and not the application, which may be at it all the same."""
-        address, scheme = asked_by(client.base, client.peer, request)
-        entry = Entry(
-            request=request,
-            client=address,
-            scheme=scheme,
-            environ=client.base,
-            status=str(status),
-            fields=(),
-            received=0 if running is None else running.received,
-            sent=len(answer.partition(b"\r\n\r\n")[2]),
-            duration_s=0.0 if running is None else time.monotonic() - running.since,
-            queue_s=client.queue_s,
-            outcome=outcome,
-            closes=client.connection.answer_close or running is not None,
-            request_id=client.connection.request_id,
-            context={},
-        )
-        self._write_log(entry)
-
-    def _log_taken(self, entry: Entry, made_at: float, *, whole: bool) -> None:
-        """Log a request whose client has taken the rest of its answer, or has left before that."""
-        entry.duration_s += time.monotonic() - made_at
-        if not whole and entry.outcome == "complete":
-            entry.outcome = "client_gone"
-        self._write_log(entry)
 
     def _write_log(self, entry: Entry) -> None:
         access = self._access

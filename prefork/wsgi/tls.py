@@ -41,13 +41,10 @@ class TlsClient(TlsGuest, Client):
         sent ahead, and a session is not for two threads.
         """
         if self.outbox is not None or len(data) > RECORD_SIZE:
-            super().complete(data)
+            Client.send(self, data)
             return
         assert self.session is not None
-        driver, octets = self.driver, self.session.send(data)
-        if self.connection.answer_close or not driver.hold_back(self, octets):
-            driver.send_held_back()
-            self.send_octets(octets)
+        Client.complete(self, self.session.send(data))
 
     def send_now(self, data: bytes) -> None:
         """Encrypt, and send before all that is held back."""
