@@ -67,6 +67,22 @@ def put_to_sleep(pid: int) -> None:
     until(lambda: all(thread.status() == psutil.STATUS_STOPPED for thread in threads_of(pid)))
 
 
+def switches(pids: Sequence[int]) -> dict[str, str]:
+    """Return how often each thread of some processes has gone to sleep so far."""
+    lines = {}
+    for pid in pids:
+        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+            lines[str(status)] = next(line for line in status.read_text().splitlines() if line.startswith("volun"))
+    return lines
+
+
+def all_asleep(*pids: int) -> bool:
+    """Whether nobody did anything for a moment."""
+    before = switches(pids)
+    threading.Event().wait(0.05)
+    return switches(pids) == before
+
+
 def threads_of(pid: int) -> list[psutil.Process]:
     return [psutil.Process(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()]
 

@@ -11,15 +11,15 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 import pytest
-from server_process import PATIENCE, LiveServer, put_to_sleep, threads_of, until
+from server_process import PATIENCE, LiveServer, all_asleep, put_to_sleep, switches, threads_of, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
     not (hasattr(socket, "SOCK_SEQPACKET") and hasattr(select, "epoll")), reason="this system hands nothing over"
@@ -182,23 +182,10 @@ def retired(server: LiveServer, count: int = 1) -> None:
     assert all(record["expected"] for record in server.all("worker.exited"))
 
 
-def switches(pids: Sequence[int]) -> dict[str, str]:
-    """Return how often each thread of some processes has gone to sleep so far."""
-    lines = {}
-    for pid in pids:
-        for status in Path(f"/proc/{pid}/task").glob("*/status"):
-            lines[str(status)] = next(line for line in status.read_text().splitlines() if line.startswith("volun"))
-    return lines
-
-
-def all_asleep(*pids: int) -> bool:
-    """Whether nobody did anything for a moment."""
-    before = switches(pids)
-    threading.Event().wait(0.05)
-    return switches(pids) == before
-
-
 # What a client sees.
+
+OF_A_PROCESS = {"pid": 0, "thread": 0}
+"""What an answer has that differs between workers: a thread's number, too, is one of its process alone."""
 
 
 @pytest.mark.over_both
@@ -212,8 +199,7 @@ def test_a_connection_outlives_its_workers(serve: Serve, version: str) -> None:
             then = client.ask()
             assert not client.closes
             assert then["pid"] not in {first["pid"], *(r["child_pid"] for r in server.all("worker.exited"))}
-            within_a_process = {"pid": 0, "thread": 0}  # a thread's number is one of its process alone
-            assert {**then, **within_a_process} == {**first, **within_a_process}
+            assert {**then, **OF_A_PROCESS} == {**first, **OF_A_PROCESS}
         assert not server.all("worker.handover_failed")
 
 
@@ -298,7 +284,7 @@ def test_every_kind_of_listener_hands_over(serve: Serve, tmp_path: Path, bind: s
             retired(server)
             second = client.ask()
             assert second["pid"] != first["pid"]
-            assert {**second, "pid": 0} == {**first, "pid": 0}
+            assert {**second, **OF_A_PROCESS} == {**first, **OF_A_PROCESS}
 
 
 @pytest.mark.over_both

@@ -14,7 +14,7 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import LiveServer, Tally, wait_until_gone
+from server_process import LiveServer, Tally, all_asleep, until, wait_until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,10 +180,14 @@ def test_d06_budgets_are_drawn_from_the_whole_range_for_ever(serve: Callable[...
 def test_d07_a_budget_is_spent_to_the_last_request_and_not_beyond(serve: Callable[..., LiveServer]) -> None:
     with serve(max_reqs_per_child=40) as server:
         served = Counter[bytes]()
+        successors = 0
         for _ in range(240):
             served[server.get()[1]] += 1
-            # Whoever has served thirty asks for a successor, which is there before the next request.
-            server.wait_for("worker.ready", count=1 + sum(count >= 30 for count in served.values()))
+            # Whoever has served thirty asks for a successor, which is there before the next request, and it knows of it.
+            if (due := sum(count >= 30 for count in served.values())) > successors:
+                successors = due
+                server.wait_for("worker.ready", count=1 + due)
+                until(lambda: all_asleep(server.parent_pid, *server.worker_pids))
         server.wait_for("worker.exited", count=3)
         spent = [(record["requests"], record["overrun"]) for record in server.all("worker.exited")]
         assert set(spent) == {(40, 0)}
