@@ -384,6 +384,10 @@ class Reception(Generic[G]):
         """Give back what is kept for a client that is refused or gone."""
         raise NotImplementedError
 
+    def _take_up(self) -> frozenset[int]:
+        """Take up those who have asked already; return the descriptors of those who are served before the next order."""
+        return frozenset()
+
     def send_held_back(self) -> None:
         """Send what the driver holds back, if it does that, before a connection changes hands or ends."""
 
@@ -491,15 +495,24 @@ class Reception(Generic[G]):
         for client in self._clients.values():
             client.connection.answer_close = True
 
-    def _retire(self) -> None:
+    def _retire(self, *, spent: bool = False) -> None:
+        """Leave; if the budget is not spent, those are served here first who have asked already.
+
+        A successor is cold, and has to take in everybody at the same moment.
+        """
         if self._leaving:
+            if spent:
+                self._hand_over_idle()
             return
         self._leave_listeners()
         if self._exchange is None or self.tls is not None:
             self._say_good_bye(LINGER)
-        else:
-            self._handing_over = True
-            self._hand_over_idle()
+            return
+        self._handing_over = True
+        asked = frozenset() if spent else self._take_up()
+        self._hand_over_idle(but=asked)
+        if asked:
+            self._order(self._hand_over_idle)
 
     def _leave_listeners(self) -> None:
         self._leaving = True
@@ -526,7 +539,7 @@ class Reception(Generic[G]):
         self._last = requests
         self._threshold = min(self._announce, requests)
         if self.served >= requests:
-            self._retire()
+            self._retire(spent=True)
 
     def _reach(self) -> None:
         """Do what is to be done after so many requests."""
@@ -535,7 +548,7 @@ class Reception(Generic[G]):
             self._tell_monitor()
         if self.served >= self._last:
             self._last = NEVER
-            self._retire()
+            self._retire(spent=True)
         self._threshold = min(self._announce, self._last)
 
     def _pause_accepting(self) -> None:
@@ -595,13 +608,13 @@ class Reception(Generic[G]):
 
     # From one worker to another.
 
-    def _hand_over_idle(self) -> None:
-        """Hand over all who stand between two requests, and are in no thread's hands."""
+    def _hand_over_idle(self, but: frozenset[int] = frozenset()) -> None:
+        """Hand over all who stand between two requests, and are in no thread's hands, ``but`` these descriptors."""
         if not self._handing_over:
             return
         self.send_held_back()
         for client in list(self._clients.values()):
-            if self._may_go(client):
+            if client.fd not in but and self._may_go(client):
                 self._hand_over(client)
 
     def _is_idle(self, client: G) -> bool:

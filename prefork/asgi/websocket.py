@@ -370,9 +370,9 @@ class WebSocketDriver(AsgiDriver):
 
     # The worker leaves.
 
-    def _retire(self) -> None:
+    def _retire(self, *, spent: bool = False) -> None:
         fresh = not self._leaving
-        super()._retire()
+        super()._retire(spent=spent)
         if fresh:
             when = time.monotonic() + self.config.websocket_drain_timeout
             self._at(when, partial(self._finish_all, RESTART, "the service restarts"))

@@ -51,6 +51,7 @@ from prefork.records.access import bound_context
 from prefork.request_ids import RequestIds
 from prefork.scoreboard import BUSY, IDLE, mark
 from prefork.wsgi.body import RequestBody
+from prefork.wsgi.effort import Effort
 from prefork.wsgi.gateway import (
     Answer,
     Base,
@@ -260,6 +261,9 @@ class _Turn(threading.Semaphore):
     veteran = False
     """Whether it has been away with a request before."""
 
+    clock: int | None = None
+    """The clock of its CPU time, where there is one."""
+
 
 class WsgiDriver(Reception[Client]):
     """Serves a WSGI application on ``config.threads`` request threads; the worker's main thread is the monitor."""
@@ -318,6 +322,8 @@ class WsgiDriver(Reception[Client]):
         self._away = 0  # how many threads were left alone with their requests
         self._looks_out = False  # whether the leader waits for whoever comes, and would be idle if nobody were away
         self._turn = 0
+        self._clock: int | None = None  # the leader's CPU time
+        self._effort = Effort(TICK)
         self._blocky = 0  # how surely the application blocks; above 0 the lead passes on before the call
         self._monitor_sleeps = True
         self._quiet = 0
@@ -369,6 +375,8 @@ class WsgiDriver(Reception[Client]):
         turn = self._turn
         if not self._served:
             self._quiet = self._quiet + 1 if turn == self._seen and not self._vacant else 0
+        elif self._is_at_work(anew=turn != self._seen):
+            self.send_held_back()
         elif turn == self._seen:
             self._blocky = min(_BLOCKY, self._blocky + 2)
             self._promote(vacate=self._exchange is not None)
@@ -385,6 +393,12 @@ class WsgiDriver(Reception[Client]):
             self._quiet = 0
             self._monitor_sleeps = True
         return int(TICK * 1000)
+
+    def _is_at_work(self, *, anew: bool) -> bool:
+        """Whether the leader is not away but computes, and no sibling could do it sooner."""
+        if self._clock is None:
+            return False
+        return self._effort.look(time.clock_gettime(self._clock), anew=anew) and not self._idlers.any()
 
     def pulse(self, beat: Callable[[], None]) -> None:
         """Call ``beat``: this thread serves no request, and while it runs so do the others."""
@@ -427,6 +441,8 @@ class WsgiDriver(Reception[Client]):
 
     def _follow(self, cell: int) -> None:
         turn = _Turn(0)
+        if hasattr(time, "pthread_getcpuclockid"):  # not on macOS
+            turn.clock = time.pthread_getcpuclockid(threading.get_ident())
         try:
             while not self._done:
                 was_away = self._lead(cell, turn)
@@ -529,6 +545,7 @@ class WsgiDriver(Reception[Client]):
     def _lead(self, cell: int, turn: _Turn) -> bool:
         """Lead; return whether somebody else was promoted meanwhile, and not only given the lead."""
         me = self._leader = threading.get_ident()
+        self._clock = turn.clock
         self._cell = cell
         self.send_held_back()
         batch = self._batch
@@ -559,6 +576,12 @@ class WsgiDriver(Reception[Client]):
             else:
                 self._wait()
         return True
+
+    def _take_up(self) -> frozenset[int]:
+        if self._vacant:
+            return frozenset()
+        self._batch.extend(self._poller.poll(0))
+        return frozenset(fd for fd, _ in self._batch)
 
     def _give_lead_to_veteran(self, event: tuple[int, int]) -> bool:
         """Let a thread serve that has done so before, if one waits: this one has no connection to the database yet."""

@@ -5,11 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import threading
 from http.client import HTTPResponse
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import LiveServer, put_to_sleep
+from server_process import PATIENCE, LiveServer, put_to_sleep, until
+
+from prefork.config import Config
+from prefork.exit_guard import ExitGuard
+from prefork.handover import Exchange, Ticket, decode
+from prefork.reception import WorkerFacts
+from prefork.records import Records
+from prefork.wsgi.driver import WsgiDriver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -189,3 +198,65 @@ def test_a_worker_whose_leader_fails_is_replaced_and_says_why() -> None:
             assert not exited["expected"]
             assert asked(client, "/") == b"answer"
         assert "a fault of the server" in server.log
+
+
+@pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET"), reason="this system hands nothing over")
+@pytest.mark.parametrize(("budget", "served"), [(None, 7), (6, 6), (5, 5)])
+def test_a_worker_that_retires_answers_who_has_asked_already_as_far_as_its_budget_goes(
+    budget: int | None, served: int
+) -> None:
+    entered, gate = threading.Event(), threading.Event()
+    exchange = Exchange.open()
+    assert exchange
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        path = environ["PATH_INFO"].encode()
+        if path == b"/gate":
+            entered.set()
+            gate.wait(PATIENCE)
+        start_response("200 OK", [("Content-Length", str(len(path)))])
+        return [path]
+
+    def take_all() -> list[Ticket]:
+        while (taken := exchange.take()) is not None:
+            message, descriptor = taken
+            tickets.append(decode(message))
+            assert descriptor is not None
+            os.close(descriptor)
+        return tickets
+
+    def talk() -> None:
+        for client in clients:
+            assert asked(client, "/first") == b"/first"
+        clients[0].sendall(request("/gate"))
+        assert entered.wait(PATIENCE)
+        for client in clients[1:3]:
+            client.sendall(request("/asked"))
+        if budget is not None:
+            driver.retire_after(budget)
+        driver.retire()
+        gate.set()
+        assert answer(clients[0]) == b"/gate"
+        until(lambda: len(take_all()) == len(clients))
+
+    tickets: list[Ticket] = []
+    config = Config.of(threads=1, log_format="none")
+    facts = WorkerFacts(number=0, generation=1, retire=lambda: None)
+    driver = WsgiDriver(app, (), config, facts, Records(config), ExitGuard(), exchange=exchange)
+    clients = []
+    for number in range(4):
+        client, theirs = socket.socketpair()
+        client.settimeout(PATIENCE)
+        clients.append(client)
+        with theirs:
+            exchange.send(
+                Ticket("http", "a", "80", ("client", str(number)), monotonic() + PATIENCE, 0), theirs.fileno()
+            )
+    driver.run(lambda: None, talk)
+    driver.close()
+    exchange.close()
+    for client in clients:
+        client.close()
+    assert driver.served == served
+    requests = {ticket.peer[1]: ticket.requests for ticket in tickets if ticket.peer}
+    assert (requests["0"], requests["3"], requests["1"] + requests["2"]) == (2, 1, served - 3)
