@@ -106,6 +106,13 @@ def fails(rounds):
     return f"{n}/{total}" + (" (" + ", ".join(f"{k} {v}" for k, v in kinds.items() if v) + ")" if n else "")
 
 
+def together(runs):
+    """One row of several: sums of what is counted, the worst of what is, and medians."""
+    ways = dict.fromkeys(("n", "errors", "connect", "read", "write", "timeout", "status"), sum)
+    ways |= {"max": max, "foreign": max}
+    return {key: ways.get(key, med)([run[key] for run in runs]) for key in runs[0]}
+
+
 def column(header, key, per=1.0, fmt="{:.0f}"):
     """A column of the median of key, divided by per."""
     return header, lambda rs: med([r[key] for r in rs]) / per, fmt
@@ -251,15 +258,17 @@ def recycle(args):
         close = args.modes == "close"
 
         def body(name, srv):
-            wrk(srv, args.conns, 1, 0, close)
-            off = timed(srv, args.conns, args.seconds, 0, close)
-            srv.stop()
             on = start(args, name, app, workers=args.workers, maxreq=args.maxreq)
             try:
-                r = timed(on, args.conns, args.seconds, 0, close)
+                for each in (srv, on):
+                    wrk(each, args.conns, 1, 0, close)
+                # Second by second in turn: the machine's pace may have changed before a longer run is over.
+                pairs = [[timed(each, args.conns, 1, 0, close) for each in (srv, on)] for _ in range(args.seconds)]
             finally:
                 on.stop()
-            r["off_rps"], r["off_p99"], r["kept"] = off["rps"], off["p99"], r["rps"] / max(1, off["rps"])
+            off, r = (together(runs) for runs in zip(*pairs, strict=True))
+            r["off_rps"], r["off_p99"] = off["rps"], off["p99"]
+            r["kept"] = med([recycling["rps"] / max(1, without["rps"]) for without, recycling in pairs])
             r["foreign"] = max(r["foreign"], off["foreign"])
             rep.add(name, r)
             return f"off {off['rps']:.0f} on {r['rps']:.0f} errors {r['errors']} foreign {r['foreign']:.2f}"
