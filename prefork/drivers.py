@@ -9,16 +9,11 @@ from prefork.loading import as_single, interface_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from ssl import SSLContext
 
     from prefork.asgi.driver import AsgiDriver
     from prefork.config import Config
-    from prefork.exit_guard import ExitGuard
-    from prefork.handover import Exchange
     from prefork.listeners import Listener
-    from prefork.reception import WorkerFacts
-    from prefork.records import Records
-    from prefork.scoreboard import Row
+    from prefork.reception import Outfit
 
 
 class Driver(Protocol):
@@ -80,26 +75,13 @@ class Driver(Protocol):
         """Whether nothing is left to answer, and nothing new can come."""
 
 
-def new_driver(  # noqa: PLR0913, PLR0917 - what a worker has, each for itself
-    app: Callable[..., Any],
-    listeners: Iterable[Listener],
-    config: Config,
-    facts: WorkerFacts,
-    records: Records,
-    exit_guard: ExitGuard,
-    thread_exit: Callable[[], None] | None = None,
-    row: Row | None = None,
-    exchange: Exchange | None = None,
-    tls: SSLContext | None = None,
-) -> Driver:
+def new_driver(app: Callable[..., Any], listeners: Iterable[Listener], config: Config, outfit: Outfit) -> Driver:
     """Return the driver for an application, by ``config.interface`` or by what the application looks like."""
     if interface_of(app, config) == "asgi":
-        return _asgi_driver(config)(
-            as_single(app), listeners, config, facts, records, exit_guard, thread_exit, row, exchange, tls
-        )
+        return _asgi_driver(config)(as_single(app), listeners, config, outfit)
     from prefork.wsgi.driver import WsgiDriver
 
-    return WsgiDriver(app, listeners, config, facts, records, exit_guard, thread_exit, row, exchange, tls)
+    return WsgiDriver(app, listeners, config, outfit)
 
 
 def _asgi_driver(config: Config) -> type[AsgiDriver]:

@@ -107,6 +107,22 @@ class WorkerFacts(Value, kw_only=True):
         }
 
 
+class Outfit(Value, kw_only=True):
+    """What a driver has of its own process, or of its pool.
+
+    ``thread_exit`` is called at the end of each thread that served requests, ``row`` is the worker's part of the
+    scoreboard, over ``exchange`` connections go to siblings, ``tls`` is what is spoken where a listener says so.
+    """
+
+    facts: WorkerFacts
+    records: Records
+    exit_guard: ExitGuard
+    thread_exit: Callable[[], None] | None = None
+    row: Row | None = None
+    exchange: Exchange | None = None
+    tls: SSLContext | None = None
+
+
 class Origin(NamedTuple):
     """How somebody came to us; who came alike share a base.
 
@@ -268,19 +284,11 @@ class Reception(Generic[G]):
     advance: Step
     """Goes on with what was taken in."""
 
-    def __init__(
-        self,
-        listeners: Iterable[Listener],
-        config: Config,
-        records: Records,
-        row: Row | None,
-        exchange: Exchange | None,
-        tls: SSLContext | None,
-    ) -> None:
+    def __init__(self, listeners: Iterable[Listener], config: Config, outfit: Outfit) -> None:
         self._reader = HeadReader(config.limits, new_parser(config.http))
         self._kind_of_connection = NamedConnection if config.request_id else Connection
         self.config = config
-        self._begin(records, row, exchange, tls)
+        self._begin(outfit)
         self.served = 0
         """Requests given to the application so far."""
         self._announce: float = NEVER
@@ -324,15 +332,16 @@ class Reception(Generic[G]):
         self._date_at = 0
         self._date = b""
 
-    def _begin(self, records: Records, row: Row | None, exchange: Exchange | None, tls: SSLContext | None) -> None:
+    def _begin(self, outfit: Outfit) -> None:
         """Take, and open, what each process has for itself."""
-        self.records = records
-        self._access = records.access_log()
-        self.tls = tls
-        self._exchange = exchange
+        self.records = outfit.records
+        self._access = outfit.records.access_log()
+        self.tls = outfit.tls
+        self._thread_exit = outfit.thread_exit
+        self._exchange = exchange = outfit.exchange
         self._eases = exchange is not None and self.config.max_workers > 1
         self._out, self._into = (-1, -1) if exchange is None else exchange.descriptors
-        self._row = Row.alone(2 * self.config.threads) if row is None else row
+        self._row = Row.alone(2 * self.config.threads) if outfit.row is None else outfit.row
         self._idlers, self._place = self._row.idlers, self._row.place
         self._board = self._row.memory
         self._last_descriptor = last_descriptor()

@@ -30,7 +30,7 @@ from prefork.hooks import IN_WORKERS
 from prefork.loading import interface_of, load_app
 from prefork.memory import Scales
 from prefork.process_name import set_process_name
-from prefork.reception import LINGER, PARTING, WorkerFacts
+from prefork.reception import LINGER, PARTING, Outfit, WorkerFacts
 from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, encode
 from prefork.signals import ORDERS, SignalInbox
 from prefork.values import Value
@@ -218,24 +218,21 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
             retire=resignation.give,
         )
         birth.hooks.run_or_raise("worker_started", worker)
-        facts = WorkerFacts(number=birth.number, generation=birth.generation, retire=resignation.give)
+        outfit = Outfit(
+            facts=WorkerFacts(number=birth.number, generation=birth.generation, retire=resignation.give),
+            records=records,
+            exit_guard=guard,
+            thread_exit=birth.thread_exit,
+            row=birth.row,
+            exchange=birth.exchange,
+            tls=birth.tls,
+        )
         driver: Driver
         if birth.driver is None:
-            driver = new_driver(
-                app,
-                birth.listeners,
-                config,
-                facts,
-                records,
-                guard,
-                birth.thread_exit,
-                birth.row,
-                birth.exchange,
-                birth.tls,
-            )
+            driver = new_driver(app, birth.listeners, config, outfit)
         else:
             driver = birth.driver
-            birth.driver.reopen(facts, records, guard, birth.row, birth.exchange, birth.tls)
+            birth.driver.reopen(outfit)
         driver.announce_at(announcement(birth.budget))
         if may_be_asgi and interface_of(app, config) == "asgi":
             inbox.give_way()
@@ -303,10 +300,15 @@ def rehearse(
     """
     known = callable(app)
     target = app if callable(app) else _app_of(config.interface)
-    facts = WorkerFacts(number=0, generation=0, retire=lambda: None)
-    driver = new_driver(
-        target, listeners if known else (), config, facts, records, ExitGuard(), thread_exit, None, exchange, tls
+    outfit = Outfit(
+        facts=WorkerFacts(number=0, generation=0, retire=lambda: None),
+        records=records,
+        exit_guard=ExitGuard(),
+        thread_exit=thread_exit,
+        exchange=exchange,
+        tls=tls,
     )
+    driver = new_driver(target, listeners if known else (), config, outfit)
     driver.close()
     return driver if known and isinstance(driver, WsgiDriver) else None
 

@@ -37,7 +37,7 @@ from prefork.overtime import Running, take
 from prefork.pace import Pace
 from prefork.poller import READ, WRITE
 from prefork.queueing import waited
-from prefork.reception import AT_ONCE, NEVER, OVERLOADED, RECEIVE, Origin, Reception, WorkerFacts, drain
+from prefork.reception import AT_ONCE, NEVER, OVERLOADED, RECEIVE, Origin, Outfit, Reception, drain
 from prefork.records.access import bound_context
 from prefork.request_ids import RequestIds
 from prefork.scoreboard import BUSY, mark
@@ -45,17 +45,12 @@ from prefork.scoreboard import BUSY, mark
 if TYPE_CHECKING:
     import _socket
     from collections.abc import Awaitable, Callable, Iterable
-    from ssl import SSLContext
 
     from prefork.access_format import Outcome
     from prefork.config import Config
-    from prefork.exit_guard import ExitGuard
-    from prefork.handover import Exchange
     from prefork.http1.connection import Connection
     from prefork.listeners import Listener
     from prefork.outbox import Outbox
-    from prefork.records import Records
-    from prefork.scoreboard import Row
     from prefork.tls import Session
 
 GUESTS = 16
@@ -81,30 +76,19 @@ _HEAD, _CLOSED = Phase.HEAD, Phase.CLOSED
 class AsgiDriver(Reception[Client]):
     """Serves an ASGI application in the event loop of ``config.async_backend``."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a worker has, each for itself
-        self,
-        app: Callable[..., Awaitable[None]],
-        listeners: Iterable[Listener],
-        config: Config,
-        facts: WorkerFacts,
-        records: Records,
-        exit_guard: ExitGuard,
-        thread_exit: Callable[[], None] | None = None,
-        row: Row | None = None,
-        exchange: Exchange | None = None,
-        tls: SSLContext | None = None,
+    def __init__(
+        self, app: Callable[..., Awaitable[None]], listeners: Iterable[Listener], config: Config, outfit: Outfit
     ) -> None:
-        self._extra = facts.shown(exit_guard)
+        self._extra = outfit.facts.shown(outfit.exit_guard)
         self.receive = self._receive_measured if config.access_log or config.queue_timeout else self._receive
-        super().__init__(listeners, config, records, row, exchange, tls)
-        self._kinds_of_clients = _kinds_of_clients(tls=tls is not None)
+        super().__init__(listeners, config, outfit)
+        self._kinds_of_clients = _kinds_of_clients(tls=self.tls is not None)
         self._reader.upgrades = config.websocket
         self.app = app
         self.backend = new_backend(config.async_backend)
         self._poller = LoopPoller(self._poller, self.backend)
         self.failure: BaseException | None = None
         """What ended the loop or the thread beside it: a fault of the server."""
-        self._thread_exit = thread_exit
         self._state: dict[str, Any] | None = None
         self._calls: set[Call] = set()
         self._cells = self._row.cells

@@ -42,9 +42,9 @@ from prefork.reception import (
     RECEIVE,
     Guest,
     Origin,
+    Outfit,
     Reception,
     Step,
-    WorkerFacts,
     drain,
 )
 from prefork.records.access import bound_context
@@ -64,16 +64,11 @@ from prefork.wsgi.gateway import (
 if TYPE_CHECKING:
     import _socket
     from collections.abc import Callable, Iterable
-    from ssl import SSLContext
 
     from prefork.access_format import Outcome
     from prefork.config import Config
-    from prefork.exit_guard import ExitGuard
-    from prefork.handover import Exchange
     from prefork.http1.connection import Connection
     from prefork.listeners import Listener
-    from prefork.records import Records
-    from prefork.scoreboard import Row
     from prefork.tls import Session
 
 TICK = 0.002
@@ -268,21 +263,11 @@ class _Turn(threading.Semaphore):
 class WsgiDriver(Reception[Client]):
     """Serves a WSGI application on ``config.threads`` request threads; the worker's main thread is the monitor."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - what a worker has, each for itself
-        self,
-        app: Callable[..., Iterable[bytes]],
-        listeners: Iterable[Listener],
-        config: Config,
-        facts: WorkerFacts,
-        records: Records,
-        exit_guard: ExitGuard,
-        thread_exit: Callable[[], None] | None = None,
-        row: Row | None = None,
-        exchange: Exchange | None = None,
-        tls: SSLContext | None = None,
+    def __init__(
+        self, app: Callable[..., Iterable[bytes]], listeners: Iterable[Listener], config: Config, outfit: Outfit
     ) -> None:
-        self._extra = {**facts.shown(exit_guard), "prefork.extend_deadline": _no_deadline}
-        super().__init__(listeners, config, records, row, exchange, tls)
+        self._extra = {**outfit.facts.shown(outfit.exit_guard), "prefork.extend_deadline": _no_deadline}
+        super().__init__(listeners, config, outfit)
         self._mine = threading.local()  # the request that a thread is at
         self.app = self._with_deadline(app) if config.request_timeout else app
         if config.request_id:
@@ -295,7 +280,6 @@ class WsgiDriver(Reception[Client]):
         self._sending = threading.Lock()
         self._guests = 0  # how many were taken in since the poller was asked
         self._done = False
-        self._thread_exit = thread_exit
         self._threads: list[threading.Thread] = []
         # Of the scoreboard: for threads that are still to be started, and for those in the place of the lost.
         self._cells, self._spare_cells = self._row.cells[: config.threads], self._row.cells[config.threads :]
@@ -308,7 +292,7 @@ class WsgiDriver(Reception[Client]):
         if config.request_id:
             self._dispatch = self._naming(self._dispatch)
         self._patience = config.queue_timeout or NEVER
-        self._kinds_of_clients = _kinds_of_clients(timed=bool(config.request_timeout), tls=tls is not None)
+        self._kinds_of_clients = _kinds_of_clients(timed=bool(config.request_timeout), tls=self.tls is not None)
         self._running: dict[Running, Client] = {}  # what has a limit of time
         self._lost: set[threading.Thread] = set()  # threads that were given up
         self._hopeless_from = NEVER  # when nobody is waited for any more who was given up, if that is all of them
@@ -330,19 +314,11 @@ class WsgiDriver(Reception[Client]):
         self._worked = 0  # for how many ticks
         self._seen = 0
 
-    def reopen(
-        self,
-        facts: WorkerFacts,
-        records: Records,
-        exit_guard: ExitGuard,
-        row: Row,
-        exchange: Exchange | None,
-        tls: SSLContext | None,
-    ) -> None:
+    def reopen(self, outfit: Outfit) -> None:
         """Be the driver of a process that was forked after ``close``: what is the same for all its siblings is there."""
-        self._begin(records, row, exchange, tls)
+        self._begin(outfit)
         self._done = False
-        self._extra.update(facts.shown(exit_guard))
+        self._extra.update(outfit.facts.shown(outfit.exit_guard))
         for base in self._bases.values():
             base.update(self._extra, **{"wsgi.errors": sys.stderr})
 

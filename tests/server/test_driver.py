@@ -16,7 +16,7 @@ from server_process import PATIENCE, LiveServer, put_to_sleep, until
 from prefork.config import Config
 from prefork.exit_guard import ExitGuard
 from prefork.handover import Exchange, Ticket, decode
-from prefork.reception import WorkerFacts
+from prefork.reception import Outfit, WorkerFacts
 from prefork.records import Records
 from prefork.wsgi.driver import WsgiDriver
 
@@ -242,7 +242,8 @@ def test_a_worker_that_retires_answers_who_has_asked_already_as_far_as_its_budge
     tickets: list[Ticket] = []
     config = Config.of(threads=1, log_format="none")
     facts = WorkerFacts(number=0, generation=1, retire=lambda: None)
-    driver = WsgiDriver(app, (), config, facts, Records(config), ExitGuard(), exchange=exchange)
+    outfit = Outfit(facts=facts, records=Records(config), exit_guard=ExitGuard(), exchange=exchange)
+    driver = WsgiDriver(app, (), config, outfit)
     clients = []
     for number in range(4):
         client, theirs = socket.socketpair()
