@@ -144,8 +144,8 @@ class Door:
         for descriptor, _ in self._poller.poll(0):
             if descriptor == self._waiting.fileno():
                 self._let_in()
-            else:
-                events += self._read()
+            elif self._line is not None and descriptor == self._line.fileno():
+                events += self._read(self._line)
         return events
 
     def _let_in(self) -> None:
@@ -158,22 +158,27 @@ class Door:
             self._poller.register(line, select.EPOLLIN)
             undo.pop_all()
             if self._line is not None:
-                self._line.close()
+                self._let_go(self._line)
             self._line = line
             self.succession.came()
 
-    def _read(self) -> list[Event]:
-        assert self._line is not None
+    def _read(self, line: socket.socket) -> list[Event]:
         with suppress(OSError):
-            if said := self._line.recv(_NUMBER.size, socket.MSG_DONTWAIT):
+            if said := line.recv(_NUMBER.size, socket.MSG_DONTWAIT):
                 return self.succession.serves(_NUMBER.unpack(said)[0])
-        self._line.close()
+        self._let_go(line)
         self._line = None
         return self.succession.lost()
 
+    def _let_go(self, sock: socket.socket) -> None:
+        """Close a socket that a child may have open still which was just forked: to close it here alone ends no events."""
+        self._poller.unregister(sock)
+        sock.close()
+
     def shut(self) -> None:
         """Let nobody in any more; who came is still heard."""
-        self._waiting.close()
+        if self._waiting.fileno() >= 0:
+            self._let_go(self._waiting)
 
     def close(self) -> None:
         """Give everything back."""

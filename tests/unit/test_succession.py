@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import socket
 import threading
 from contextlib import closing
@@ -238,3 +239,51 @@ def test_who_was_started_later_by_the_same_process_is_the_next_generation(
 
 def test_where_the_system_does_not_tell_there_is_no_next_generation(tmp_path: Path) -> None:
     assert not has_younger_sibling(20, tmp_path)
+
+
+def test_the_end_of_a_line_is_heard_once_although_a_child_has_it_open_still(listeners: Any, exchange: Exchange) -> None:
+    with closing(door_of(listeners, 1, exchange)) as door:
+        alone = door.descriptors
+        found = look_for(listeners, 2, door)
+        assert found is not None
+        (line,) = door.descriptors - alone
+        child = os.dup(line)
+        found.close()
+        assert door.hear() == []
+        assert door.descriptors == alone
+        assert not select.select([door], [], [], 0)[0]
+        assert door.hear() == []
+        assert door.succession.told(TERM, 1.0) == [TERM]
+        os.close(child)
+
+
+def test_a_door_that_a_child_has_open_still_is_shut(listeners: Any, exchange: Exchange) -> None:
+    with (
+        closing(door_of(listeners, 1, exchange)) as door,
+        closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as late,
+    ):
+        (waiting,) = door.descriptors - {door.fileno()}
+        child = os.dup(waiting)
+        door.shut()
+        late.connect(address_of(listeners, 1))
+        assert not select.select([door], [], [], 0)[0]
+        os.close(child)
+
+
+def test_who_comes_in_while_another_goes_is_heard(listeners: Any, exchange: Exchange) -> None:
+    with closing(door_of(listeners, 1, exchange)) as door:
+        (waiting,) = door.descriptors - {door.fileno()}
+        first = look_for(listeners, 2, door)
+        assert first is not None
+        first.close()
+        found: list[Predecessor | None] = []
+        thread = threading.Thread(target=lambda: found.append(Predecessor.find(listeners, 7)))
+        thread.start()
+        assert select.select([waiting], [], [], 20)[0]
+        assert door.hear() == []
+        thread.join()
+        assert found[0] is not None
+        with closing(found[0]) as second:
+            second.tell_serving()
+            door.hear()
+            assert door.succession.told(TERM, 1.0) == GONE_FOR
