@@ -59,6 +59,10 @@ class Driver(Protocol):
         """Give everything back, when nothing is served any more."""
 
     @property
+    def descriptors(self) -> set[int]:
+        """What a child that the application forks has to let go of."""
+
+    @property
     def overdue(self) -> bool:
         """Whether a request was given up, and is still there."""
 

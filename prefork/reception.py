@@ -345,6 +345,7 @@ class Reception(Generic[G]):
         self._idlers, self._place = self._row.idlers, self._row.place
         self._board = self._row.memory
         self._last_descriptor = last_descriptor()
+        self._is_closed = False
         self.monitor_fd, self._monitor_end = os.pipe()
         self._wake_end, self._wake_fd = os.pipe()
         for end in (self.monitor_fd, self._monitor_end, self._wake_end, self._wake_fd):
@@ -468,7 +469,16 @@ class Reception(Generic[G]):
         """
         self._order(partial(self._stop, quick=quick, patience=patience))
 
+    @property
+    def descriptors(self) -> set[int]:
+        """What a child that the application forks has to let go of; nothing once this is closed."""
+        if self._is_closed:
+            return set()
+        own = {self.monitor_fd, self._monitor_end, self._wake_end, self._wake_fd, self._poller.fileno()}
+        return own | {*self._clients, *self._gates, self._out, self._into} - {-1}
+
     def _close_pipes(self) -> None:
+        self._is_closed = True
         self._poller.close()
         for fd in (self.monitor_fd, self._monitor_end, self._wake_end, self._wake_fd):
             os.close(fd)

@@ -75,6 +75,16 @@ class SignalInbox:
         os.close(self._reader)
         os.close(self._writer)
 
+    def disown(self) -> None:
+        """Give the signals back in a child that was forked, where each does what it does in a new program.
+
+        The pipe is still the one of the process that forked it: the caller must let go of ``descriptors``.
+        """
+        signal.set_wakeup_fd(-1)
+        for number in self._signals.values():
+            if signal.getsignal(number) == self._note:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         # The byte is in the pipe already. A handler is needed nevertheless, and a Python one: unlike SIG_IGN it is not
         # inherited by programs that the application starts.

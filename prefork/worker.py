@@ -180,6 +180,7 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
     life: Life | None = None
     try:
         life = boot(birth, lifeline, inbox)
+        mind_forks(life.disown)
         life.driver.run(life.begin, life.run)
     except BaseException as error:  # an app that calls sys.exit() while it is imported has failed as well
         if life is not None and life.began:
@@ -237,6 +238,23 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
         if may_be_asgi and interface_of(app, config) == "asgi":
             inbox.give_way()
         return Life(birth, worker, driver, lifeline, inbox, records, resignation, alone.pop_all())
+
+
+def mind_forks(disown: Callable[[], None]) -> None:
+    """Have ``disown`` called in each child that the application forks, before a signal can come in there."""
+    own = threading.local()
+
+    def hold_signals() -> None:
+        own.mask = {*_signal.pthread_sigmask(signal.SIG_BLOCK, ORDERS)}
+
+    def let_signals_in() -> None:
+        _signal.pthread_sigmask(signal.SIG_SETMASK, own.mask)
+
+    def be_a_child() -> None:
+        disown()
+        let_signals_in()
+
+    os.register_at_fork(before=hold_signals, after_in_parent=let_signals_in, after_in_child=be_a_child)
 
 
 def where_held() -> str:
@@ -359,6 +377,20 @@ class Life:
         self.alone.close()
         self.began = True
         send(self.birth.reports, Ready(self.birth.worker, boot_s=monotonic() - self.birth.born))
+
+    def disown(self) -> None:
+        """Let go of all that is a worker's, in a child that the application has forked.
+
+        It has copies of everything: clients would not see the end of their connections as long as it lives, nor would the
+        port be free without us, and we should hear the signals that are for it.
+        """
+        self.inbox.disown()
+        ours = {self.lifeline, self.birth.reports.fileno(), *self.inbox.descriptors, *self.driver.descriptors}
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in ours:
+            # Not closed: the objects that have these would some day close what has the same number by then.
+            os.dup2(nothing, descriptor, inheritable=False)
+        os.close(nothing)
 
     def run(self) -> None:
         """Watch over what is served, until there is nothing left to do."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from server_process import LiveServer, Tally, until, wait_until_gone
+from server_process import LiveServer, Tally, all_asleep, until, wait_until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -611,3 +611,61 @@ def test_auto_says_how_the_number_of_workers_came_about(faulty: Callable[..., Li
         (starting,) = server.all("pool.starting")
         assert "affinity" in starting["workers_counted"]
         assert server.all("pool.ready")[0]["workers"] == starting["workers"]
+
+
+FORKS = """
+import contextlib, multiprocessing, signal
+
+def forks(environ, start_response):
+    if environ["PATH_INFO"] == "/child":
+        if not (child := os.fork()):
+            os.setsid()
+            # Whoever reads what the server writes waits for the end of that.
+            pipes = {os.fstat(1).st_ino, os.fstat(2).st_ino}
+            for descriptor in range(1, 100):
+                with contextlib.suppress(OSError):
+                    if os.fstat(descriptor).st_ino in pipes:
+                        os.close(descriptor)
+            signal.pause()
+        body = str(child)
+    if environ["PATH_INFO"] == "/terminated":
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=[60])
+        child.start()
+        child.terminate()
+        child.join()
+        body = f"{child.exitcode} {os.getpid()}"
+    if environ["PATH_INFO"] == "/pid":
+        body = str(os.getpid())
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body.encode()]
+"""
+
+
+@pytest.mark.over_both
+def test_a_child_that_a_view_forks_keeps_no_client_and_no_port(write_app: Callable[..., Path]) -> None:
+    children = []
+    with LiveServer.pool("sample:forks", app_dir=str(write_app(FORKS)), max_workers=1) as server:
+        (worker,) = server.worker_pids
+        with socket.create_connection(server.address, timeout=20) as client:
+            client.sendall(b"GET /child HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            answer = client.makefile("rb").read()  # to the end of the connection
+            children.append(int(answer.rpartition(b"\r\n")[2]))
+        kept = HTTPConnection(*server.address, timeout=20)
+        kept.request("GET", "/child")
+        children.append(int(kept.getresponse().read()))
+        kept.close()
+        until(lambda: all_asleep(worker))
+        server.stop()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(server.address, timeout=20)
+        for child in children:
+            os.kill(child, signal.SIGTERM)
+
+
+@pytest.mark.over_both
+def test_a_signal_for_a_child_that_a_view_forks_is_for_that_alone(write_app: Callable[..., Path]) -> None:
+    with LiveServer.pool("sample:forks", app_dir=str(write_app(FORKS)), max_workers=1) as server:
+        status, worker = server.get("/terminated")[1].split()
+        assert int(status) == -signal.SIGTERM
+        assert server.get("/pid")[1] == worker
+        assert not server.all("worker.retiring")
