@@ -144,12 +144,13 @@ class Served:
     def __init__(self, folder, options, launcher=()):
         self.folder, self.module, self.port, self.version = folder, folder / "shop.py", lab.free_port(), 1
         self.write(self.good())
-        self.log = open(folder / "log", "a+")
+        self.log = folder / "log"
         bind = [] if launcher else ["--bind", f"127.0.0.1:{self.port}"]
         command = [sys.executable, "-m", "prefork", "shop:app", *bind, *options.split(), "--log-format", "json"]
         launcher = [word.format(port=self.port) for word in launcher]
         paths = {"PYTHONPATH": f"{folder}:{HERE.parent}", "PYTHONDONTWRITEBYTECODE": "1"}
-        self.proc = subprocess.Popen([*launcher, *command], env={**os.environ, **paths}, stderr=self.log, cwd=folder)
+        with self.log.open("a") as log:
+            self.proc = subprocess.Popen([*launcher, *command], env={**os.environ, **paths}, stderr=log, cwd=folder)
         self.until("pool.ready")
 
     def good(self):
@@ -160,8 +161,7 @@ class Served:
 
     def lines(self):
         """What was written so far, but for a line that is being written."""
-        self.log.seek(0)
-        return [line for line in self.log if line.endswith("\n")]
+        return [line for line in self.log.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
     def records(self, *events):
         found = [json.loads(line) for line in self.lines() if line.startswith("{")]

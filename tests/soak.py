@@ -260,7 +260,9 @@ class Fate:
         return int(self.server.all("pool.ready")[-1]["pid"])
 
     def worker(self) -> int | None:
-        pids = [pid for pid in self.server.worker_pids if pid not in self.killed and psutil.pid_exists(pid)]
+        # Who has lost his parent leaves, and nobody would record his death.
+        parents = {record["pid"] for record in self.server.all("pool.ready")}
+        pids = [pid for pid in self.server.worker_pids if pid not in self.killed and parent_of(pid) in parents]
         return self.chance.choice(pids) if pids else None
 
     async def until(self, record: str, before: int) -> None:
@@ -316,6 +318,13 @@ class Fate:
 
     async def reopen(self) -> None:
         os.kill(self.server.pid, signal.SIGUSR1)
+
+
+def parent_of(pid: int) -> int | None:
+    try:
+        return int(psutil.Process(pid).ppid())
+    except psutil.NoSuchProcess:
+        return None
 
 
 def usage(server: LiveServer) -> dict[str, float]:
