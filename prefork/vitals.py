@@ -40,6 +40,12 @@ def record_last_words(descriptor: int) -> None:
         os.dup2(descriptor, _place, inheritable=False)
 
 
+def send_last_words_to_stderr(descriptor: int) -> None:
+    """Let a child of a worker, which writes its stacks to ``descriptor``, write its own where it writes everything else."""
+    with suppress(OSError):  # there may be no stderr
+        os.dup2(_STDERR, descriptor if _place is None else _place, inheritable=False)
+
+
 def arrange_last_words() -> None:
     """Arrange in a parent what ``record_last_words`` would do in each child: there it is a tenth of the start.
 

@@ -34,7 +34,7 @@ from prefork.reception import LINGER, PARTING, Outfit, WorkerFacts
 from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, encode
 from prefork.signals import ORDERS, SignalInbox
 from prefork.values import Value
-from prefork.vitals import record_last_words
+from prefork.vitals import record_last_words, send_last_words_to_stderr
 from prefork.wsgi.driver import WsgiDriver
 
 if TYPE_CHECKING:
@@ -385,6 +385,7 @@ class Life:
         port be free without us, and we should hear the signals that are for it.
         """
         self.inbox.disown()
+        send_last_words_to_stderr(self.birth.last_words)
         ours = {self.lifeline, self.birth.reports.fileno(), *self.inbox.descriptors, *self.driver.descriptors}
         nothing = os.open(os.devnull, os.O_RDWR)
         for descriptor in ours:

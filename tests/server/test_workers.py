@@ -634,6 +634,10 @@ def forks(environ, start_response):
         child.terminate()
         child.join()
         body = f"{child.exitcode} {os.getpid()}"
+    if environ["PATH_INFO"] == "/crash":
+        if not (child := os.fork()):
+            os.abort()
+        body = str(os.waitpid(child, 0)[1])
     if environ["PATH_INFO"] == "/pid":
         body = str(os.getpid())
     start_response("200 OK", [("Content-Length", str(len(body)))])
@@ -669,3 +673,11 @@ def test_a_signal_for_a_child_that_a_view_forks_is_for_that_alone(write_app: Cal
         assert int(status) == -signal.SIGTERM
         assert server.get("/pid")[1] == worker
         assert not server.all("worker.retiring")
+
+
+def test_the_crash_of_a_child_that_a_view_forks_is_not_told_of_its_worker(write_app: Callable[..., Path]) -> None:
+    with LiveServer.pool("sample:forks", app_dir=str(write_app(FORKS)), max_workers=1) as server:
+        assert server.get("/crash")[1] == b"%d" % signal.SIGABRT
+        server.wait_for_output("Fatal Python error: Aborted")
+        os.kill(server.worker_pids[0], signal.SIGKILL)
+        assert server.wait_for("worker.exited", signal="SIGKILL")["stack"] is None
