@@ -17,11 +17,13 @@ import socket
 import struct
 import time
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from prefork.access_format import Entry
 from prefork.deadlines import Deadlines
+from prefork.errors import PlatformUnsupported
 from prefork.handover import Ticket, read, sent_at
 from prefork.http1.connection import Connection, NamedConnection, Phase, closing_answer
 from prefork.http1.forwarded import Belief
@@ -474,8 +476,10 @@ class Reception(Generic[G]):
         """What a child that the application forks has to let go of; nothing once this is closed."""
         if self._is_closed:
             return set()
-        own = {self.monitor_fd, self._monitor_end, self._wake_end, self._wake_fd, self._poller.fileno()}
-        return own | {*self._clients, *self._gates, self._out, self._into} - {-1}
+        own = {self.monitor_fd, self._monitor_end, self._wake_end, self._wake_fd, self._out, self._into} - {-1}
+        with suppress(PlatformUnsupported):  # a poller that has none
+            own.add(self._poller.fileno())
+        return own | {*self._clients, *self._gates}
 
     def _close_pipes(self) -> None:
         self._is_closed = True

@@ -251,8 +251,10 @@ def mind_forks(disown: Callable[[], None]) -> None:
         _signal.pthread_sigmask(signal.SIG_SETMASK, own.mask)
 
     def be_a_child() -> None:
-        disown()
-        let_signals_in()
+        try:
+            disown()
+        finally:
+            let_signals_in()
 
     os.register_at_fork(before=hold_signals, after_in_parent=let_signals_in, after_in_child=be_a_child)
 
