@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from time import thread_time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ TOLD = Path("/proc/self/smaps_rollup")
 EACH = 1.0
 """How many seconds lie between two looks at least."""
 SHARE = 100
-"""So many times as long as a look took, the next one waits: the kernel walks through all pages."""
+"""So many times as much CPU as a look took, the next one waits: the kernel walks through all pages."""
 _OWN = (b"Private_Clean:", b"Private_Dirty:", b"Swap:")
 
 
@@ -34,8 +35,14 @@ def private_memory(path: Path = TOLD) -> int:
 class Scales:
     """Weighs this process now and then while it works, and once after it; an idle one is left alone."""
 
-    def __init__(self, clock: Callable[[], float], weigh: Callable[[], int] = private_memory) -> None:
-        self._clock, self._weigh = clock, weigh
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        weigh: Callable[[], int] = private_memory,
+        effort: Callable[[], float] = thread_time,
+    ) -> None:
+        # Of CPU, and not of time: a look that had to wait for the processor would put off the next one by a minute.
+        self._clock, self._weigh, self._effort = clock, weigh, effort
         self._again_at = -math.inf
         self._stale = False
         self.private = 0
@@ -49,10 +56,10 @@ class Scales:
         now = self._clock()
         self._stale = self._stale or patience is not None
         if self._stale and now >= self._again_at:
+            before = self._effort()
             self.private = self._weigh()
             self._stale = patience is not None
-            took = self._clock() - now
-            self._again_at = now + max(EACH, SHARE * took)
+            self._again_at = now + max(EACH, SHARE * (self._effort() - before))
         if self._stale and patience is None:
             return math.ceil(1000 * (self._again_at - now))
         return patience

@@ -32,6 +32,7 @@ from prefork.config import QUICK_STOP_S
 from prefork.errors import AppFailed
 from prefork.http1.connection import NamedConnection, Phase, closing_answer
 from prefork.http1.messages import Body, End, Refused, Request, Upgrade
+from prefork.memory import EACH
 from prefork.overload import GONE, QUEUED
 from prefork.overtime import Running, take
 from prefork.pace import Pace
@@ -97,7 +98,8 @@ class AsgiDriver(Reception[Client]):
         self._ease_at = 0.0
         self._dates: list[tuple[float, Callable[[], None]]] = []  # what is to be done at which time
         self._watch_loop = LoopWatch(config.blocked_threshold)
-        self._watch_sleeps = True
+        self._watches_work = bool(config.blocked_threshold or config.max_memory)
+        self._watch_sleeps = self._watches_work  # who begins a call wakes it
         self._loop_turned = True
         self._seen = 0  # how many were served at the last look
         self._thread = threading.main_thread()
@@ -177,20 +179,23 @@ class AsgiDriver(Reception[Client]):
         return self._tell_turned_away(patience) if self._turned_away.pending else patience
 
     def _look_at_loop(self, now: float) -> float:
-        if not self._watch_loop.threshold or self._watch_sleeps:
+        if self._watch_sleeps:
             return NEVER
         busy = bool(self._calls) or self.served != self._seen
         self._seen = self.served
-        look = self._watch_loop.look(now, turned=self._loop_turned, busy=busy)
-        if look.ask:
-            self._loop_turned = False
-            self.backend.soon(self._say_that_loop_turns)
-        if look.silent:
-            self._tell_of_block(look.silent)
-        if look.wait < NEVER:
-            return look.wait
+        wait = EACH if busy and self.config.max_memory else NEVER
+        if self._watch_loop.threshold:
+            look = self._watch_loop.look(now, turned=self._loop_turned, busy=busy)
+            if look.ask:
+                self._loop_turned = False
+                self.backend.soon(self._say_that_loop_turns)
+            if look.silent:
+                self._tell_of_block(look.silent)
+            wait = min(wait, look.wait)
+        if wait < NEVER or not self._watches_work:
+            return wait
         self._watch_sleeps = True
-        if not self._calls:
+        if not self._calls and self.served == self._seen:
             return NEVER
         self._watch_sleeps = False  # somebody came in while it fell asleep
         return 0.0

@@ -97,9 +97,10 @@ def test_a_hook_may_ask_for_it_and_each_worker_serves_a_request_nevertheless(
 
 
 @pytest.mark.over_both
+@pytest.mark.parametrize("blocked_threshold", [1, 0])
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="this system does not tell")
-def test_a_worker_that_has_grown_is_replaced(serve: Callable[..., LiveServer]) -> None:
-    with serve(max_memory="40M") as server:
+def test_a_worker_that_has_grown_is_replaced(serve: Callable[..., LiveServer], blocked_threshold: int) -> None:
+    with serve(max_memory="40M", blocked_threshold=blocked_threshold) as server:
         _, pid = server.get("/eat")
         told = server.wait_for("worker.retiring", child_pid=int(pid), reason="max_memory")
         assert 60_000_000 < told["memory_bytes"] < 200_000_000

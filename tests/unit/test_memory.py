@@ -30,15 +30,16 @@ SwapPss:               4 kB
 
 
 class World:
-    """A process of some size, on a clock of its own, that takes some time to be weighed."""
+    """A process of some size, on clocks of its own, that takes some time and some CPU to be weighed."""
 
     def __init__(self) -> None:
-        self.now, self.size, self.looks, self.effort = 100.0, 0, 0, 0.0
-        self.scales = Scales(lambda: self.now, self.weigh)
+        self.now, self.size, self.looks, self.effort, self.delay, self.used = 100.0, 0, 0, 0.0, 0.0, 3.0
+        self.scales = Scales(lambda: self.now, self.weigh, lambda: self.used)
 
     def weigh(self) -> int:
         self.looks += 1
-        self.now += self.effort
+        self.used += self.effort
+        self.now += self.effort + self.delay
         return self.size
 
 
@@ -94,6 +95,15 @@ def test_looks_that_take_long_are_rare() -> None:
         world.now += 0.1
         world.scales.look(2)
     assert world.now - began >= 5.0
+
+
+def test_a_look_that_had_to_wait_for_the_processor_does_not_put_off_the_next_one() -> None:
+    world = World()
+    world.delay = 0.5
+    world.scales.look(2)
+    world.now, world.size = world.now + 1.0, 7
+    world.scales.look(2)
+    assert world.scales.private == 7
 
 
 def test_a_limit_on_a_system_that_does_not_tell_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
