@@ -3,8 +3,9 @@
     python tests/soak.py --minutes 15 --seed 7
 
 A server with small budgets, clients of all kinds, and every few hundred milliseconds something bad or usual happens to
-it: deploys of good and of broken code, recycles, killed and stopped workers, more and fewer of them. What may fail is
-what a killed worker held, and the record of its death names that; anything else is unexplained, and makes this fail.
+it: deploys of good and of broken code, recycles, killed and stopped workers, one more and one fewer of them; in the end
+it is stopped while they ask. What may fail is what a killed worker held, and the record of its death counts and names
+that; anything else is unexplained, and makes this fail, as does memory or a number of descriptors that grows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
+import math
 import os
 import random
 import re
@@ -22,6 +24,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +33,7 @@ import psutil
 from server_process import LiveServer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 APP = """
 import hashlib, os, time
@@ -63,6 +66,9 @@ BROKEN = {
     "dies": "import os\nos._exit(5)\n",
     "crashes": "import os\nos.kill(os.getpid(), 11)\n",
 }
+AT_A_DEATH = 2.0
+"""How many seconds may lie between the end of a connection and the record of the death that ended it."""
+ENOUGH, GROWTH = 10, 1.25
 names = count(1)
 
 
@@ -71,18 +77,42 @@ class Tally:
     """What the clients saw."""
 
     answered: Counter[str] = field(default_factory=Counter)
-    lost: dict[str, str] = field(default_factory=dict)
-    """For each request that failed, by its name: how."""
+    lost: list[Loss] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     closed: int = 0
     """Connections that the server closed while nothing was asked."""
     version: int = 0
     since: float = 0.0
     """Which version every request that begins later than this has to see, at least."""
+    over: float = math.inf
+    """When the server was told to stop: nothing is owed to who begins to ask later."""
+
+
+@dataclass
+class Loss:
+    """A request that failed: how, and when its connection had ended (time of day)."""
+
+    path: str
+    how: str
+    ended_at: float
 
 
 class Lost(Exception):
     """The connection ended before the answer did."""
+
+
+class Line(asyncio.StreamReaderProtocol):
+    """A connection that knows when it ended, for its client may find out much later."""
+
+    ended_at = math.inf
+
+    def eof_received(self) -> bool | None:
+        self.ended_at = min(self.ended_at, time.time())
+        return super().eof_received()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.ended_at = min(self.ended_at, time.time())
+        super().connection_lost(error)
 
 
 @dataclass
@@ -95,6 +125,7 @@ class Client:
     stop: asyncio.Event
     reader: asyncio.StreamReader | None = None
     writer: asyncio.StreamWriter | None = None
+    line: Line | None = None
 
     async def live(self, step: Callable[[Client], Awaitable[None]]) -> None:
         """Take one step after the other until it is over."""
@@ -104,7 +135,11 @@ class Client:
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self.reader is None or self.writer is None:
-            self.reader, self.writer = await asyncio.open_connection(*self.address, limit=4 * 1024 * 1024)
+            loop = asyncio.get_running_loop()
+            self.reader = asyncio.StreamReader(limit=4 * 1024 * 1024)
+            line = self.line = Line(self.reader)
+            transport, _ = await loop.create_connection(lambda: line, *self.address)
+            self.writer = asyncio.StreamWriter(transport, line, self.reader, loop)
         return self.reader, self.writer
 
     def leave(self) -> None:
@@ -125,7 +160,9 @@ class Client:
                 await self.send(writer, head.encode() + body, pace)
                 fields, received = await self.read_answer(reader, pace)
         except (OSError, EOFError, Lost, TimeoutError) as error:
-            self.tally.lost[f"/{kind}/{name}"] = f"{type(error).__name__}: {error}"
+            ended_at = min(time.time(), math.inf if self.line is None else self.line.ended_at)
+            if began < self.tally.over:
+                self.tally.lost.append(Loss(f"/{kind}/{name}", f"{type(error).__name__}: {error}", ended_at))
             self.leave()
             return
         expected = hashlib.sha256(body).hexdigest().encode() if kind == "upload" else name.encode()
@@ -136,7 +173,7 @@ class Client:
             self.tally.wrong.append(f"{name}: version {version} after {self.tally.version} was deployed")
         self.tally.answered[kind] += 1
         if close or fields.get(b"connection") == b"close":
-            self.tally.closed += not close
+            self.tally.closed += not close and time.monotonic() < self.tally.over
             self.leave()
 
     async def send(self, writer: asyncio.StreamWriter, data: bytes, pace: float) -> None:
@@ -232,6 +269,7 @@ class Fate:
         self.done: Counter[str] = Counter()
         self.version = 1
         self.killed: set[int] = set()
+        self.scaled_up = False
         self.events: dict[Callable[[], Awaitable[None]], int] = {
             self.deploy: 4,
             self.deploy_broken: 2,
@@ -314,7 +352,8 @@ class Fate:
         await self.until("pool.ready", before)
 
     async def scale(self) -> None:
-        os.kill(self.server.pid, self.chance.choice([signal.SIGTTIN, signal.SIGTTOU]))
+        os.kill(self.server.pid, signal.SIGTTOU if self.scaled_up else signal.SIGTTIN)
+        self.scaled_up = not self.scaled_up
 
     async def reopen(self) -> None:
         os.kill(self.server.pid, signal.SIGUSR1)
@@ -340,15 +379,38 @@ def usage(server: LiveServer) -> dict[str, float]:
     return found
 
 
-def explain(server: LiveServer, tally: Tally) -> list[str]:
-    """Return what failed, and is not owed to the death of a worker."""
-    deaths = [record for record in server.all("worker.exited") if not record["expected"]]
-    named = {request["path"] for death in deaths for request in death.get("requests_lost", ())}
-    held = sum(death.get("connections_lost", 0) for death in deaths)
-    others = {path: how for path, how in tally.lost.items() if path not in named}
-    # A request that was under way to a dead worker, or not complete there, is one of the connections that it held.
-    left = [f"{path}: {how}" for path, how in others.items()]
-    return tally.wrong + (left if len(left) > held else [])
+def unexplained(losses: Iterable[Loss], deaths: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return what failed, and is not owed to the death of a worker: each can have cost what it held, and at that time."""
+    left = [
+        (
+            datetime.fromisoformat(death["timestamp"]).timestamp(),
+            {lost["path"] for lost in death["requests_lost"]},
+            [None] * (death["connections_lost"] + len(death["requests_lost"])),
+        )
+        for death in deaths
+    ]
+    strange = []
+    # Who is named first: the others may be any of those whom the death counts.
+    named = {path for _, paths, _ in left for path in paths}
+    for loss in sorted(losses, key=lambda loss: loss.path not in named):
+        for died_at, paths, held in left:
+            if held and (loss.path in paths or abs(loss.ended_at - died_at) < AT_A_DEATH):
+                held.pop()
+                break
+        else:
+            strange.append(f"{loss.path}: {loss.how} at {loss.ended_at:.3f}")
+    return strange
+
+
+def growing(samples: Sequence[Mapping[str, float]]) -> list[str]:
+    """Return what is never again as little in the last third of the samples as it was at most in the first, nor nearly."""
+    found = []
+    for name in sorted({name for sample in samples for name in sample}):
+        values = [sample[name] for sample in samples if name in sample]
+        third = len(values) // 3
+        if third >= ENOUGH and min(values[-third:]) > GROWTH * max(values[:third]):
+            found.append(f"{name}: {max(values[:third])} at most at first, {min(values[-third:])} at least in the end")
+    return found
 
 
 async def soak(minutes: float, seed: int, events: str, server: LiveServer, folder: Path) -> int:
@@ -368,27 +430,35 @@ async def soak(minutes: float, seed: int, events: str, server: LiveServer, folde
         await asyncio.sleep(fate_chance.uniform(0.1, 1.5))
         await fate.strike()
         samples.append(usage(server))
+    tally.over = time.monotonic()
+    os.kill(server.pid, signal.SIGTERM)
     stop.set()
     await asyncio.gather(*clients)
-    status = await asyncio.to_thread(server.stop)
+    status = await asyncio.to_thread(server.wait)
     return tell(server, tally, fate, samples, status)
 
 
-def tell(server: LiveServer, tally: Tally, fate: Fate, samples: list[dict[str, Any]], status: int) -> int:
+def tell(server: LiveServer, tally: Tally, fate: Fate, samples: list[dict[str, float]], status: int) -> int:
     """Print what came of it; return the exit status."""
-    unexplained = explain(server, tally)
-    exits = Counter("expected" if record["expected"] else "crash" for record in server.all("worker.exited"))
+    deaths = [record for record in server.all("worker.exited") if not record["expected"]]
+    strange = tally.wrong + unexplained(tally.lost, deaths)
     print(f"answered {tally.answered.total():,}: {dict(tally.answered)}")
-    print(f"happened: {dict(fate.done)}; workers gone: {dict(exits)}")
+    gone = len(server.all("worker.exited"))
+    print(f"happened: {dict(fate.done)}; workers gone: {gone - len(deaths)} expected, {len(deaths)} not")
     print(f"lost {len(tally.lost)} with killed workers, closed by the server {tally.closed}, exit status {status}")
     for name in sorted({name for sample in samples for name in sample}):
         values = [sample[name] for sample in samples if name in sample]
         third = max(1, len(values) // 3)
         print(f"{name}: first third {max(values[:third])}, last third {max(values[-third:])}")
-    for line in unexplained[:20]:
+    for line in strange[:20]:
         print(f"UNEXPLAINED {line}")
-    print(f"{len(unexplained)} unexplained failures")
-    return 1 if unexplained or status else 0
+    if strange:
+        print("deaths: ", *deaths, sep="\n")
+    grown = growing(samples)
+    for line in grown:
+        print(f"GROWS {line}")
+    print(f"{len(strange)} unexplained failures")
+    return 1 if strange or grown or status else 0
 
 
 def main() -> int:
