@@ -80,12 +80,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that is marked ``over_both`` with its WSGI application served as it is, and as an ASGI one."""
     if metafunc.definition.get_closest_marker("over_both"):
-        metafunc.fixturenames.append("interface")
         metafunc.parametrize("interface", ["wsgi", "asgi"], indirect=True)
 
 
-@pytest.fixture
+# For each test: a fixture that only the marker asks for is set up or not, as the release of pytest will have it.
+@pytest.fixture(autouse=True)
 def interface(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Say how the applications of a test are served (see ``as_asgi``)."""
-    monkeypatch.setattr(LiveServer, "interface", request.param)
-    return str(request.param)
+    interface = getattr(request, "param", "wsgi")
+    monkeypatch.setattr(LiveServer, "interface", interface)
+    return str(interface)

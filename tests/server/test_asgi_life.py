@@ -247,6 +247,13 @@ def test_a_loop_that_is_not_installed_is_asked_for(monkeypatch: pytest.MonkeyPat
         Config(async_backend=library)
 
 
+@pytest.mark.over_both
+def test_what_is_to_be_tried_over_both_is_tried_over_both(write_app: Callable[..., Path], interface: str) -> None:
+    with LiveServer.pool("sample:app", app_dir=str(write_app())) as server:
+        assert server.get()[0] == 200
+        assert server.wait_for("pool.starting")["app"].startswith("as_asgi:") is (interface == "asgi")
+
+
 def test_paths_to_warm_up_with_are_not_for_an_event_loop(serve: Callable[..., LiveServer]) -> None:
     with serve(warm_up=["/"], where={"ready": ""}) as server:
         assert server.wait() == 1

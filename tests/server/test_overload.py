@@ -251,4 +251,5 @@ def test_a_crowd_takes_neither_the_descriptors_of_the_application_nor_its_place(
         assert answer(friend)[0] == 200
         assert server.get("/") == (200, b"False")  # long before the silent ones have had their head_timeout
         assert [client.recv(1) for client in silent[:20]] == [b""] * 20
-        assert len(server.all("pool.accept_paused")) < 5
+        # One for each round in which some leave and others come: fewer at a time where a loop has descriptors of its own.
+        assert len(server.all("pool.accept_paused")) < 8
