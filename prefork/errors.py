@@ -77,6 +77,7 @@ CODES: dict[str, str] = {
     "PF502": "a request took too long",
     "PF503": "a field that speaks for a client was ignored",
     "PF504": "clients were turned away",
+    "PF505": "the system refused a further thread",
     "PF510": "a request was cancelled because the pool stops",
     "PF601": "the program is started anew after the next edit",
     "PF602": "there are no sockets of a reloader",

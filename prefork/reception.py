@@ -154,6 +154,19 @@ class _Gate:
         self.of_proxies = of_proxies
         self.of_others = of_others
 
+    def next(self) -> tuple[_socket.socket, Any]:
+        """Return the next connection that is still one, and its address; raises ``OSError``."""
+        while True:
+            try:
+                # Not accept(): that makes an object of the class in front of this one, at half the price of a small request.
+                descriptor, address = self.accept()
+            except ConnectionAbortedError:
+                continue
+            try:
+                return _socket.socket(self.family, self.type, 0, descriptor), address
+            except OSError:  # some systems say so of a client that has left already
+                os.close(descriptor)
+
 
 class Guest:
     """One connection, as far as all drivers know it.
@@ -228,6 +241,13 @@ class Guest:
     def has_left(self) -> bool:
         """Whether the client does not wait for its answer any more, as far as can be known."""
         return has_left(self.sock)
+
+    def has_unread(self) -> bool:
+        """Whether it has sent what nobody has read: to close would tear its answer away (RFC 9112 section 9.6)."""
+        try:
+            return bool(self.sock.recv(1, _LOOK))
+        except OSError:  # there is nothing, or nobody
+            return False
 
     def takes(self) -> bool:
         """Whether the client takes what is in the outbox fast enough so far; if not, it is to be reset, not closed."""
@@ -311,6 +331,7 @@ class Reception(Generic[G]):
         self._taking = False  # whether what siblings hand over is looked for
         self._parting: deque[G] = deque()  # to be handed over as soon as the exchange has room
         self._parted_at = 0.0  # when the last one was; infinity: whatever lies there is to be taken
+        self._takes_over = False  # whether one is on his way in
         self._awaits_room = False
         self._waited = 0.0  # for how many seconds the last one that was taken lay in the exchange
         self._accepting = False
@@ -425,7 +446,10 @@ class Reception(Generic[G]):
     @property
     def drained(self) -> bool:
         """Whether nothing is left to answer, and nothing new can come."""
-        return self._leaving and not self._accepting and not self._clients and self._all_taken()
+        if not self._leaving or self._accepting or self._clients or not self._all_taken():
+            return False
+        # The one who took the last out of the exchange may not have let him in yet.
+        return not self._takes_over and not self._clients
 
     def _all_taken(self) -> bool:
         """Whether nothing lies in the exchange that nobody might look for; to be asked when no client is left.
@@ -501,7 +525,7 @@ class Reception(Generic[G]):
 
     def _stop(self, *, quick: bool, patience: float) -> None:
         self._stopping, self._handing_over = True, False
-        if self._accepting and not quick:
+        if not quick:  # also while accepting is paused: the descriptors that are left for the application are for this
             for fd in list(self._gates):
                 while (client := self._accept(fd)) is not None:
                     self._watch(client, READ)
@@ -714,14 +738,18 @@ class Reception(Generic[G]):
     def _take_over(self) -> G | None:
         """Take in one client that a sibling has handed over, if there is one."""
         assert self._exchange is not None
+        self._takes_over = True
         try:
-            taken = self._exchange.take()
-        except OSError as error:
-            self._pause(str(error))
-            return None
-        if taken is None:
-            return None
-        message, descriptor = taken
+            try:
+                taken = self._exchange.take()
+            except OSError as error:
+                self._pause(str(error))
+                return None
+            return None if taken is None else self._let_in(*taken)
+        finally:
+            self._takes_over = False
+
+    def _let_in(self, message: bytes, descriptor: int | None) -> G | None:
         self._waited = time.monotonic() - sent_at(message)
         if descriptor is None:
             self.records.emit("worker.handover_failed", reason="a message came without its connection")
@@ -822,17 +850,11 @@ class Reception(Generic[G]):
         """Take one connection in, if there is one."""
         gate = self._gates[fd]
         try:
-            # Not accept(): that makes an object of the class in front of this one, at half the price of a small request.
-            descriptor, address = gate.accept()
-        except (BlockingIOError, ConnectionAbortedError):
+            sock, address = gate.next()
+        except BlockingIOError:
             return None
         except OSError as error:
             self._pause(str(error))
-            return None
-        try:
-            sock = _socket.socket(gate.family, gate.type, 0, descriptor)
-        except OSError:  # some systems say so of a client that has left already
-            os.close(descriptor)
             return None
         peer = (address[0], str(address[1])) if gate.tcp else None
         trusted = self._proxies.peers[address[0]] if gate.tcp else self._proxies.unix
@@ -965,9 +987,13 @@ class Reception(Generic[G]):
 
     # What a connection waits for.
 
+    def _list(self, client: G) -> None:
+        """Have a client looked at by its deadline."""
+        self._deadlines.watch(client)
+
     def _watch(self, client: G, events: int) -> None:
         if client.deadline < client.listed:
-            self._deadlines.watch(client)
+            self._list(client)
         if client.watched != events:
             change = self._poller.modify if client.watched else self._poller.register
             change(client.fd, events)
@@ -1085,9 +1111,9 @@ class Reception(Generic[G]):
             self._behind.append((client, self._look_for_more))
 
     def _look_again(self, client: G) -> bool:
-        """Answer what the client sent before it could know that its time was up."""
+        """Answer what the client sent before it could know that its time was up, unless that was done meanwhile."""
         answered = client.step(client)
-        if not answered and client.connection.idle:
+        if not answered and client.connection.idle and self._late(client):
             client.broken = True
         return answered
 
@@ -1099,7 +1125,7 @@ class Reception(Generic[G]):
         return answered
 
     def _late(self, client: G) -> bool:
-        """Whether the rest of an unfinished request has not come in time."""
+        """Whether a next request, or the rest of an unfinished one, has not come in time."""
         return client.deadline <= time.monotonic()
 
     def _time_out(self, client: G) -> None:

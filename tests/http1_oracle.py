@@ -124,8 +124,8 @@ def take_in(made: Connection, seen: Transcript) -> None:
 
 
 def held(made: Connection) -> int:
-    """Return how many bytes a connection keeps."""
-    return len(made._buffer) - made._at
+    """Return how many bytes a connection keeps: behind the last one that was taken in nothing, for it may be idle."""
+    return len(made._buffer) - made._at if made.buffered else len(made._buffer)
 
 
 def room(made: Connection, limits: Limits) -> int:

@@ -341,7 +341,7 @@ class AsgiDriver(Reception[Client]):
         connection = client.connection
         if client.outbox is None and client.call is None:
             if connection.phase is _CLOSED:
-                if client.eof or not connection.leftover:
+                if client.eof or not (connection.leftover or client.has_unread()):
                     self._close(client)
                 elif client.step == self.read_out:
                     self._watch(client, READ)

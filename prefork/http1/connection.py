@@ -278,7 +278,7 @@ class Connection:
         self._seen = 0
         cut = buffer.find(b"\r\n", at)
         request = reader.read(buffer[at:cut], buffer[cut + 2 : end + 4])
-        self._at = end + 4
+        self._move_to(end + 4)
         self._version = request.line.version
         self.answer_close = not request.head.keep_alive
         if request.head.length:
@@ -323,17 +323,24 @@ class Connection:
         data = self._buffer[at : at + self._left]
         if not data:
             return None
-        self._at = at + len(data)
+        self._move_to(at + len(data))
         self._left -= len(data)
         return Body(data)
 
     def _chunk(self) -> Body | End | None:
         assert self._chunks is not None
-        event, self._at = self._chunks.next(self._buffer, self._at)
+        event, at = self._chunks.next(self._buffer, self._at)
+        self._move_to(at)
         if isinstance(event, End):
             self._chunks = None
             self.phase = _ANSWER
         return event
+
+    def _move_to(self, at: int) -> None:
+        """Go on behind what was taken in, and keep none of it: a connection may be idle for long."""
+        if at == len(self._buffer):
+            self._buffer, at = b"", 0
+        self._at = at
 
     def go_on(self) -> bytes:
         """Return the interim answer to a client that holds its body back (RFC 9110 section 15.2.1)."""

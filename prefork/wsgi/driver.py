@@ -84,11 +84,12 @@ GUESTS = 64
 TURN = 1024 * 1024
 """How many bytes of its answer a client is given before others have their turn."""
 _HOLDABLE = 16384
+_NOTHING = memoryview(b"")
 _BLOCKY = 16
 # As nginx has it, where no status was told.
 _CLIENT_GONE = "499"
 # Members of an Enum are looked up dearly in Python 3.11.
-_HEAD, _CLOSED = Phase.HEAD, Phase.CLOSED
+_ANSWER, _CLOSED = Phase.ANSWER, Phase.CLOSED
 
 
 Dispatch: TypeAlias = "Callable[[Client, Request, RequestBody | None], None]"
@@ -98,10 +99,10 @@ Dispatch: TypeAlias = "Callable[[Client, Request, RequestBody | None], None]"
 class Client(Guest):
     """One connection, and the stream of its answers.
 
-    It belongs to the thread that serves it, or to the leader; only ``flush`` may meet another thread.
+    It belongs to the thread that serves it, or to the leader; only what is in the outbox is sent by either.
     """
 
-    __slots__ = ("body", "date", "driver", "lock", "request")
+    __slots__ = ("body", "date", "driver", "lock", "request", "tap")
 
     def __init__(
         self,
@@ -118,6 +119,8 @@ class Client(Guest):
         """The request whose body is being collected."""
         self.body: RequestBody | None = None
         self.lock: threading.Lock | None = None
+        self.tap = -1
+        """A descriptor by which the poller tells when more can be sent while a thread has the client; -1 without one."""
 
     # The stream of an answer, called by the gateway in the thread that serves.
 
@@ -140,15 +143,16 @@ class Client(Guest):
                 sent = self.sock.send(data, AT_ONCE)
             except BlockingIOError:
                 sent = 0
-            if sent == len(data):
-                return
-            self._open_outbox().add(memoryview(data)[sent:])
+            if sent < len(data):
+                self._open_outbox(memoryview(data)[sent:])
+                self.driver.see_to_rest(self)
             return
         with self._held():
             if not self.outbox:
                 self._begin_to_wait(self.outbox)
             self.outbox.add(data)
         self._push()
+        self.driver.see_to_rest(self)
 
     send_now = send_octets
     """Send what is not encrypted yet, where that is to be, before all that is held back."""
@@ -160,6 +164,7 @@ class Client(Guest):
         with self._held():
             outbox.add_file(file.fileno(), offset, size)
         self.flush(TURN)
+        self.driver.see_to_rest(self)
 
     def measure(self, file: Any) -> tuple[int, int] | None:
         """Return offset and size of what is left of a regular file, ``None`` for anything else."""
@@ -175,13 +180,16 @@ class Client(Guest):
         with self._held():
             return 0 if self.outbox is None else self.outbox.flush(self.sock, most)
 
-    def _open_outbox(self) -> Outbox:
+    def _open_outbox(self, first: memoryview = _NOTHING) -> Outbox:
         self.sock.setblocking(False)  # sendfile() has no flags
         self.lock = threading.Lock()
-        self.outbox = self.new_outbox()
-        self._begin_to_wait(self.outbox)
+        outbox = self.new_outbox()
+        if first:
+            outbox.add(first)
+        self._begin_to_wait(outbox)
         self.step = self.driver.flush
-        return self.outbox
+        self.outbox = outbox  # last: the thread that has the client may come back to it now, and not find it empty
+        return outbox
 
     def _begin_to_wait(self, outbox: Outbox) -> None:
         """Have the time run in which the client has to take what comes into an outbox that is empty."""
@@ -278,6 +286,7 @@ class WsgiDriver(Reception[Client]):
         self._held_back: deque[tuple[Client, bytes]] = deque()  # complete answers, to go out together
         self._hold_until = NEVER
         self._sending = threading.Lock()
+        self._taps: dict[int, Client] = {}
         self._guests = 0  # how many were taken in since the poller was asked
         self._done = False
         self._threads: list[threading.Thread] = []
@@ -300,11 +309,13 @@ class WsgiDriver(Reception[Client]):
         # The last to come is the first to be promoted: caches stay warm, and connections to the database few.
         self._waiting: list[_Turn] = []
         self._leader: int | None = None
+        self._told_of_refusal = False  # that the system lets no further thread start
         self._vacant = False  # whether all threads are away, and the monitor leads until one comes back
         # Whom the leader serves. Who takes it out decides: the leader that comes back, or a promotion.
         self._served: set[Client] = set()
         self._away = 0  # how many threads were left alone with their requests
         self._looks_out = False  # whether the leader waits for whoever comes, and would be idle if nobody were away
+        self._sleeps_until = 0.0  # when the leader will look at deadlines, if it waits for that
         self._turn = 0
         self._clock: int | None = None  # the leader's CPU time
         self._effort = Effort(TICK)
@@ -381,6 +392,12 @@ class WsgiDriver(Reception[Client]):
         beat()
 
     @property
+    def descriptors(self) -> set[int]:
+        """What a child that the application forks has to let go of."""
+        own = super().descriptors
+        return own | {*self._taps} if own else own
+
+    @property
     def overdue(self) -> bool:
         """Whether a thread was given up."""
         return bool(self._lost)
@@ -410,10 +427,12 @@ class WsgiDriver(Reception[Client]):
     # The lead.
 
     def _new_thread(self) -> None:
+        """Start a thread; raises ``RuntimeError`` if the system refuses one more."""
         name = f"prefork-{len(self._threads)}"
-        thread = threading.Thread(target=self._follow, args=(self._cells.pop(),), name=name, daemon=True)
-        self._threads.append(thread)
+        thread = threading.Thread(target=self._follow, args=(self._cells[-1],), name=name, daemon=True)
         thread.start()
+        self._cells.pop()
+        self._threads.append(thread)
 
     def _follow(self, cell: int) -> None:
         turn = _Turn(0)
@@ -474,6 +493,8 @@ class WsgiDriver(Reception[Client]):
             except KeyError:
                 return
             self._unwatch(client)
+            if client.outbox:
+                self._open_tap(client)
             self._away += 1
             self._pass_lead()
 
@@ -483,10 +504,19 @@ class WsgiDriver(Reception[Client]):
         self._vacant = False
         if self._waiting:
             self._waiting.pop().release()
-        elif self._cells:
-            self._new_thread()
-        else:
-            self._vacant = True
+            return
+        if self._cells:
+            try:
+                self._new_thread()
+            except RuntimeError as error:
+                if not self._told_of_refusal:
+                    self._told_of_refusal = True
+                    self.records.emit(
+                        "worker.thread_refused", reason=str(error), threads=len(self._threads), code="PF505"
+                    )
+            else:
+                return
+        self._vacant = True
 
     def _share(self) -> None:
         """Lead for the threads, which are all away: leave to the pool who waits here with a request."""
@@ -498,25 +528,48 @@ class WsgiDriver(Reception[Client]):
             # The kernel woke only us for these, and we cannot serve them.
             ours = {fd for fd, events in self._batch if events}
             self._batch.clear()
-            if len(self._lost) < len(self._threads):
-                self._hopeless_from = NEVER
-            elif self._hopeless_from == NEVER:
-                self._hopeless_from = time.monotonic() + LINGER
-            elif time.monotonic() >= self._hopeless_from:
-                # Nobody serves them, nor looks at their deadlines, and the worker would stay for them for ever.
-                for given_up in list(self._clients.values()):
-                    self._close(given_up)
-            if self._leaving:
+            self._see_if_hopeless()
+            if self._parting:
+                self._part()
+            if self._exchange is None:
                 return
-            for fd in ours & self._gates.keys() if self._accepting else ():
-                while (client := self._accept(fd)) is not None and self._share_out(client):
-                    pass
-            if self._into in ours and (client := self._take_over()) is not None:
-                self._share_out(client)
+            if not self._leaving:
+                self._share_newcomers(ours)
+            room = not self._leaving
             for fd, _ in self._poller.poll(0):
-                waiting = self._clients.get(fd)
-                if waiting is not None and self._may_go(waiting) and not self._share_out(waiting):
-                    return
+                room = self._share_one(fd, room=room)
+
+    def _see_if_hopeless(self) -> None:
+        if len(self._lost) < len(self._threads):
+            self._hopeless_from = NEVER
+        elif self._hopeless_from == NEVER:
+            self._hopeless_from = time.monotonic() + LINGER
+        elif time.monotonic() >= self._hopeless_from:
+            # Nobody serves them, nor looks at their deadlines, and the worker would stay for them for ever.
+            for given_up in list(self._clients.values()):
+                self._close(given_up)
+
+    def _share_newcomers(self, ready: set[int]) -> None:
+        for fd in ready & self._gates.keys() if self._accepting else ():
+            while (client := self._accept(fd)) is not None and self._share_out(client):
+                pass
+        if self._into in ready and (client := self._take_over()) is not None:
+            self._share_out(client)
+
+    def _share_one(self, fd: int, *, room: bool) -> bool:
+        """Leave one who is ready to the pool, if that has ``room``, or send what waits for it: that takes no thread.
+
+        Returns whether there is room for the next.
+        """
+        client = self._clients.get(fd)
+        if client is None:
+            if (thirsty := self._taps.get(fd)) is not None:
+                self._drip(thirsty)
+        elif client.watched and client.outbox is not None:
+            self._serve(client, self.flush)
+        elif room and self._may_go(client):
+            return self._share_out(client)
+        return room
 
     def _lead(self, cell: int, turn: _Turn) -> bool:
         """Lead; return whether somebody else was promoted meanwhile, and not only given the lead."""
@@ -544,6 +597,8 @@ class WsgiDriver(Reception[Client]):
                     self._part()
                 elif fd == self._wake_end:
                     drain(fd)
+                elif (thirsty := self._taps.get(fd)) is not None:
+                    self._drip(thirsty)
             elif self._round:
                 self._round -= 1
                 client, step = self._behind.popleft()
@@ -575,10 +630,13 @@ class WsgiDriver(Reception[Client]):
         if self._orders:
             self._orders.popleft()()
             return
+        self._sleeps_until = NEVER  # first: who lists a deadline from now on sees that, or is seen here
         due = self._deadlines.next
         if self._resume_at != NEVER:
             due = self._resume_at if due is None else min(due, self._resume_at)
         patience = None if due is None else max(0.0, due - time.monotonic())
+        if due is not None:
+            self._sleeps_until = due
         if self._behind:
             self._batch.extend(self._poller.poll(0))
         elif self._eases and self._taking and not self._full:
@@ -590,15 +648,18 @@ class WsgiDriver(Reception[Client]):
             self._idlers.memory[self._place] = 0
         else:
             self._batch.extend(self._poller.poll(patience))
+        self._sleeps_until = 0.0
         if due is not None and time.monotonic() >= due:
             self._look_at_deadlines()
         self._round = len(self._behind)
         self._guests = 0
-        if self._monitor_sleeps and (self._batch or self._round):
-            self._monitor_sleeps = False
-            self._tell_monitor()
 
     # Connections.
+
+    def _list(self, client: Client) -> None:
+        super()._list(client)
+        if client.deadline < self._sleeps_until:
+            self._wake()
 
     def _welcome(self, fd: int) -> None:
         """Take one connection in and look at once for its request.
@@ -685,6 +746,9 @@ class WsgiDriver(Reception[Client]):
     def _serve(self, client: Client, step: Step) -> None:
         """Take one step for a client; afterwards it is closed, or back at the poller."""
         self._turn += 1
+        if self._monitor_sleeps:  # behind the turn: if it falls asleep just now, it sees that one
+            self._monitor_sleeps = False
+            self._tell_monitor()
         answered = False
         try:
             answered = step(client)
@@ -697,19 +761,21 @@ class WsgiDriver(Reception[Client]):
     def _settle(self, client: Client, *, answered: bool) -> None:
         """Give a client back to the poller, or close it."""
         connection = client.connection
+        if client.tap >= 0:
+            self._close_tap(client)
         if client.broken:
             self._close(client)
         elif client.outbox is not None and not self._emptied(client):
             self._watch_outbox(client)
         elif connection.phase is _CLOSED:
-            if not connection.leftover:
+            if not (connection.leftover or client.has_unread()):
                 self._close(client)
             elif client.step == self.read_out:
                 self._watch(client, READ)
             else:
                 self._let_read(client)
         elif connection.idle:
-            if answered:
+            if answered or client.deadline == NEVER:  # of what lay here behind its last request nothing was one
                 now = time.monotonic()
                 client.deadline = now + self._keep_alive
                 if now > self._hold_until:
@@ -718,6 +784,8 @@ class WsgiDriver(Reception[Client]):
                 self._hand_over(client)
             else:
                 self._watch(client, READ)
+                if client.outbox is not None and client.watched:  # its answer was held back, and did not fit just now
+                    self._watch(client, WRITE)
         elif answered:
             # What lies here may be a next request. Others come first, and nothing more is read meanwhile: what a client
             # sends ahead of its answers stays in the kernel, which makes it wait.
@@ -761,6 +829,49 @@ class WsgiDriver(Reception[Client]):
                     self._watch(client, WRITE)
             if self._access is not None:
                 self._access.flush()
+
+    # What a client did not take of an answer whose thread is away. It must not wait until the application goes on (PEP
+    # 3333, "Handling Transmission"), so the leader sends it: by a second descriptor, for the client itself is not watched.
+
+    def see_to_rest(self, client: Client) -> None:
+        """Have what waits for a client be sent, also while its thread does something else."""
+        if client not in self._served:  # else it leads, and will see to it, or be found to be away
+            self._open_tap(client)
+
+    def _open_tap(self, client: Client) -> None:
+        assert client.lock is not None
+        with client.lock:
+            if client.tap < 0 and client.outbox:
+                try:
+                    client.tap = tap = os.dup(client.fd)
+                except OSError:  # none is left: then it is sent when the thread comes back
+                    return
+                self._taps[tap] = client
+                self._poller.register(tap, WRITE)
+
+    def _close_tap(self, client: Client) -> None:
+        assert client.lock is not None
+        with client.lock:
+            self._shut(client)
+
+    def _shut(self, client: Client) -> None:
+        tap, client.tap = client.tap, -1
+        if tap >= 0:
+            self._poller.unregister(tap)
+            del self._taps[tap]
+            os.close(tap)
+
+    def _drip(self, client: Client) -> None:
+        """Send what a client takes now."""
+        assert client.lock is not None
+        with client.lock:
+            try:
+                if client.outbox is not None:
+                    client.outbox.flush(client.sock, TURN)
+            except OSError:  # its thread will see that it is gone
+                self._shut(client)
+            if not client.outbox:
+                self._shut(client)
 
     # The steps that a client may take.
 
@@ -864,6 +975,8 @@ class WsgiDriver(Reception[Client]):
         return super()._late(client) if client.body is None else not client.goes_on(client.body.size)
 
     def _let_go(self, client: Client) -> None:
+        if client.tap >= 0:
+            self._close_tap(client)
         if client.body is not None:
             client.body.close()
             client.body = None
@@ -900,8 +1013,8 @@ class WsgiDriver(Reception[Client]):
             answer.run(self.app, environ)
         except Refused as refused:
             refused.request = request
-            self._refuse(client, refused)
             answer.status = str(refused.status)
+            self._send_to_one_who_may_be_gone(client, partial(self._refuse, client, refused))
         except OSError as error:
             # The client's fault or the application's? A socket that is broken shows it.
             if client.broken or isinstance(error, GivenUp) or _is_gone(client.sock):
@@ -1032,6 +1145,8 @@ class WsgiDriver(Reception[Client]):
             if self._spare_cells:
                 self._cells.append(self._spare_cells.pop())
             self._unwatch(client)
+            if client.tap >= 0:
+                self._close_tap(client)
             if not leads:
                 self._away -= 1
             if leads or self._vacant:
@@ -1059,6 +1174,14 @@ class WsgiDriver(Reception[Client]):
         if self._access is not None and take(running.untold):
             self._log_own_answer(client, running.request, str(late.status), octets, "timeout", running)
 
+    @staticmethod
+    def _send_to_one_who_may_be_gone(client: Client, send: Callable[[], None]) -> None:
+        """Give an answer of ours in the place of the application: that its client has left is no reason not to log it."""
+        try:
+            send()
+        except OSError:
+            client.broken = True
+
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
         self.records.failure(
             error,
@@ -1067,13 +1190,16 @@ class WsgiDriver(Reception[Client]):
             client=self._asked_by(client, request)[0],
             **_id_of(client),
         )
-        if answer.sent:
+        connection = client.connection
+        if answer.sent and (connection.phase is not _ANSWER or connection.complete):
+            connection.close()  # the answer is whole: who has not taken all of it yet may do so
+        elif answer.sent:
             # The answer must not look whole: neither a last chunk nor a kept connection.
             client.broken = True
         else:
             if isinstance(error, Misanswered):
-                client.connection.answer_close = True
-            answer.fail()
+                connection.answer_close = True
+            self._send_to_one_who_may_be_gone(client, answer.fail)
 
     # The access log.
 

@@ -378,12 +378,13 @@ class Answer:
         head = b"" if self.sent else self._head(None)
         piece = connection.data(data)
         if head or piece:
+            octets = head + piece  # before anything is said to be sent: the application may give what is no bytes
             self.sent = True
             self.size += len(data)
             if connection.complete:
-                self._stream.complete(head + piece)
+                self._stream.complete(octets)
             else:
-                self._stream.send(head + piece)
+                self._stream.send(octets)
 
     def run(self, app: Callable[..., Iterable[bytes]], environ: dict[str, Any]) -> None:
         """Call the application and send what it answers; its iterable is closed once, whatever happens."""

@@ -327,6 +327,22 @@ def test_without_descriptors_nothing_is_accepted_nothing_spins_and_all_is_well_a
         assert server.get() == (200, b"0")
 
 
+def test_who_waits_while_nothing_is_accepted_is_answered_when_the_pool_stops(serve: Callable[..., LiveServer]) -> None:
+    with serve(CROWDED, worker_started="sample:crowded") as server:
+        crowd = []
+        while not server.all("pool.accept_paused"):
+            crowd.append(connect(server))
+            pause(0.01)
+        late = [connect(server, get("/")) for _ in range(3)]
+        server.process.terminate()
+        for client in late:
+            assert client.recv(100).startswith(b"HTTP/1.1 200 OK")
+            client.close()
+        assert server.wait() == 0
+        for client in crowd:
+            client.close()
+
+
 # Gone.
 
 STAGES = {

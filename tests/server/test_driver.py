@@ -261,3 +261,80 @@ def test_a_worker_that_retires_answers_who_has_asked_already_as_far_as_its_budge
     assert driver.served == served
     requests = {ticket.peer[1]: ticket.requests for ticket in tickets if ticket.peer}
     assert (requests["0"], requests["3"], requests["1"] + requests["2"]) == (2, 1, served - 3)
+
+
+def alone(exchange: Exchange, **options: Any) -> WsgiDriver:
+    """Return a driver in this process that answers each request with its path, and is sent its clients by ``exchange``."""
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        path = environ["PATH_INFO"].encode()
+        start_response("200 OK", [("Content-Length", str(len(path)))])
+        return [path]
+
+    config = Config.of(threads=1, log_format="none", **options)
+    facts = WorkerFacts(number=0, generation=1, retire=lambda: None)
+    return WsgiDriver(
+        app, (), config, Outfit(facts=facts, records=Records(config), exit_guard=ExitGuard(), exchange=exchange)
+    )
+
+
+def hand_over(exchange: Exchange, *, deadline: float) -> socket.socket:
+    """Return a client whose connection was sent into the exchange."""
+    client, theirs = socket.socketpair()
+    client.settimeout(PATIENCE)
+    with theirs:
+        assert exchange.send(Ticket("http", "a", "80", ("client", "1"), deadline, 0), theirs.fileno())
+    return client
+
+
+@pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET"), reason="this system hands nothing over")
+def test_a_worker_that_stops_does_not_leave_while_somebody_is_on_his_way_in() -> None:
+    taken, go_on = threading.Event(), threading.Event()
+
+    class Slow(Exchange):
+        def take(self) -> tuple[bytes, int | None] | None:
+            found = super().take()
+            if found is not None:
+                taken.set()
+                assert go_on.wait(PATIENCE)
+            return found
+
+    exchange = Slow.open()
+    assert exchange
+
+    def talk() -> None:
+        driver.stop(quick=False)
+        until(lambda: driver.drained)
+        with hand_over(exchange, deadline=monotonic() + PATIENCE) as client:
+            assert taken.wait(PATIENCE)
+            assert not driver.drained
+            go_on.set()
+            assert asked(client, "/late") == b"/late"
+        until(lambda: driver.drained)
+
+    driver = alone(exchange)
+    driver.run(lambda: None, talk)
+    driver.close()
+    exchange.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET"), reason="this system hands nothing over")
+def test_who_asks_at_the_moment_in_which_his_time_is_up_is_answered_and_may_ask_again() -> None:
+    exchange = Exchange.open()
+    assert exchange
+
+    def talk() -> None:
+        with hand_over(exchange, deadline=monotonic() + 0.2) as client:
+            assert asked(client, "/first") == b"/first"
+            with driver._sending:  # until this is free the leader cannot come to its poller, and then finds both
+                driver._wake()
+                threading.Event().wait(0.6)
+                client.sendall(request("/second"))
+            assert answer(client) == b"/second"
+            threading.Event().wait(0.1)  # or the third is found by the last look, and answered then
+            assert asked(client, "/third") == b"/third"
+
+    driver = alone(exchange, keep_alive_timeout=0.5)
+    driver.run(lambda: None, talk)
+    driver.close()
+    exchange.close()
