@@ -349,7 +349,7 @@ class Reception(Generic[G]):
         self._behind: deque[tuple[G, Step]] = deque()  # what is to be done that no event will tell of
         self._orders: deque[Callable[[], None]] = deque()
         self._leaving = False
-        self._closing = False  # whether connections end behind their answers
+        self._closing = not config.keep_alive_timeout  # whether connections end behind their answers
         self._handing_over = False  # it leaves, and its siblings go on
         self._stopping = False  # the pool leaves with it
         self._date_at = 0

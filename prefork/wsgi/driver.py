@@ -23,6 +23,7 @@ import time
 import traceback
 from collections import deque
 from functools import partial
+from io import FileIO
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prefork.access_format import Entry, field
@@ -168,6 +169,10 @@ class Client(Guest):
 
     def measure(self, file: Any) -> tuple[int, int] | None:
         """Return offset and size of what is left of a regular file, ``None`` for anything else."""
+        # One that unpacks (gzip, bz2, lzma) has the descriptor of what is packed.
+        plain = getattr(file, "file", file)  # of tempfile, or Django's
+        if not isinstance(getattr(plain, "raw", plain), FileIO):
+            return None
         try:
             found = os.fstat(file.fileno())
             offset = file.tell()
@@ -1192,7 +1197,9 @@ class WsgiDriver(Reception[Client]):
         )
         connection = client.connection
         if answer.sent and (connection.phase is not _ANSWER or connection.complete):
-            connection.close()  # the answer is whole: who has not taken all of it yet may do so
+            # The answer is whole: who has not taken all of it yet may do so.
+            self.send_held_back()
+            connection.close()
         elif answer.sent:
             # The answer must not look whole: neither a last chunk nor a kept connection.
             client.broken = True
@@ -1228,7 +1235,7 @@ class WsgiDriver(Reception[Client]):
             (answer.status or _CLIENT_GONE)[:3],
             answer.fields,
             received,
-            0 if client.connection.head_only else answer.size,
+            0 if client.connection.bodiless else answer.size,
             duration,
             client.queue_s,
             outcome,

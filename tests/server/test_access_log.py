@@ -40,7 +40,7 @@ def app(environ, start_response):
     if path == "/crash":
         os.kill(os.getpid(), signal.SIGKILL)
     own = [("X-Request-ID", "my-own")] if path == "/own" else []
-    start_response("200 OK", [("Content-Type", "text/plain"), *own])
+    start_response("204 No" if path == "/none" else "200 OK", [("Content-Type", "text/plain"), *own])
     if path == "/late":
         return late()
     if path == "/big":
@@ -136,6 +136,11 @@ def test_an_application_that_raises_late(server: LiveServer, log: Path) -> None:
         server.get("/late")
     record = line_of(log, "/late")
     assert (record["status"], record["outcome"], record["response_bytes"]) == (200, "failed", 3)
+
+
+def test_a_body_that_may_not_be_sent_is_not_counted(server: LiveServer, log: Path) -> None:
+    assert server.get("/none") == (204, b"")
+    assert line_of(log, "/none")["response_bytes"] == 0
 
 
 def test_a_client_that_leaves_before_it_has_its_answer(server: LiveServer, log: Path) -> None:

@@ -62,6 +62,17 @@ def test_an_idle_connection_ends_in_time_whichever_thread_has_answered(
 
 
 @pytest.mark.over_both
+def test_who_may_not_stay_is_told_so(serve: Callable[..., LiveServer]) -> None:
+    with serve(keep_alive_timeout=0) as server, connect(server) as client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        response = HTTPResponse(client)
+        response.begin()
+        assert response.getheader("Connection") == "close"
+        response.read()
+        assert client.recv(1) == b""
+
+
+@pytest.mark.over_both
 def test_an_empty_line_behind_a_request_takes_no_time_away(serve: Callable[..., LiveServer]) -> None:
     with serve(keep_alive_timeout=0.3) as server, connect(server) as client:
         ask(client, "/", b"\r\n")

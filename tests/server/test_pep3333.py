@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 APP = """
-import contextvars, io, threading
+import contextvars, gzip, io, threading
 
 HERE = os.path.dirname(__file__)
 FILE = os.path.join(HERE, "file")
 with open(FILE, "wb") as file:
+    file.write(b"0123456789" * 1000)
+with gzip.open(FILE + ".gz", "wb") as file:
     file.write(b"0123456789" * 1000)
 variable = contextvars.ContextVar("variable")
 asked = threading.local()
@@ -121,6 +123,9 @@ def app(environ, start_response):
     if path == "/bytes-io":
         ok()
         return environ["wsgi.file_wrapper"](io.BytesIO(b"x" * 100_000), 1000)
+    if path == "/packed":
+        ok()
+        return environ["wsgi.file_wrapper"](gzip.open(FILE + ".gz"))
     if path == "/short":
         ok(("Content-Length", "10"))
         return [b"short"]
@@ -185,6 +190,7 @@ def raw(server: LiveServer, data: bytes) -> bytes:
         ("/file?0,5", 200, b"01234"),
         ("/file?9995,5", 200, b"56789"),
         ("/bytes-io", 200, b"x" * 100_000),
+        ("/packed", 200, b"0123456789" * 1000),
     ],
 )
 def test_an_answer_is_what_the_application_gave(server: LiveServer, path: str, status: int, body: bytes) -> None:
