@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -434,6 +435,63 @@ def test_a_deploy_may_change_where_the_server_listens(shop: Shop) -> None:
         assert not second.exists()
         with socket.socket(socket.AF_UNIX) as client, pytest.raises(FileNotFoundError):
             client.connect(str(second))
+
+
+ASYNC = """
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+    await send({"type": "http.response.body", "body": VERSION.encode()})
+"""
+OTHERWISE = {
+    "parser": ('http = "h11"', 'http = "httptools"', ""),
+    "trusted": ('trusted_proxies = "none"', 'trusted_proxies = "127.0.0.1"', ""),
+    "request_timeout": ("", "request_timeout = 5\nrequest_id = true", ""),
+    "threads": ("threads = 4", "threads = 1", ""),
+    "asgi": ("", "", ASYNC),
+    "listener": ('bind = "127.0.0.1:0"', 'bind = "unix:elsewhere.sock"', ""),
+    "limits": ("", "max_head_size = 4096\nlimit_concurrency = 1", ""),
+}
+
+
+@pytest.mark.parametrize(("first", "second", "code"), OTHERWISE.values(), ids=OTHERWISE)
+def test_a_kept_connection_crosses_to_a_generation_that_is_configured_otherwise(
+    shop: Shop, first: str, second: str, code: str
+) -> None:
+    file = shop.folder / "prefork.toml"
+    bind = "" if "bind" in first else 'bind = "127.0.0.1:0"\n'
+    file.write_text(f"{bind}{first}\nmax_reqs_per_child = 0\nmax_workers = 2\n")
+    with (
+        LiveServer(sys.executable, "-m", "prefork", "shop:app", "--config", "prefork.toml", cwd=shop.folder) as server,
+        closing(http.client.HTTPConnection(*server.address, timeout=20)) as client,
+    ):
+        assert version_at(client) == b"1"
+        kept = client.sock
+        file.write_text(f"{bind}{second}\nmax_reqs_per_child = 0\nmax_workers = 2\n")
+        shop.write(2, code)
+        deploy(server)
+        assert version_at(client) == b"2"
+        assert client.sock is kept
+
+
+def version_at(client: http.client.HTTPConnection) -> bytes:
+    client.request("GET", "/")
+    return client.getresponse().read()
+
+
+def test_a_kept_connection_ends_sooner_where_new_code_waits_less(shop: Shop) -> None:
+    file = shop.folder / "prefork.toml"
+    file.write_text('bind = "127.0.0.1:0"\nmax_workers = 1\n')
+    with (
+        LiveServer(sys.executable, "-m", "prefork", "shop:app", "--config", "prefork.toml", cwd=shop.folder) as server,
+        closing(http.client.HTTPConnection(*server.address, timeout=20)) as client,
+    ):
+        assert version_at(client) == b"1"
+        file.write_text('bind = "127.0.0.1:0"\nmax_workers = 1\nkeep_alive_timeout = 0.3\n')
+        shop.write(2)
+        deploy(server)
+        assert version_at(client) == b"2"
+        assert client.sock.recv(1) == b""
 
 
 def test_new_code_starts_where_and_with_what_the_program_was_started(shop: Shop) -> None:

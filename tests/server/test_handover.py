@@ -18,7 +18,7 @@ import pytest
 from server_process import PATIENCE, LiveServer, all_asleep, put_to_sleep, switches, threads_of, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
@@ -499,6 +499,11 @@ def test_a_worker_whose_threads_are_all_away_hands_its_idle_connections_over(ser
 # Nobody is woken for nothing.
 
 
+def cpu(pids: Iterable[int]) -> float:
+    """Return how many seconds of CPU processes have used."""
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+
+
 @pytest.mark.over_both
 def test_idle_workers_sleep_and_one_client_wakes_one_of_them(serve: Serve) -> None:
     with serve(max_workers=10, blocked_threshold=0) as server:
@@ -506,9 +511,11 @@ def test_idle_workers_sleep_and_one_client_wakes_one_of_them(serve: Serve) -> No
             server.get()
         workers = server.worker_pids
         until(lambda: all_asleep(*workers))
+        before, used = switches(workers), cpu(workers)
+        threading.Event().wait(10.0)
+        assert all(int(now) - int(before[thread]) <= 1 for thread, now in switches(workers).items())
+        assert cpu(workers) - used <= 0.01  # as the kernel counts, a tick at most
         before = switches(workers)
-        threading.Event().wait(1.0)
-        assert switches(workers) == before
         server.get()
         until(lambda: all_asleep(*workers) and switches(workers) != before)
         after = switches(workers)
