@@ -67,13 +67,14 @@ def put_to_sleep(pid: int) -> None:
     until(lambda: all(thread.status() == psutil.STATUS_STOPPED for thread in threads_of(pid)))
 
 
-def switches(pids: Sequence[int]) -> dict[str, str]:
+def switches(pids: Sequence[int]) -> dict[str, int]:
     """Return how often each thread of some processes has gone to sleep so far."""
-    lines = {}
+    counts = {}
     for pid in pids:
         for status in Path(f"/proc/{pid}/task").glob("*/status"):
-            lines[str(status)] = next(line for line in status.read_text().splitlines() if line.startswith("volun"))
-    return lines
+            line = next(line for line in status.read_text().splitlines() if line.startswith("volun"))
+            counts[str(status)] = int(line.split()[1])
+    return counts
 
 
 def all_asleep(*pids: int) -> bool:
