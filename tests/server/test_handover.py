@@ -507,14 +507,15 @@ def cpu(pids: Iterable[int]) -> float:
 @pytest.mark.over_both
 def test_idle_workers_sleep_and_one_client_wakes_one_of_them(serve: Serve) -> None:
     with serve(max_workers=10, blocked_threshold=0) as server:
-        for _ in range(50):
-            server.get()
         workers = server.worker_pids
         until(lambda: all_asleep(*workers))
         before, used = switches(workers), cpu(workers)
         threading.Event().wait(10.0)
         assert all(now - before[thread] <= 1 for thread, now in switches(workers).items())
         assert cpu(workers) - used <= 0.01  # as the kernel counts, a tick at most
+        for _ in range(50):
+            server.get()
+        until(lambda: all_asleep(*workers))
         before = switches(workers)
         server.get()
         until(lambda: all_asleep(*workers) and switches(workers) != before)

@@ -70,6 +70,16 @@ def break_exchange():
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     Exchange.send = refuse
 
+def refuse_threads(worker):
+    import threading
+    start, started = threading.Thread.start, []
+    def refuse(thread):
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+    threading.Thread.start = refuse
+
 def changed():
     return MARK if os.path.exists(MARK) else None
 """
@@ -255,6 +265,18 @@ def crowd(folder: Path) -> LiveServer:
     return server
 
 
+def one_thread(folder: Path) -> LiveServer:
+    """A system that lets a worker start no second thread."""
+    with (
+        pool(folder, worker_started="tea:refuse_threads", graceful_timeout=0.2) as server,
+        socket.create_connection(server.address) as client,
+    ):
+        client.sendall(b"GET /stuck HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.wait_for("worker.thread_refused")
+        server.stop()
+    return server
+
+
 def full_house(folder: Path) -> LiveServer:
     """One client more than there may be."""
     with pool(folder, limit_concurrency=1) as server, socket.create_connection(server.address):
@@ -339,6 +361,7 @@ LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     event_loop,
     never_ready,
     crowd,
+    one_thread,
     full_house,
     edit,
     deploys,
