@@ -399,7 +399,26 @@ def test_a_worker_started_hook_that_fails_fails_the_boot(faulty: Callable[..., L
 def test_workers_that_die_without_a_word_end_the_pool(faulty: Callable[..., LiveServer]) -> None:
     with faulty("os._exit(9)\n", preload=False, where={"ready": ""}) as server:
         assert server.wait() == 1
-        server.wait_for("pool.boot_failed", reason="crash_loop", code="PF402")
+        (told,) = server.all("pool.boot_failed", code="PF402", attempts=3)
+        assert told["reason"] == "crash_loop: the last ended with status 9"
+        exits_balance(server)
+
+
+def test_workers_that_crash_end_the_pool_with_a_stack(faulty: Callable[..., LiveServer]) -> None:
+    with faulty("import ctypes\nctypes.string_at(0)\n", preload=False, where={"ready": ""}) as server:
+        assert server.wait() == 1
+        (told,) = server.all("pool.boot_failed")
+        assert told["reason"] == "crash_loop: the last was ended by SIGSEGV"
+        assert "sample.py" in told["exception"]
+
+
+def test_a_pool_whose_first_workers_never_boot_gives_up(faulty: Callable[..., LiveServer]) -> None:
+    with faulty("time.sleep(600)\n", preload=False, boot_timeout=0.3, where={"ready": ""}) as server:
+        assert server.wait() == 1
+        late = server.all("worker.boot_failed", reason="not ready after 0.3 s", code="PF401")
+        assert all("sample.py" in record["exception"] for record in late)
+        (told,) = server.all("pool.boot_failed", reason="not ready after 0.3 s", code="PF401", attempts=3)
+        assert "sample.py" in told["exception"]
         exits_balance(server)
 
 
