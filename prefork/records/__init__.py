@@ -177,8 +177,8 @@ class _Shared:
         made = {"line": line} if (line := fields.pop("line", None)) else {}
         if self._strict and (wrong := ["is not in the catalogue"] if spec is UNKNOWN else spec.problems(fields)):
             raise ValueError(f"the record {name}: {', '.join(wrong)}")
-        if spec.code:
-            fields.setdefault("code", spec.code)
+        if code := spec.code_of(fields):
+            fields.setdefault("code", code)
         if trace := fields.pop("traceback", None):
             fields["exception"] = trace
         outlet, level = self.open(), spec.level_of(fields)

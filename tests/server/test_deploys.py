@@ -357,7 +357,7 @@ def test_a_pool_whose_parent_is_killed_is_started_anew(shop: Shop) -> None:
         connection = kept.sock
         shop.write(2)
         os.kill(server.parent_pid, signal.SIGKILL)
-        died = server.wait_for("pool.died")
+        died = server.wait_for("pool.died", code="PF423")
         assert (died["pid"], died["role"]) == (server.pid, "keeper")
         assert "SIGKILL" in died["reason"]
         server.wait_for("pool.deployed", reason="death")

@@ -247,8 +247,8 @@ def test_d13_what_outlives_the_graceful_timeout_is_killed_and_named(serve: Calla
         assert server.stop() == 0
         with pytest.raises(ConnectionError):
             stuck.getresponse()
-        assert [record["child_pid"] for record in server.all("worker.killed")] == [worker]
-        assert server.all("worker.exited", child_pid=worker, signal="SIGKILL")
+        assert [record["child_pid"] for record in server.all("worker.killed", code="PF436")] == [worker]
+        assert server.all("worker.exited", child_pid=worker, signal="SIGKILL", code="PF438")
         idle.close()
         stuck.close()
 

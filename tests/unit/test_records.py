@@ -44,6 +44,25 @@ def test_every_record_is_described_and_its_fields_too(name: str) -> None:
     assert f"`{name}`" in page
 
 
+WITHOUT_CODE = {
+    "request.rejected": "the client is to blame, and source names the rule that it broke",
+    "request.failed": "the application raised, and its traceback says where",
+    "request.finished": "what went wrong with a request has a record of its own",
+}
+
+
+def test_every_warning_and_error_has_a_code_or_a_reason_for_none() -> None:
+    bad = {name for name, spec in CATALOGUE.items() if {spec.level, spec.worse} & {"warning", "error", "critical"}}
+    coded = {name for name, spec in CATALOGUE.items() if spec.code or "code" in spec.fields}
+    assert bad - coded == set(WITHOUT_CODE)
+
+
+def test_the_end_of_a_worker_has_a_code_if_nobody_wanted_it() -> None:
+    spec = CATALOGUE["worker.exited"]
+    assert spec.code_of({"expected": True}) == ""
+    assert spec.code_of({"expected": False}) == spec.code
+
+
 @given(st.dictionaries(TEXTS, TEXTS | st.integers() | st.none() | st.lists(TEXTS, max_size=3), max_size=5))
 def test_a_record_is_one_line_of_json_whatever_is_in_it(fields: dict[str, Any]) -> None:
     line = to_json({**fields, "event": "worker.ready", "logger": "prefork"})
