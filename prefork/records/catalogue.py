@@ -35,7 +35,6 @@ FIELDS: Mapping[str, str] = {
     "after_s": "age of the worker in seconds",
     "app": "the application as it was named",
     "attempts": "how many workers failed",
-    "backlog": "length of the queue of connections",
     "blocked_s": "seconds since the event loop was asked in vain",
     "boot_s": "seconds from the fork (for the pool, from the start) until it served",
     "budget": "requests after which the worker is to be replaced; none if there is no limit",
@@ -53,8 +52,6 @@ FIELDS: Mapping[str, str] = {
     "failures": "how many workers died quickly in a row",
     "field": "name of a header field",
     "findings": "a list: `kind` (thread, socket, executor, event_loop), `what`, `where`, `remedy`",
-    "framework": "name of the web framework",
-    "framework_version": "its version",
     "graceful": "whether running requests may finish",
     "holds": "a list, the oldest first: `why` in the application's words, `age_s`, and at level debug `where` it was taken",
     "hook": "which hook",
@@ -155,8 +152,8 @@ def _spec(level: str, by: str, text: str, fields: str = "", optional: str = "", 
 
 # fmt: off
 CATALOGUE: Mapping[str, RecordSpec] = {
-    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "framework framework_version workers_counted starter_generation keeper_pid"),
-    "pool.listening": _spec("info", "parent", "A socket is open: one record each.", "url", "address port scheme backlog inherited_fd inherited_as"),
+    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "workers_counted starter_generation keeper_pid"),
+    "pool.listening": _spec("info", "parent", "A socket is open: one record each.", "url", "address port scheme inherited_fd inherited_as"),
     "pool.fork_unsafe": _spec("warning", "parent", "Something in the parent would be missing in the workers, or shared by them. Once, before the first fork.", "findings", code="PF405"),
     "pool.ready": _spec("info", "parent", "All workers serve.", "workers boot_s"),
     "pool.recycling": _spec("info", "parent", "All workers are replaced, new ones first.", "signal note"),
@@ -195,7 +192,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "log.lines_lost": _spec("warning", "either", "Nobody read the pipe that the log goes to, so lines of this process were thrown away; it is read again.", "log lines", code="PF106"),
     "log.reopen_failed": _spec("error", "either", "A log file cannot be opened anew; the old one is written on.", "log error", code="PF105"),
     "request.finished": _spec("info", "worker", "A request was answered. Only with `access_log`.", "method path query http_version status duration_s queue_s request_bytes response_bytes client scheme host user_agent referer outcome", "request_id", logger="prefork.access", worse="error"),
-    "request.failed": _spec("error", "worker", "The application raised.", "method path", "client query exception request_id", logger="prefork.error"),
+    "request.failed": _spec("error", "worker", "The application raised.", "method path", "client exception request_id", logger="prefork.error"),
     "request.timeout": _spec("error", "worker", "A request took longer than `request_timeout`: it was answered with 504, or cut if an answer had begun. Its worker is replaced.", "method path client status age_s stack", "request_id", code="PF502"),
     "request.cancelled": _spec("warning", "worker", "ASGI: the pool stops, the time for that is nearly over or an endless answer had its `stream_grace`, and the task was cancelled.", "method path client age_s stack", code="PF510"),
     "websocket.unavailable": _spec("warning", "worker", "ASGI: a client asked for a WebSocket, and was answered with 501: the library for that is not installed. Once a worker.", "path", code="PF441"),
@@ -261,7 +258,9 @@ def _rows() -> list[str]:
     for name, spec in CATALOGUE.items():
         level = f"{spec.level}, **{spec.worse}**" if spec.worse else spec.level
         code = ("code",) if spec.code and "code" not in spec.fields else ()
-        always, sometimes = (spec.fields, (*spec.optional, *code)) if spec.worse else ((*spec.fields, *code), spec.optional)
+        always, sometimes = (
+            (spec.fields, (*spec.optional, *code)) if spec.worse else ((*spec.fields, *code), spec.optional)
+        )
         shown = ", ".join([f"`{field}`" for field in always] + [f"`{field}`?" for field in sometimes])
         rows.append(f"| `{name}` | {level} | {spec.by} | {spec.help} | {shown} |")
     return rows

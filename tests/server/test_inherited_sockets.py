@@ -261,7 +261,7 @@ def test_a_generation_serves_on_until_the_next_one_has_loaded(starter: Callable[
     with starter("--port=127.0.0.1:0", "--interval=1") as server, kept_connections(server.address, 4) as connections:
         (folder / "slow").touch()
         server.deploy()
-        server.wait_for("pool.stop_delayed", signal="TERM")
+        server.wait_for("pool.stop_delayed", signal="TERM", reason="the next generation does not serve yet")
         assert {served_by(connection) for connection in connections} == {server.pid_of(1)}
         assert ask(server.address)["parent"] == server.pid_of(1)
         (folder / "slow").unlink()

@@ -18,6 +18,7 @@ from structlog.contextvars import bound_contextvars
 from prefork.config import Config
 from prefork.errors import ConfigError
 from prefork.records import CATALOGUE, Records
+from prefork.records.catalogue import EMITTER, FIELDS
 from prefork.records.otel import rename
 from prefork.records.rendering import Record, to_console, to_json
 
@@ -42,6 +43,15 @@ def test_every_record_is_described_and_its_fields_too(name: str) -> None:
     assert spec.help
     page = (PACKAGE / "docs" / "records.md").read_text()
     assert f"`{name}`" in page
+
+
+def test_every_field_that_is_described_is_one_of_a_record_and_the_other_way_round() -> None:
+    used = {
+        field
+        for spec in CATALOGUE.values()
+        for field in (*spec.fields, *spec.optional, *(["code"] if spec.code else []))
+    }
+    assert used - {*EMITTER} == set(FIELDS) - {*EMITTER}
 
 
 WITHOUT_CODE = {
