@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefork.config import Config
+    from prefork.hooks import OnRecord
     from prefork.records.access import AccessLog
     from prefork.records.outlet import Outlet
 
@@ -127,7 +128,7 @@ class _Shared:
         self.config = config
         self._logger = logger
         self._strict = strict
-        self.hook: Callable[..., object] | str | None = config.on_record
+        self.hook: OnRecord | str | None = config.on_record
         self._early: list[tuple[str, dict[str, Any]]] = []
         self._makers: dict[str, Any] = {}
         self._closed = False

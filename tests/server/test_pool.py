@@ -395,6 +395,19 @@ def test_warm_up_runs_once_in_the_parent(leaves_nothing: None) -> None:
     assert warmed == [(app, os.getpid())]
 
 
+def test_without_preload_there_is_nothing_to_warm_up(write_app: Callable[..., Path], leaves_nothing: None) -> None:
+    warmed: list[object] = []
+    named: dict[str, Any] = {
+        "app_dir": str(write_app(name="cold")),
+        "preload": False,
+        "bind": HERE,
+        "log_format": "none",
+    }
+    pool = WorkerPool("cold:app", max_workers=1, warm_up=warmed.append, on_record=Log(), **named)
+    assert pool.serve() == 0
+    assert not warmed
+
+
 def test_warm_up_paths_are_asked_through_the_gateway(leaves_nothing: None) -> None:
     asked: list[tuple[str, str, str]] = []
 
