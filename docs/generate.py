@@ -25,7 +25,8 @@ ERRORS_HEAD = """\
 # What does this error mean?
 
 Each error and warning that you can do something about ends with a code in brackets, such as `[PF301]`, or has it in
-the field `code` of its record. The code stays the same from version to version.
+the field `code` of its record. The code stays the same from version to version. A request that is refused has none: its
+`source` names the rule that the client broke. What your application raises has its traceback instead.
 
 Made from `docs/errors/` by `make docs`.
 """

@@ -25,6 +25,8 @@ from prefork.values import Value
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from prefork.hooks import BeforeFork, InWorker, OnRecord, RequestFilter, WarmUp
+
 QUICK_STOP_S = 3.0
 """How long running requests get after INT."""
 ADHOC = "adhoc"
@@ -480,11 +482,11 @@ class Config(Value, kw_only=True):
     websocket_ping_timeout: float = option(20.0, "float", group="WebSocket", least=0, most=_LONGEST, unit="seconds", help="How long a client may take to answer a ping before it is closed with 1011; 0: for ever.")
     websocket_drain_timeout: float = option(60.0, "float", group="WebSocket", least=0, most=_LONGEST, unit="seconds", help="How long WebSockets stay open in a worker that was replaced, before they are closed with 1012.")
     app_dir: str = option(".", "path", group="Application", common=True, help="Where to look for the application's module.")
-    warm_up: Any = option(None, "warm_up", group="Hooks", optional=True, help="In the parent, before the first fork: module:function(app), or paths to ask the application for.")
-    before_fork: Any = option(None, "hook", group="Hooks", optional=True, help="In the parent, before each fork: module:function(pool).")
-    worker_started: Any = option(None, "hook", group="Hooks", optional=True, help="In a worker, before its first request: module:function(worker).")
-    worker_exiting: Any = option(None, "hook", group="Hooks", optional=True, help="In a worker, after its last request: module:function(worker).")
-    on_record: Any = option(None, "hook", group="Hooks", optional=True, help="For each record of the log: module:function(name, fields).")
+    warm_up: WarmUp | None = option(None, "warm_up", group="Hooks", optional=True, help="In the parent, before the first fork: module:function(app), or paths to ask the application for.")
+    before_fork: BeforeFork | str | None = option(None, "hook", group="Hooks", optional=True, help="In the parent, before each fork: module:function(pool).")
+    worker_started: InWorker | str | None = option(None, "hook", group="Hooks", optional=True, help="In a worker, before its first request: module:function(worker).")
+    worker_exiting: InWorker | str | None = option(None, "hook", group="Hooks", optional=True, help="In a worker, after its last request: module:function(worker).")
+    on_record: OnRecord | str | None = option(None, "hook", group="Hooks", optional=True, help="For each record of the log: module:function(name, fields).")
     reload: bool = option(False, "bool", group="Development", common=True, help="Start again when a file of the application changes.")
     reload_extra_files: tuple[str, ...] = option((), "list", group="Development", help="Further files to watch. Repeatable.")
     reload_exclude_patterns: tuple[str, ...] = option((), "list", group="Development", help="Files not to watch, as patterns. Repeatable.")
@@ -494,7 +496,7 @@ class Config(Value, kw_only=True):
     access_log: str | None = option(None, "log", group="Log", common=True, optional=True, help="Record each request: - with the other records, or a file.")
     access_log_format: str | None = option(None, "access_format", group="Log", optional=True, help="How these records look: json, console, common or combined (as Apache's), or a format string of Apache's or gunicorn's; as log_format unless given.")
     access_log_skip: tuple[str, ...] = option((), "list", group="Log", help="Paths whose requests are not recorded unless they fail, such as /health or /static/*. Repeatable.")
-    access_log_filter: Any = option(None, "hook", group="Hooks", optional=True, help="Whether to record a request: module:function(fields).")
+    access_log_filter: RequestFilter | str | None = option(None, "hook", group="Hooks", optional=True, help="Whether to record a request: module:function(fields).")
     request_id: bool = option(False, "bool", group="Log", help="Give each request an id, that of X-Request-ID or a new one: in the environ, in the answer and in the records.")
     # fmt: on
     workers_from: str = field(default="", compare=False)

@@ -6,16 +6,27 @@ import sys
 from dataclasses import field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from prefork.errors import AppFailed, ConfigError
 from prefork.values import Fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from prefork.config import Config
+    from prefork.pool import WorkerPool
     from prefork.records import Records
+    from prefork.worker import Worker
+
+WarmUp: TypeAlias = "Callable[[Callable[..., Any]], object] | Sequence[str]"
+"""Is given the application; or paths to ask it for."""
+BeforeFork: TypeAlias = "Callable[[WorkerPool], object]"
+InWorker: TypeAlias = "Callable[[Worker], object]"
+OnRecord: TypeAlias = "Callable[[str, dict[str, Any]], object]"
+"""Is given the name of a record, and its fields."""
+RequestFilter: TypeAlias = "Callable[[dict[str, Any]], object]"
+"""Says of the fields of ``request.finished`` whether to write that."""
 
 Moment: TypeAlias = Literal["before_fork", "worker_started", "worker_exiting", "access_log_filter"]
 
@@ -32,16 +43,19 @@ class Hooks(Fields):
     preload the parent must not import that.
     """
 
-    before_fork: list[Callable[..., object] | str] = field(default_factory=list)
-    worker_started: list[Callable[..., object] | str] = field(default_factory=list)
-    worker_exiting: list[Callable[..., object] | str] = field(default_factory=list)
-    access_log_filter: list[Callable[..., object] | str] = field(default_factory=list)
+    before_fork: list[BeforeFork | str] = field(default_factory=list)
+    worker_started: list[InWorker | str] = field(default_factory=list)
+    worker_exiting: list[InWorker | str] = field(default_factory=list)
+    access_log_filter: list[RequestFilter | str] = field(default_factory=list)
 
     @classmethod
     def of(cls, config: Config) -> Hooks:
         """Take over what the configuration names."""
-        named = (config.before_fork, config.worker_started, config.worker_exiting, config.access_log_filter)
-        return cls(*([hook] if hook else [] for hook in named))
+        hooks = cls()
+        for moment in get_args(Moment):
+            if hook := getattr(config, moment):
+                getattr(hooks, moment).append(hook)
+        return hooks
 
     def load(self, app_dir: str, *moments: Moment) -> None:
         """Import what is only named, from ``app_dir`` first; ``ConfigError`` if there is no such function."""

@@ -343,7 +343,7 @@ class Keeping:
 
     def _revive(self, pool: Pool, event: Any, now: float) -> list[Any]:
         """Start a pool in the place of one that died as a whole."""
-        died = {"generation": pool.generation, "reason": last_words(event)["reason"]}
+        died = {"generation": pool.generation, "reason": last_words(event)["reason"], "code": "PF423"}
         if now - pool.ready_at > YOUNG_S:
             self._failures = 0
         later = [] if self._the(COMING) is not None else self._start_later(now)

@@ -256,7 +256,7 @@ class Parent:
             birth = self.birth(Spawn(worker=-1, number=0, budget=None), vitals, door)
             child = fork_child(-1, 0, partial(be_worker, birth))
             try:
-                self.await_probe(keeper, child, end)
+                self.await_probe(keeper, child, vitals, end)
                 ask(door, self.config, end - monotonic())
                 child.tell(STOP_QUICKLY)
                 child.process.join(QUICK_STOP_S)
@@ -264,7 +264,7 @@ class Parent:
                 child.kill()
                 child.close()
 
-    def await_probe(self, keeper: Keeper, child: Child, end: float) -> None:
+    def await_probe(self, keeper: Keeper, child: Child, vitals: Vitals, end: float) -> None:
         """Return when the worker serves; ``BootError`` if it says why it cannot, dies or is late."""
         self.poller.register(self.reports, select.POLLIN)
         if child.pidfd is not None:
@@ -279,8 +279,11 @@ class Parent:
                     return
                 case WorkerBootFailed(summary=summary, traceback=trace):
                     keeper.tell({"message": summary, "traceback": trace})
-        how = "died" if awake else "was late"
-        raise BootError("PF422", f"the worker for deploy_probe {how}", "look at what the application does at its start")
+        how, stack = ("died", vitals.stack()) if awake else ("was late", vitals.ask_for_stack(child.pid))
+        hint = "look at what the application does at its start"
+        error = BootError("PF422", f"the worker for deploy_probe {how}", hint)
+        keeper.tell({"message": str(error), "traceback": stack})
+        raise error
 
     def announce(self) -> None:
         """Say what starts, and where, before the app is imported."""
@@ -704,7 +707,7 @@ def answer(caller: Caller, record: str, fields: Mapping[str, Any]) -> None:
         caller.tell_ready()
     elif record == "pool.boot_failed":
         why = f"{fields['reason']}, attempts: {fields['attempts']}"
-        hint = "see the traceback" if "traceback" in fields else "the records tell of each attempt"
+        hint = "see the traceback" if fields.get("traceback") else "the records tell of each attempt"
         error = BootError(fields["code"], f"no worker could be started ({why})", hint)
         caller.tell_failed(error, fields.get("traceback", ""))
 

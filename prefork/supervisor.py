@@ -80,7 +80,7 @@ class WorkerPulse(Value):
 
 
 class WorkerExamined(Value):
-    """A worker that does not answer was examined: ``stack`` is what its threads do, unless it is ``stopped``."""
+    """A worker that does not answer, or is late, was examined: ``stack`` is what its threads do, unless ``stopped``."""
 
     worker: int
     stopped: bool
@@ -184,7 +184,7 @@ class Look(Value):
 
 
 class Examine(Value):
-    """Find out what a worker is at that does not answer: ``WorkerExamined`` follows."""
+    """Find out what a worker is at that does not answer, or is late: ``WorkerExamined`` follows."""
 
     worker: int
 
@@ -622,17 +622,20 @@ class Supervisor:
         if self._ending:
             return actions + self._finish_if_empty()
         if before is Life.STARTING or (before is Life.SERVING and now - (worker.ready_at or now) < YOUNG_S):
-            actions += self._died_quickly(worker, now)
+            actions += self._died_quickly(worker, event, now)
         return actions + self._restore(now)
 
-    def _died_quickly(self, worker: Worker, now: float) -> list[Action]:
+    def _died_quickly(self, worker: Worker, event: WorkerExited, now: float) -> list[Action]:
         """Wait before the next fork, longer each time: an application that dies at once must not eat the machine."""
         delay = self._back_off_of(worker).fail(now, worker.worker, self._serial)
         self._hindrance = "its successors end before they serve"
         if delay is not None and not self._first_ready:
             self._silent_deaths += 1
             if self._silent_deaths >= SILENT_DEATHS:
-                told = {"reason": "crash_loop", "attempts": self._silent_deaths, "code": "PF402"}
+                why = {"reason": f"crash_loop: the last {how_it_ended(event)}", "code": "PF402"}
+                if worker.reason == "boot_timeout":
+                    why = {"reason": self._too_late, "code": "PF401"}
+                told = {**why, "attempts": self._silent_deaths, "traceback": event.evidence.get("stack") or ""}
                 return [Emit("pool.boot_failed", told), *self._stop(now, quick=True, exit_code=1)]
         if not delay:
             return []
@@ -687,6 +690,8 @@ class Supervisor:
         worker = self.workers.get(event.worker)
         if worker is None or self._stopping:
             return []
+        if worker.life is Life.STARTING:
+            return self._never_ready(worker, event.stack)
         worker.sick = worker.ordered = worker.retire_at_once = True
         worker.reason = worker.reason or "unresponsive"
         worker.kill_at = now + self._config.boot_timeout if worker.life is Life.SERVING else now
@@ -815,23 +820,36 @@ class Supervisor:
             if worker.kill_at is None or worker.kill_at > now:
                 continue
             worker.kill_at = now + KILL_AGAIN_S
+            if worker.life is Life.STARTING and not worker.killed:
+                actions.append(Examine(worker.worker))  # once it is killed nobody can tell what it was at
+                continue
             actions.append(Kill(worker.worker))
             if worker.killed:
                 continue
             worker.killed = True
-            if worker.life is Life.STARTING:
-                worker.reason = "boot_timeout"
-                told = {"reason": f"not ready after {self._config.boot_timeout:g} s", "traceback": ""}
-                actions.append(Emit("worker.boot_failed", told, worker.worker))
-            else:
-                actions.append(Emit("worker.killed", {"after_s": round(now - worker.born, 3)}, worker.worker))
+            actions.append(Emit("worker.killed", {"after_s": round(now - worker.born, 3)}, worker.worker))
         return actions
+
+    def _never_ready(self, worker: Worker, stack: str) -> list[Action]:
+        """Kill a worker that takes too long to start; ``stack`` is what it was at."""
+        worker.killed, worker.reason = True, "boot_timeout"
+        told = {"reason": self._too_late, "traceback": stack}
+        return [Kill(worker.worker), Emit("worker.boot_failed", told, worker.worker)]
+
+    @property
+    def _too_late(self) -> str:
+        return f"not ready after {self._config.boot_timeout:g} s"
 
     def _finish_if_empty(self) -> list[Action]:
         if self.workers:
             return []
         self.finished = True
         return [Finish(self.exit_code)]
+
+
+def how_it_ended(event: WorkerExited) -> str:
+    """Return how a worker's process came to its end, in words."""
+    return f"ended with status {event.exit_code}" if event.signal is None else f"was ended by {event.signal}"
 
 
 def draw_budget(config: Config, random: Random, place: int = 0, of: int = 1) -> int | None:

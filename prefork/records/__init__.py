@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefork.config import Config
+    from prefork.hooks import OnRecord
     from prefork.records.access import AccessLog
     from prefork.records.outlet import Outlet
 
@@ -127,7 +128,7 @@ class _Shared:
         self.config = config
         self._logger = logger
         self._strict = strict
-        self.hook: Callable[..., object] | str | None = config.on_record
+        self.hook: OnRecord | str | None = config.on_record
         self._early: list[tuple[str, dict[str, Any]]] = []
         self._makers: dict[str, Any] = {}
         self._closed = False
@@ -177,8 +178,8 @@ class _Shared:
         made = {"line": line} if (line := fields.pop("line", None)) else {}
         if self._strict and (wrong := ["is not in the catalogue"] if spec is UNKNOWN else spec.problems(fields)):
             raise ValueError(f"the record {name}: {', '.join(wrong)}")
-        if spec.code:
-            fields.setdefault("code", spec.code)
+        if code := spec.code_of(fields):
+            fields.setdefault("code", code)
         if trace := fields.pop("traceback", None):
             fields["exception"] = trace
         outlet, level = self.open(), spec.level_of(fields)

@@ -35,7 +35,6 @@ FIELDS: Mapping[str, str] = {
     "after_s": "age of the worker in seconds",
     "app": "the application as it was named",
     "attempts": "how many workers failed",
-    "backlog": "length of the queue of connections",
     "blocked_s": "seconds since the event loop was asked in vain",
     "boot_s": "seconds from the fork (for the pool, from the start) until it served",
     "budget": "requests after which the worker is to be replaced; none if there is no limit",
@@ -53,8 +52,6 @@ FIELDS: Mapping[str, str] = {
     "failures": "how many workers died quickly in a row",
     "field": "name of a header field",
     "findings": "a list: `kind` (thread, socket, executor, event_loop), `what`, `where`, `remedy`",
-    "framework": "name of the web framework",
-    "framework_version": "its version",
     "graceful": "whether running requests may finish",
     "holds": "a list, the oldest first: `why` in the application's words, `age_s`, and at level debug `where` it was taken",
     "hook": "which hook",
@@ -117,7 +114,8 @@ FIELDS: Mapping[str, str] = {
 class RecordSpec(Value):
     """A kind of record: its level, who writes it, when, and with which fields; ``optional`` ones may be missing.
 
-    ``worse`` is the level of the bad cases (see ``level_of``), ``code`` names the section of the page of errors.
+    ``worse`` is the level of the bad cases (see ``level_of``). ``code`` names the section of the page of errors; where there
+    are bad cases, they alone have it.
     """
 
     level: str
@@ -135,6 +133,10 @@ class RecordSpec(Value):
             return self.worse
         return self.level
 
+    def code_of(self, fields: Mapping[str, Any]) -> str:
+        """Return the code of one record; empty if there is none, or nothing to do about it."""
+        return self.code if self.level_of(fields) == (self.worse or self.level) else ""
+
     def problems(self, fields: Mapping[str, Any]) -> list[str]:
         """Return what is wrong with the fields of one record, in words."""
         known = {*self.fields, *self.optional, *FIRST, *EMITTER, "code", "exc_info", "traceback"}
@@ -150,8 +152,8 @@ def _spec(level: str, by: str, text: str, fields: str = "", optional: str = "", 
 
 # fmt: off
 CATALOGUE: Mapping[str, RecordSpec] = {
-    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "framework framework_version workers_counted starter_generation keeper_pid"),
-    "pool.listening": _spec("info", "parent", "A socket is open: one record each.", "url", "address port scheme backlog inherited_fd inherited_as"),
+    "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "workers_counted starter_generation keeper_pid"),
+    "pool.listening": _spec("info", "parent", "A socket is open: one record each.", "url", "address port scheme inherited_fd inherited_as"),
     "pool.fork_unsafe": _spec("warning", "parent", "Something in the parent would be missing in the workers, or shared by them. Once, before the first fork.", "findings", code="PF405"),
     "pool.ready": _spec("info", "parent", "All workers serve.", "workers boot_s"),
     "pool.recycling": _spec("info", "parent", "All workers are replaced, new ones first.", "signal note"),
@@ -161,7 +163,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "pool.deployed": _spec("info", "parent", "The new pool serves, by itself from now on. `reason`: `signal`, or `death` of the one before.", "reason workers boot_s"),
     "pool.deploy_failed": _spec("error", "either", "The new pool cannot serve; this one goes on as if nothing had happened. By the keeper if there is none: it tries again.", "reason new_generation code", "exception", code="PF421"),
     "pool.superseded": _spec("info", "parent", "A newer pool serves: all workers of this one retire.", "", "new_generation new_starter_generation"),
-    "pool.died": _spec("error", "keeper", "The parent of the workers died: its workers finish what they have, and a new pool is started.", "reason"),
+    "pool.died": _spec("error", "keeper", "The parent of the workers died: its workers finish what they have, and a new pool is started.", "reason", code="PF423"),
     "pool.scaling": _spec("info", "parent", "The number of workers is changed.", "workers_from workers_to reason"),
     "pool.fork_failed": _spec("error", "parent", "The system refused to fork; it is tried again.", "error delay_s", code="PF404"),
     "pool.accept_paused": _spec("error", "worker", "No connection can be accepted for now, mostly because all descriptors are used up.", "reason pause_s", code="PF501"),
@@ -173,25 +175,25 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "worker.ready": _spec("info", "parent", "A worker serves.", "worker child_pid boot_s"),
     "worker.boot_failed": _spec("error", "parent", "A worker could not start.", "worker child_pid reason", "exception", code="PF401"),
     "worker.retiring": _spec("info", "parent", "A worker is to be replaced; it serves until its successor is ready. Why: `max_requests`, `max_age`, `max_memory`, `app`, `request_timeout`, `unresponsive`, `signal`, `hup`, `usr2`, or `scale_down`, which takes no successor.", "worker child_pid reason", "requests memory_bytes"),
-    "worker.retirement_delayed": _spec("warning", "parent", "A worker that is to be replaced serves on, beyond its budget if need be, because its successor cannot be had for now. Once for each.", "worker child_pid reason"),
-    "worker.handover_failed": _spec("warning", "worker", "A kept-alive connection could not be handed over to a sibling, or taken over from one.", "reason"),
+    "worker.retirement_delayed": _spec("warning", "parent", "A worker that is to be replaced serves on, beyond its budget if need be, because its successor cannot be had for now. Once for each.", "worker child_pid reason", code="PF435"),
+    "worker.handover_failed": _spec("warning", "worker", "A kept-alive connection could not be handed over to a sibling, or taken over from one.", "reason", code="PF437"),
     "worker.overloaded": _spec("warning", "worker", "Clients were turned away: with 503 because their requests had waited for `queue_timeout`, or their connections were beyond `limit_concurrency`; without a word because they were gone (`client_gone`) when their turn came. Once a second for each `reason`.", "reason turned_away", code="PF504"),
     "worker.thread_refused": _spec("warning", "worker", "The system lets the worker start no further thread: it goes on with those that it has. Once in the life of a worker.", "reason threads", code="PF505"),
     "worker.unresponsive": _spec("error", "parent", "A worker does not answer: its interpreter is stuck, or it is `stopped`, by a signal or a debugger, and then has no stack to show. It is killed as soon as its successor serves.", "worker child_pid silent_s stopped stack", code="PF430"),
     "worker.blocked": _spec("warning", "worker", "ASGI: the event loop does not turn, for something in it does not return. `method` and `path` where that is a request.", "blocked_s stack", "method path client age_s", code="PF432"),
     "worker.tasks_cancelled": _spec("info", "worker", "ASGI: the worker leaves, and cancels what the application has left running. What must be finished takes the exit guard.", "tasks"),
-    "lifespan.failed": _spec("error", "worker", "ASGI: the application raised in its lifespan. At its startup it is served nevertheless: so it is with one that knows no lifespan. `serving`: a task of its lifespan has ended, and it is served on without.", "phase", "exception"),
+    "lifespan.failed": _spec("error", "worker", "ASGI: the application raised in its lifespan. At its startup it is served nevertheless: so it is with one that knows no lifespan. `serving`: a task of its lifespan has ended, and it is served on without.", "phase", "exception", code="PF434"),
     "worker.held": _spec("warning", "worker", "The pool stops, nine tenths of the time for that are over, and the application still holds the exit guard.", "holds", code="PF431"),
-    "worker.killed": _spec("warning", "parent", "A worker was killed: it had its time to stop, or did not answer.", "worker child_pid after_s"),
-    "worker.exited": _spec("info", "parent", "A worker is gone: one record for each `worker.spawned`.", "worker child_pid exit_code signal expected reason requests overrun uptime_s", "stuck requests_lost connections_lost rss_bytes oom_kill stack", worse="error"),
+    "worker.killed": _spec("warning", "parent", "A worker was killed: it had its time to stop, or did not answer.", "worker child_pid after_s", code="PF436"),
+    "worker.exited": _spec("info", "parent", "A worker is gone: one record for each `worker.spawned`.", "worker child_pid exit_code signal expected reason requests overrun uptime_s", "stuck requests_lost connections_lost rss_bytes oom_kill stack", worse="error", code="PF438"),
     "worker.respawn_delayed": _spec("warning", "parent", "Workers die too quickly: the next fork waits.", "worker child_pid delay_s failures", code="PF402"),
     "tls.handshake_failed": _spec("info", "worker", "A client and the server did not agree to speak TLS.", "reason client"),
     "tls.not_renewed": _spec("error", "parent", "The certificate cannot be read anew at HUP: nothing is replaced, the old one is shown on.", "reason", "exception", code="PF323"),
-    "hook.failed": _spec("error", "either", "A hook raised.", "hook", "exception"),
+    "hook.failed": _spec("error", "either", "A hook raised.", "hook", "exception", code="PF433"),
     "log.lines_lost": _spec("warning", "either", "Nobody read the pipe that the log goes to, so lines of this process were thrown away; it is read again.", "log lines", code="PF106"),
-    "log.reopen_failed": _spec("error", "either", "A log file cannot be opened anew; the old one is written on.", "log error"),
+    "log.reopen_failed": _spec("error", "either", "A log file cannot be opened anew; the old one is written on.", "log error", code="PF105"),
     "request.finished": _spec("info", "worker", "A request was answered. Only with `access_log`.", "method path query http_version status duration_s queue_s request_bytes response_bytes client scheme host user_agent referer outcome", "request_id", logger="prefork.access", worse="error"),
-    "request.failed": _spec("error", "worker", "The application raised.", "method path", "client query exception request_id", logger="prefork.error"),
+    "request.failed": _spec("error", "worker", "The application raised.", "method path", "client exception request_id", logger="prefork.error"),
     "request.timeout": _spec("error", "worker", "A request took longer than `request_timeout`: it was answered with 504, or cut if an answer had begun. Its worker is replaced.", "method path client status age_s stack", "request_id", code="PF502"),
     "request.cancelled": _spec("warning", "worker", "ASGI: the pool stops, the time for that is nearly over or an endless answer had its `stream_grace`, and the task was cancelled.", "method path client age_s stack", code="PF510"),
     "websocket.unavailable": _spec("warning", "worker", "ASGI: a client asked for a WebSocket, and was answered with 501: the library for that is not installed. Once a worker.", "path", code="PF441"),
@@ -257,8 +259,9 @@ def _rows() -> list[str]:
     for name, spec in CATALOGUE.items():
         level = f"{spec.level}, **{spec.worse}**" if spec.worse else spec.level
         code = ("code",) if spec.code and "code" not in spec.fields else ()
-        shown = ", ".join(
-            [f"`{field}`" for field in (*spec.fields, *code)] + [f"`{field}`?" for field in spec.optional]
+        always, sometimes = (
+            (spec.fields, (*spec.optional, *code)) if spec.worse else ((*spec.fields, *code), spec.optional)
         )
+        shown = ", ".join([f"`{field}`" for field in always] + [f"`{field}`?" for field in sometimes])
         rows.append(f"| `{name}` | {level} | {spec.by} | {spec.help} | {shown} |")
     return rows

@@ -112,8 +112,12 @@ def test_a_flag_goes_before_the_environment_and_that_before_the_settings(write: 
 
 
 def test_the_port_variable_of_a_platform_is_honoured(write: Callable[..., Path]) -> None:
-    with runprefork(write(), address=None, env={"PREFORK_BIND": "127.0.0.1:0", "PORT": "1"}) as server:
-        assert server.address[1] > 1
+    folder = write()
+    for env, bind in (({"PORT": "8123"}, "0.0.0.0:8123"), ({"PORT": "8123", "PREFORK_BIND": "[::1]:9"}, "[::1]:9")):
+        with runprefork(folder, "--show-config", address=None, env=env, ready="") as server:
+            assert server.wait() == 0
+            (shown,) = [line.split() for line in server.output if line.startswith("bind ")]
+            assert shown[1] == bind
 
 
 def test_static_files_are_served_under_debug_alone(write: Callable[..., Path]) -> None:
@@ -177,8 +181,10 @@ def test_an_ipv4_address_is_none_of_ipv6(write: Callable[..., Path]) -> None:
 
 def test_migrations_that_are_missing_are_told_under_debug_alone(write: Callable[..., Path]) -> None:
     apps = "INSTALLED_APPS += ['django.contrib.auth']\n"
-    with runprefork(write(f"DEBUG = True\n{apps}"), "--noreload") as server:
-        assert "unapplied migration" in server.log
+    folder = write(f"import os\nDEBUG = 'DEBUGGING' in os.environ\n{apps}")
+    for env in ({}, {"DEBUGGING": "1"}):
+        with runprefork(folder, "--noreload", env=env) as server:
+            assert ("unapplied migration" in server.log) == bool(env)
 
 
 def test_an_asgi_application_beside_changes_nothing(write: Callable[..., Path]) -> None:

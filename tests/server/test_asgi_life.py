@@ -205,7 +205,7 @@ async def brewing(scope, receive, send):
         await receive()
 """
     with serve("sample:brewing", more, async_backend=backend) as server:
-        told = server.wait_for("lifespan.failed", phase="serving")
+        told = server.wait_for("lifespan.failed", phase="serving", code="PF434")
         assert "no water" in told["exception"]
         assert server.get()[0] == 200
         assert server.stop() == 0

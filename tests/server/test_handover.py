@@ -650,7 +650,7 @@ def test_what_is_strange_in_the_exchange_harms_nobody_and_a_connection_is_served
         assert server.get("/litter")[0] == 200
         assert server.get("/look")[0] == 200
         assert server.wait_for_output("found") == "found b'HTTP/1.1 200 OK'"
-        server.wait_for("worker.handover_failed", count=3)
+        server.wait_for("worker.handover_failed", count=3, code="PF437")
         assert len(server.worker_pids) == 1
         assert not server.all("worker.exited")
 

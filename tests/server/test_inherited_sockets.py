@@ -206,7 +206,8 @@ def test_a_deploy_loses_nothing_and_a_broken_one_changes_nothing(starter: Callab
         server.wait_for_generation(2)
         (folder / "broken").touch()
         server.deploy()
-        server.wait_for("pool.starting", starter_generation=4)  # a second attempt: the first was seen to fail
+        assert status_of_failure(server) == 1
+        server.wait_for("pool.starting", starter_generation=4)  # a second attempt
         assert ask(server.address)["parent"] == server.pid_of(2)
         (folder / "broken").unlink()
         server.wait_for("pool.stopped", pid=server.pid_of(2), exit_code=0)
@@ -219,6 +220,12 @@ def test_a_deploy_loses_nothing_and_a_broken_one_changes_nothing(starter: Callab
         served_by = {json.loads(body)["parent"] for body in tally.bodies}
         assert served_by == {record["pid"] for record in server.all("pool.ready")}
     assert not kept.goodbyes
+
+
+def status_of_failure(server: Starter) -> int:
+    """Return with which status ``start_server`` says that a generation has ended which was to serve."""
+    line = server.wait_for_output("seems to have failed to start, exit status:")
+    return os.waitstatus_to_exitcode(int(line.rpartition(":")[2]))
 
 
 @contextmanager
@@ -261,7 +268,7 @@ def test_a_generation_serves_on_until_the_next_one_has_loaded(starter: Callable[
     with starter("--port=127.0.0.1:0", "--interval=1") as server, kept_connections(server.address, 4) as connections:
         (folder / "slow").touch()
         server.deploy()
-        server.wait_for("pool.stop_delayed", signal="TERM")
+        server.wait_for("pool.stop_delayed", signal="TERM", reason="the next generation does not serve yet")
         assert {served_by(connection) for connection in connections} == {server.pid_of(1)}
         assert ask(server.address)["parent"] == server.pid_of(1)
         (folder / "slow").unlink()
@@ -302,19 +309,20 @@ def test_term_again_is_the_same_drain(starter: Callable[..., Starter]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "more", "code"),
+    ("flags", "more", "code", "status"),
     [
-        pytest.param([], [], "PF315", id="no socket"),
-        pytest.param(["--port=127.0.0.1:u0"], [], "PF307", id="UDP"),
-        pytest.param(["--port=127.0.0.1:0"], ["--bind", "127.0.0.1:8000"], "PF317", id="bind as well"),
+        pytest.param([], [], "PF315", 2, id="no socket"),
+        pytest.param(["--port=127.0.0.1:u0"], [], "PF307", 1, id="UDP"),
+        pytest.param(["--port=127.0.0.1:0"], ["--bind", "127.0.0.1:8000"], "PF317", 2, id="bind as well"),
     ],
 )
 def test_what_cannot_be_served_is_told_in_one_line(
-    flags: list[str], more: list[str], code: str, starter: Callable[..., Starter]
+    flags: list[str], more: list[str], code: str, status: int, starter: Callable[..., Starter]
 ) -> None:
     with starter("--interval=1", *flags, command=[*PREFORK, *more], ready="") as server:
         line = server.wait_for_output(f"[{code}]")
         assert line.startswith("prefork: error: ")
+        assert status_of_failure(server) == status
         assert not server.all("pool.starting")
 
 

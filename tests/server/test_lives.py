@@ -101,7 +101,7 @@ def script(folder: Path, text: str) -> LiveServer:
 def busy_day(folder: Path) -> LiveServer:
     """Requests of all kinds, an unsafe parent, more and fewer workers, a crash after a crash, and a hard end."""
     options = {"access_log": "-", "warm_up": "tea:leave_thread", "graceful_timeout": 0.2, "trusted_proxies": "none"}
-    with pool(folder, **options) as server:
+    with pool(folder, request_id=True, **options) as server:
         forged = {"X-Forwarded-For": "192.0.2.1"}
         assert [server.get(path, headers=forged)[0] for path in ("/", "/raise")] == [200, 500]
         with socket.create_connection(server.address) as client:
@@ -133,7 +133,7 @@ def files_gone(folder: Path) -> LiveServer:
         server.get()
         logs.rename(folder / "old")
         server.send(signal.SIGUSR1)
-        server.wait_for("log.reopen_failed")
+        server.wait_for("log.reopen_failed", code="PF105")
         server.stop()
     server.records += [json.loads(line) for line in (folder / "old" / "access").read_text().splitlines()]
     return server
@@ -194,7 +194,7 @@ def no_exchange(folder: Path) -> LiveServer:
 
 def sick_worker(folder: Path) -> LiveServer:
     """A request that takes too long, and a worker that answers nobody."""
-    with pool(folder, heartbeat_timeout=0.5, request_timeout=0.2) as server:
+    with pool(folder, heartbeat_timeout=0.5, request_timeout=0.2, request_id=True) as server:
         assert server.get("/stuck")[0] == 504
         server.wait_for("request.timeout")
         server.wait_for("worker.exited", reason="request_timeout")
@@ -391,8 +391,25 @@ def test_every_record_happens_and_is_as_in_the_catalogue(name: str, emitted: Map
         assert list(record)[:4] == ["timestamp", "level", "logger", "event"]
         assert (record["level"], record["logger"]) == (spec.level_of(record), spec.logger)
         assert spec.by in {record["role"], "either"}
-        assert record.get("code", "") == spec.code or "code" in spec.fields
+        assert record.get("code", "") == spec.code_of(record) or "code" in spec.fields
         assert {"pid", "role", "generation"} <= record.keys()
+
+
+ELSEWHERE = {
+    "pool.starting": {"starter_generation", "workers_counted"},  # test_inherited_sockets, test_workers
+    "pool.listening": {"inherited_as"},  # test_inherited_sockets
+    "pool.superseded": {"new_starter_generation"},  # test_inherited_sockets
+    "pool.stop_delayed": {"reason"},  # test_inherited_sockets
+    "worker.retiring": {"memory_bytes"},  # test_recycling
+    "worker.exited": {"oom_kill"},  # test_stuck
+    "tls.not_renewed": {"exception"},  # test_tls
+}
+"""The optional fields that no life has, and where there is one that has them."""
+
+
+def test_every_optional_field_happens(emitted: Mapping[str, list[Record]]) -> None:
+    never = {name: set(spec.optional).difference(*emitted[name]) for name, spec in CATALOGUE.items()}
+    assert {name: fields for name, fields in never.items() if fields} == ELSEWHERE
 
 
 def test_nothing_else_is_emitted(emitted: Mapping[str, list[Record]]) -> None:

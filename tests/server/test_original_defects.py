@@ -6,6 +6,7 @@ D10 and D12 are about sockets of Server::Starter: see test_inherited_sockets.py.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 from collections import Counter
@@ -36,6 +37,9 @@ def shop(environ, start_response):
         return [b"second"]
     if path == "/late":
         return late(start_response)
+    if path == "/large":
+        start_response("200 OK", [])
+        return [b"x" * 30_000_000]
     if path == "/multiprocess":
         start_response("200 OK", [])
         return [str(environ["wsgi.multiprocess"]).encode()]
@@ -247,8 +251,8 @@ def test_d13_what_outlives_the_graceful_timeout_is_killed_and_named(serve: Calla
         assert server.stop() == 0
         with pytest.raises(ConnectionError):
             stuck.getresponse()
-        assert [record["child_pid"] for record in server.all("worker.killed")] == [worker]
-        assert server.all("worker.exited", child_pid=worker, signal="SIGKILL")
+        assert [record["child_pid"] for record in server.all("worker.killed", code="PF436")] == [worker]
+        assert server.all("worker.exited", child_pid=worker, signal="SIGKILL", code="PF438")
         idle.close()
         stuck.close()
 
@@ -263,7 +267,7 @@ def test_d13_an_idle_client_does_not_hold_a_stop_up(serve: Callable[..., LiveSer
         idle.close()
 
 
-# Nothing but the time for a head is limited. (For answers: test_who_reads_nothing_is_given_up.)
+# Nothing but the time for a head is limited.
 @pytest.mark.parametrize(
     ("data", "status"),
     [
@@ -279,6 +283,15 @@ def test_d13_an_idle_client_does_not_hold_a_stop_up(serve: Callable[..., LiveSer
 def test_d14_each_phase_of_a_request_has_its_limit(data: bytes, status: int, serve: Callable[..., LiveServer]) -> None:
     with serve(max_body_size=1000, head_timeout=0.5, body_timeout=0.5) as server:
         assert exchange(server, data).startswith(b"HTTP/1.1 %d " % status)
+        assert server.get()[0] == 200
+
+
+def test_d14_an_answer_that_nobody_takes_has_its_limit(serve: Callable[..., LiveServer]) -> None:
+    with serve(write_timeout=0.5) as server, socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+        reset = select.poll()
+        reset.register(client, 0)
+        assert reset.poll(20_000)
         assert server.get()[0] == 200
 
 

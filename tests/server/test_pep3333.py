@@ -49,10 +49,11 @@ def gated():
     yield b"two"
 
 def lived():
-    def told():
-        yield repr((threading.get_ident(), variable.get("lost"))).encode()
     me = threading.get_ident()
     variable.set("kept")
+    def told():
+        for _ in range(3):
+            yield f"{threading.get_ident() == me} {variable.get('lost')} ".encode()
     return Answer(told(), lambda: print("end", threading.get_ident() == me, variable.get("lost"), flush=True))
 
 def app(environ, start_response):
@@ -323,5 +324,5 @@ def test_the_environ_says_what_the_server_is(server: LiveServer) -> None:
 
 
 def test_a_request_stays_on_one_thread_and_in_one_context_to_its_end(server: LiveServer) -> None:
-    ask(server, "/lived")
+    assert ask(server, "/lived")[1] == b"True kept " * 3
     assert "True kept" in server.wait_for_output("end ")

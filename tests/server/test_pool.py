@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import multiprocessing
 import os
 import pickle
@@ -102,6 +103,36 @@ def test_stop_is_idempotent_and_wait_repeats_the_status(leaves_nothing: None) ->
     pool.stop()
     pool.stop(graceful=False)
     assert (pool.wait(), pool.wait(timeout=1)) == (0, 0)
+
+
+def test_a_stop_that_is_not_graceful_waits_for_no_long_request(leaves_nothing: None) -> None:
+    reader, writer = os.pipe()
+    answers: list[object] = []
+
+    def slow(_environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        os.write(writer, b"x")
+        threading.Event().wait(60)
+        start_response("200 OK", [])
+        return []
+
+    def client(url: str) -> None:
+        try:
+            with urlopen(url, timeout=100) as answer:
+                answers.append(answer.status)
+        except OSError as error:
+            answers.append(error)
+
+    pool = WorkerPool(slow, bind=HERE, max_workers=1, graceful_timeout=600, log_format="none")
+    pool.start()
+    thread = threading.Thread(target=client, args=(pool.url,))
+    thread.start()
+    assert os.read(reader, 1) == b"x"
+    pool.stop(graceful=False)
+    assert pool.wait() == 0
+    thread.join()
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+    assert isinstance(answers[0], OSError), "it had all the time that it wanted"
 
 
 def test_stop_before_start_does_nothing() -> None:
@@ -396,6 +427,19 @@ def test_warm_up_runs_once_in_the_parent(leaves_nothing: None) -> None:
     assert warmed == [(app, os.getpid())]
 
 
+def test_without_preload_there_is_nothing_to_warm_up(write_app: Callable[..., Path], leaves_nothing: None) -> None:
+    warmed: list[object] = []
+    named: dict[str, Any] = {
+        "app_dir": str(write_app(name="cold")),
+        "preload": False,
+        "bind": HERE,
+        "log_format": "none",
+    }
+    pool = WorkerPool("cold:app", max_workers=1, warm_up=warmed.append, on_record=Log(), **named)
+    assert pool.serve() == 0
+    assert not warmed
+
+
 def test_warm_up_paths_are_asked_through_the_gateway(leaves_nothing: None) -> None:
     asked: list[tuple[str, str, str]] = []
 
@@ -433,6 +477,20 @@ def test_what_a_fork_would_break_is_told_once_with_its_remedy(leaves_nothing: No
     assert told["code"] == "PF405"
     assert [finding["what"] for finding in told["findings"]] == ["exporter"]
     assert "worker_started" in told["findings"][0]["remedy"]
+
+
+def test_what_the_caller_has_running_is_told_by_a_started_pool(tmp_path: Path, leaves_nothing: None) -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name="exporter")
+    thread.start()
+    log = tmp_path / "log"
+    with small(log_format="json", log_file=str(log)) as pool:
+        ask(pool)
+    done.set()
+    thread.join()
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    (told,) = [record for record in records if record["event"] == "pool.fork_unsafe"]
+    assert "exporter" in [finding["what"] for finding in told["findings"]]
 
 
 def test_a_clean_app_is_told_nothing(leaves_nothing: None) -> None:

@@ -175,7 +175,7 @@ def test_no_more_than_max_retiring_linger_and_the_next_serves_on(serve: Callable
         server.wait_for("worker.ready", count=2)
         while (second := server.get()[1]) == first:
             pass
-        told = server.wait_for("worker.retirement_delayed")
+        told = server.wait_for("worker.retirement_delayed", code="PF435")
         assert told["child_pid"] == int(second)
         assert "max_retiring 1" in told["reason"]
         # The first may have one request of its budget left, and hears a moment later that its successor serves.

@@ -71,6 +71,19 @@ def test_it_hears_of_start_reload_and_stop(systemd: Systemd, flags: tuple[str, .
     assert [sum(name in heard for heard in systemd.heard) for name in ("READY", "RELOADING", "STOPPING")] == [2, 1, 1]
 
 
+def test_a_deploy_that_fails_ends_the_reload(
+    systemd: Systemd, flags: tuple[str, ...], write_app: Callable[..., Path]
+) -> None:
+    with LiveServer.of(*flags, env=systemd.environment) as server:
+        systemd.wait_for("READY")
+        write_app("raise LookupError('no shop')")
+        server.process.send_signal(signal.SIGHUP)
+        assert systemd.wait_for("RELOADING")["STATUS"] == "starting new code"
+        told = systemd.wait_for("READY")["STATUS"]
+        assert told.startswith("new code was not deployed: importing sample failed: LookupError: no shop")
+        assert server.get()[0] == 200
+
+
 def test_the_watchdog_hears_of_a_pool_that_is_idle(systemd: Systemd, flags: tuple[str, ...]) -> None:
     environment = {**systemd.environment, "WATCHDOG_USEC": "200000"}
     with LiveServer.of(*flags, env=environment):

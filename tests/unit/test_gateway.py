@@ -114,32 +114,67 @@ def test_http10_gets_no_hints() -> None:
     assert sent.data == b""
 
 
-@pytest.mark.parametrize(("method", "status"), [(b"HEAD", "200 OK"), (b"GET", "304 Not Modified")])
-def test_a_file_that_is_not_sent_is_not_read(method: bytes, status: str) -> None:
-    """RFC 9110 section 9.3.2: who asks for the head of something large must not make it be read."""
+class Unread(BytesIO):
+    """A file that nobody may read."""
 
-    class Large(BytesIO):
-        closings = 0
+    closings = 0
 
-        def read(self, _size: int | None = -1) -> bytes:
-            raise AssertionError
+    def read(self, _size: int | None = -1) -> bytes:
+        raise AssertionError
 
-        def close(self) -> None:
-            self.closings += 1
+    def close(self) -> None:
+        self.closings += 1
 
-    class Kernel(Sent):
-        def measure(self, file: Any) -> tuple[int, int]:  # type: ignore[override]  # this is a file
-            return 0, 1 << 40
 
-    large, stream = Large(), Kernel()
+class Kernel(Sent):
+    """A stream that can send files, and keeps which: the file, the offset and the size."""
+
+    def __init__(self, offset: int, size: int) -> None:
+        super().__init__()
+        self.left = (offset, size)
+        self.files: list[tuple[Any, int, int]] = []
+
+    def measure(self, file: Any) -> tuple[int, int]:  # type: ignore[override]  # this is a file
+        return self.left
+
+    def sendfile(self, file: Any, offset: int, size: int) -> None:
+        self.files.append((file, offset, size))
+
+
+def give(file: Unread, stream: Kernel, length: int | None, *, method: bytes = b"GET", status: str = "200 OK") -> None:
+    """Answer with a file, whose length is declared or not."""
 
     def app(_environ: dict[str, Any], start_response: Any) -> FileWrapper:
-        start_response(status, [("Content-Length", str(1 << 40))])
-        return FileWrapper(large)
+        start_response(status, [] if length is None else [("Content-Length", str(length))])
+        return FileWrapper(file)
 
     connection, _ = asked(method + b" / HTTP/1.1\r\nHost: a")
     Answer(connection, stream).run(app, {})
     assert stream.data.endswith(b"\r\n\r\n")
-    assert b"Content-Length: 1099511627776\r\n" in stream.data
     assert connection.idle
-    assert large.closings == 1
+    assert file.closings == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "declared", "sent"),
+    [
+        pytest.param((0, 1 << 40), None, (0, 1 << 40), id="all of it"),
+        pytest.param((0, 1 << 40), 1 << 40, (0, 1 << 40), id="all of it, declared"),
+        pytest.param((10, 90), None, (10, 90), id="from where it was read to"),
+        pytest.param((10, 90), 5, (10, 5), id="a range"),
+    ],
+)
+def test_a_file_is_left_to_the_kernel(left: tuple[int, int], declared: int | None, sent: tuple[int, int]) -> None:
+    file, stream = Unread(), Kernel(*left)
+    give(file, stream, declared)
+    assert stream.files == [(file, *sent)]
+    assert b"Content-Length: %d\r\n" % sent[1] in stream.data
+
+
+@pytest.mark.parametrize(("method", "status"), [(b"HEAD", "200 OK"), (b"GET", "304 Not Modified")])
+def test_a_file_that_is_not_sent_is_not_read(method: bytes, status: str) -> None:
+    """RFC 9110 section 9.3.2: who asks for the head of something large must not make it be read."""
+    stream = Kernel(0, 1 << 40)
+    give(Unread(), stream, 1 << 40, method=method, status=status)
+    assert not stream.files
+    assert b"Content-Length: 1099511627776\r\n" in stream.data

@@ -365,7 +365,7 @@ def test_a_pool_that_stops_by_itself_ends_the_keeper_and_a_deploy(status: int) -
 
 def test_a_pool_that_dies_as_a_whole_is_started_anew_at_once() -> None:
     keeping = serving()
-    died = {"generation": 1, "reason": "its process was ended by SIGKILL"}
+    died = {"generation": 1, "reason": "its process was ended by SIGKILL", "code": "PF423"}
     assert keeping.handle(killed(1), 100) == [Say("pool.died", died), Start(2, "restart", None)]
     assert keeping.handle(ready(2), 101) == [Adopt(2)]
 

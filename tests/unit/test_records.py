@@ -18,6 +18,7 @@ from structlog.contextvars import bound_contextvars
 from prefork.config import Config
 from prefork.errors import ConfigError
 from prefork.records import CATALOGUE, Records
+from prefork.records.catalogue import EMITTER, FIELDS
 from prefork.records.otel import rename
 from prefork.records.rendering import Record, to_console, to_json
 
@@ -42,6 +43,34 @@ def test_every_record_is_described_and_its_fields_too(name: str) -> None:
     assert spec.help
     page = (PACKAGE / "docs" / "records.md").read_text()
     assert f"`{name}`" in page
+
+
+def test_every_field_that_is_described_is_one_of_a_record_and_the_other_way_round() -> None:
+    used = {
+        field
+        for spec in CATALOGUE.values()
+        for field in (*spec.fields, *spec.optional, *(["code"] if spec.code else []))
+    }
+    assert used - {*EMITTER} == set(FIELDS) - {*EMITTER}
+
+
+WITHOUT_CODE = {
+    "request.rejected": "the client is to blame, and source names the rule that it broke",
+    "request.failed": "the application raised, and its traceback says where",
+    "request.finished": "what went wrong with a request has a record of its own",
+}
+
+
+def test_every_warning_and_error_has_a_code_or_a_reason_for_none() -> None:
+    bad = {name for name, spec in CATALOGUE.items() if {spec.level, spec.worse} & {"warning", "error", "critical"}}
+    coded = {name for name, spec in CATALOGUE.items() if spec.code or "code" in spec.fields}
+    assert bad - coded == set(WITHOUT_CODE)
+
+
+def test_the_end_of_a_worker_has_a_code_if_nobody_wanted_it() -> None:
+    spec = CATALOGUE["worker.exited"]
+    assert spec.code_of({"expected": True}) == ""
+    assert spec.code_of({"expected": False}) == spec.code
 
 
 @given(st.dictionaries(TEXTS, TEXTS | st.integers() | st.none() | st.lists(TEXTS, max_size=3), max_size=5))

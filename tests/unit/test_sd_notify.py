@@ -59,6 +59,17 @@ def test_a_sign_of_life_comes_twice_in_the_time_that_systemd_gives(environ: dict
             {"RELOADING": 1, "MONOTONIC_USEC": 5_000_000, "STATUS": "replacing all workers"},
         ),
         ("pool.recycled", {"workers": 10}, {"READY": 1, "STATUS": "10 workers serve, all replaced"}),
+        (
+            "pool.deploying",
+            {"new_generation": 2},
+            {"RELOADING": 1, "MONOTONIC_USEC": 5_000_000, "STATUS": "starting new code"},
+        ),
+        ("pool.deployed", {"workers": 10}, {"READY": 1, "STATUS": "10 workers serve new code"}),
+        (
+            "pool.deploy_failed",
+            {"reason": "no shop"},
+            {"READY": 1, "STATUS": "new code was not deployed: no shop"},
+        ),
         ("pool.scaling", {"workers_to": 11}, {"STATUS": "11 workers wanted"}),
         ("pool.stop_delayed", {"delay_s": 5.0}, {"STOPPING": 1, "STATUS": "stopping in 5 s"}),
         ("pool.stopping", {}, {"STOPPING": 1, "STATUS": "stopping"}),

@@ -67,14 +67,15 @@ class Pool:
                 assert action.number not in self.alive.values()
                 self.alive[action.worker] = action.number
         self.done += actions
+        followed: list[Action] = []
         for action in actions:
             if isinstance(action, Look):
                 self.send(WorkerPulse(action.worker, self.now, self.beats.get(action.worker, 0.0), 0, serving=False))
                 if action.worker not in self.deaf:
                     self.beats[action.worker] = self.now + 0.001
             elif isinstance(action, Examine):
-                self.send(WorkerExamined(action.worker, stopped=False, stack="in compiled code"))
-        return actions
+                followed += self.send(WorkerExamined(action.worker, stopped=False, stack="in compiled code"))
+        return actions + followed
 
     def send(self, event: Event, after: float = 0.0) -> list[Action]:
         self.now += after
@@ -354,7 +355,12 @@ def test_workers_that_die_silently_before_the_first_was_ready_end_the_pool() -> 
     pool.exit(0, None, "SIGSEGV")
     pool.exit(1, None, "SIGSEGV")
     (third,) = spawns(pool.send(Tick(), after=1.0))
-    assert pool.exit(third.worker, None, "SIGSEGV")[-1] == Finish(1)
+    pool.alive.pop(third.worker)
+    last = WorkerExited(third.worker, None, "SIGSEGV", evidence={"stack": "in compiled code"})
+    assert pool.send(last)[-1] == Finish(1)
+    (told,) = pool.records("pool.boot_failed")
+    assert told.fields["reason"] == "crash_loop: the last was ended by SIGSEGV"
+    assert told.fields["traceback"] == "in compiled code"
 
 
 def test_worker_that_never_boots_is_killed_again_and_again() -> None:
@@ -363,8 +369,19 @@ def test_worker_that_never_boots_is_killed_again_and_again() -> None:
     assert Kill(0) in pool.send(Tick(), after=5.0)
     assert Kill(0) not in pool.send(Tick(), after=1.0)
     assert Kill(0) in pool.send(Tick(), after=5.0)
-    assert len(pool.records("worker.boot_failed")) == 1
+    (told,) = pool.records("worker.boot_failed")
+    assert told.fields == {"reason": "not ready after 5 s", "traceback": "in compiled code"}
     assert pool.send(WorkerReady(0, 0.1)) == []  # said before the kill, heard after it
+
+
+def test_who_is_late_and_dies_before_it_was_examined_has_crashed() -> None:
+    pool = Pool(max_workers=1, boot_timeout=5)
+    pool.now += 5.0
+    assert pool.machine.handle(Tick(), pool.now) == [Examine(0)]
+    pool.exit(0, None, "SIGSEGV")
+    assert not pool.records("worker.boot_failed")
+    assert pool.send(WorkerExamined(0, stopped=False, stack="")) == []
+    assert pool.records("worker.exited")[0].fields["reason"] == "crash"
 
 
 def test_worker_that_survives_its_kill_is_recorded_once() -> None:
