@@ -87,15 +87,19 @@ def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 @pass_script_info
 def _run(info: ScriptInfo, /, **options: Any) -> None:
-    from prefork.errors import PreforkError
-    from prefork.kept import failures_told, report
+    from prefork import errors
 
+    context = click.get_current_context()
+    try:
+        from prefork.kept import failures_told, report
+    except errors.PlatformUnsupported as error:
+        context.exit(errors.report(error))
     try:
         with failures_told():
             status = _Run(info, options).run()
-    except PreforkError as error:
+    except errors.PreforkError as error:
         status = report(error)
-    click.get_current_context().exit(status)
+    context.exit(status)
 
 
 class _Run:

@@ -238,7 +238,7 @@ def test_the_checks_for_a_deployment_find_what_matters_in_production_alone(
 def test_the_checks_find_a_system_that_cannot_fork(write: Callable[..., Path]) -> None:
     folder = write()
     (folder / "manage.py").write_text(MANAGE.replace("import os, sys", "import os, sys\ndel os.fork"))
-    assert "prefork.E003" in messages(folder)
+    assert "prefork.W010" in messages(folder)
 
 
 def test_the_checks_are_silent_for_one_worker(write: Callable[..., Path]) -> None:

@@ -19,8 +19,7 @@ from django.utils.module_loading import import_string
 from prefork.contrib.django import checks, fork, signals
 from prefork.contrib.django.options import add_options, joins_logs, resolve_options
 from prefork.contrib.serving import describe, when_ready
-from prefork.errors import ConfigError, PreforkError
-from prefork.kept import failures_told, keep
+from prefork.errors import ConfigError, PlatformUnsupported, PreforkError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -68,6 +67,10 @@ class Command(BaseCommand):
         for flag, variable in (("no_color", "NO_COLOR"), ("force_color", "FORCE_COLOR")):
             if options[flag]:  # the records look there
                 os.environ[variable] = "1"
+        try:
+            from prefork.kept import failures_told
+        except PlatformUnsupported as error:
+            raise CommandError(str(error), returncode=error.exit_code) from None
         with failures_told():
             self.serve_or_show(options)
 
@@ -107,6 +110,8 @@ class Command(BaseCommand):
 
     def serve(self, config: Config, options: dict[str, Any], **more: Any) -> int:
         """Serve the project until stopped; return the exit status. ``more`` is for the pool."""
+        from prefork.kept import keep
+
         if not config.reload:
             keep(config)
         self.prepare(config, options)
