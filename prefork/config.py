@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from prefork import memory
 from prefork.access_format import FORMATS, compile_format
 from prefork.addresses import parse_bind
-from prefork.errors import ConfigError, MissingExtra
+from prefork.errors import ConfigError, MissingExtra, NotHere
 from prefork.trust import NOBODY, UNIX, parse_proxy
 from prefork.values import Value
 
@@ -162,9 +162,9 @@ class Option(Value, kw_only=True):
             return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
         return "" if value is None else _plain(value)
 
-    def wrong(self, value: Any, hint: str) -> ConfigError:
+    def wrong(self, value: Any, hint: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
         """Return the error for a value that is none."""
-        return ConfigError("PF102", f"{self.name} is {value!r}", hint)
+        return kind("PF102", f"{self.name} is {value!r}", hint)
 
 
 def _plain(value: Any) -> str:
@@ -518,7 +518,8 @@ class Config(Value, kw_only=True):
                 "each worker draws its budget between the two, so raise the maximum or lower the minimum",
             )
         if self.max_memory and not memory.TOLD.exists():
-            raise OPTIONS["max_memory"].wrong(self.max_memory, f"this system does not tell: there is no {memory.TOLD}")
+            hint = f"this system does not tell: there is no {memory.TOLD}"
+            raise OPTIONS["max_memory"].wrong(self.max_memory, hint, NotHere)
         if self.deploy_probe is not None and not self.deploy_probe.startswith("/"):
             raise OPTIONS["deploy_probe"].wrong(self.deploy_probe, "a path begins with /")
         self._check_tls()
@@ -526,7 +527,7 @@ class Config(Value, kw_only=True):
             if not path.startswith("/"):
                 raise OPTIONS["access_log_skip"].wrong(path, "a path begins with /")
         if self.spool_dir is not None and not Path(self.spool_dir).is_dir():
-            raise OPTIONS["spool_dir"].wrong(self.spool_dir, "there is no such directory")
+            raise OPTIONS["spool_dir"].wrong(self.spool_dir, "there is no such directory", NotHere)
         if self.http == "httptools" and find_spec("httptools") is None:
             raise MissingExtra(
                 "PF419", "http is 'httptools', which is not installed", "install prefork[fast], or leave http alone"

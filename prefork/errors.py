@@ -114,6 +114,10 @@ class ConfigError(PreforkError):
     exit_code = 2
 
 
+class NotHere(ConfigError):
+    """An option asks for what this machine does not have, and the one that is to serve may have."""
+
+
 class AppNotFound(PreforkError):
     """The application that was named does not exist or cannot be served."""
 

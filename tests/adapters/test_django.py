@@ -241,6 +241,34 @@ def test_the_checks_find_a_system_that_cannot_fork(write: Callable[..., Path]) -
     assert "prefork.W010" in messages(folder)
 
 
+MISSING = "import sys\nsys.modules['httptools'] = sys.modules['trio'] = None\n"
+UNTOLD = "import pathlib\nfrom prefork import memory\nmemory.TOLD = pathlib.Path('/there/is/none')\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (MISSING + "PREFORK = {'HTTP': 'httptools'}\n", "PF419"),
+        (MISSING + "PREFORK = {'ASYNC_BACKEND': 'trio'}\n", "PF440"),
+        (UNTOLD + "PREFORK = {'MAX_MEMORY': '100M'}\n", "PF102"),
+        ("PREFORK = {'SPOOL_DIR': '/there/is/none'}\n", "PF102"),
+    ],
+    ids=["http", "async_backend", "max_memory", "spool_dir"],
+)
+def test_what_only_the_server_has_stops_runprefork_and_no_other_command(
+    write: Callable[..., Path], settings: str, said: str
+) -> None:
+    folder = write(settings)
+    with LiveServer(sys.executable, "manage.py", "migrate", cwd=folder, ready="") as server:
+        assert server.wait() == 0
+        assert "prefork.W011" in server.log
+        assert "Traceback" not in server.log
+    with runprefork(folder, ready="") as server:
+        assert server.wait() == 2
+        assert f"[{said}]" in server.log
+        assert "Traceback" not in server.log
+
+
 def test_the_checks_are_silent_for_one_worker(write: Callable[..., Path]) -> None:
     log = messages(write("PREFORK = {'MAX_WORKERS': 1}\nDATABASES['default']['CONN_MAX_AGE'] = 0\n"))
     assert "prefork." not in log
