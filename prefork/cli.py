@@ -50,8 +50,8 @@ def _run(app: str | None, config: str | None, **options: Any) -> int:
     show_config, check_config = options.pop("show_config"), options.pop("check_config")
     flags = {name: value for name, value in options.items() if value is not None and value != ()}
     resolved = resolve(flags=flags, file=config, defaults={"redeploy": True})
-    for variable, near in resolved.strays.items():
-        click.echo(f"prefork: warning: {variable} is no option, and ignored: did you mean {near}? [PF101]", err=True)
+    for line in resolved.warnings:
+        click.echo(line, err=True)
     if show_config:
         click.echo(resolved.describe())
         return 0

@@ -68,13 +68,16 @@ _ELSEWHERE = {
     "ssl_certificate": "cert",
     "ssl_keyfile": "key",
     "script_name": "root_path",
-    "timeout": "graceful_timeout",
+    "timeout": "request_timeout",
     "trusted_proxy": "trusted_proxies",
     "trusted_proxy_headers": "forwarded_headers",
     "url_prefix": "root_path",
     "workers_lifetime": "max_worker_age",
     "workers_max_rss": "max_memory",
 }
+# What Kubernetes says of a service, which may be called prefork or prefork-something, with links of old in the values.
+_OF_A_SERVICE = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_.*)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_LINK = re.compile(r"(tcp|udp|sctp)://")
 # An address from here is for want of a better one: who passes a socket on knows better.
 _UNASKED = {"default", "environment PORT"}
 
@@ -112,6 +115,11 @@ class Option(Value, kw_only=True):
     def flags(self) -> tuple[str, ...]:
         """All spellings of the flag, the long one first."""
         return (self.flag, *([self.short] if self.short else []), *self.aliases)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All spellings of its name in the environment, settings and files: of a long flag each is one, too."""
+        return (self.name, *(alias.removeprefix("--").replace("-", "_") for alias in self.aliases))
 
     @property
     def environment(self) -> str:
@@ -580,6 +588,8 @@ OPTIONS: Mapping[str, Option] = {
     if "option" in declared.metadata
 }
 """All options, in the order of the documentation."""
+NAMES: Mapping[str, str] = {spelt: name for name, option in OPTIONS.items() for spelt in option.names}
+"""The option of each name by which one may be called in the environment, settings and files."""
 
 
 def nearest(name: str, names: Iterable[str] = OPTIONS, likeness: float = _NEAREST) -> str | None:
@@ -609,6 +619,14 @@ class Resolved(Value):
     config: Config
     origins: Mapping[str, str]
     strays: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to tell the user of the ``strays``, a line each."""
+        return [
+            f"prefork: warning: {variable} is no option, and ignored: did you mean {near}? [PF101]"
+            for variable, near in self.strays.items()
+        ]
 
     def describe(self) -> str:
         """Return each effective value, a line each, and where it came from."""
@@ -668,8 +686,8 @@ def _of_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
 
 def _of_environment(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
     for prefix in prefixes:
-        for name in OPTIONS:
-            variable = prefix + name.upper()
+        for spelt, name in NAMES.items():
+            variable = prefix + spelt.upper()
             if environ.get(variable):
                 yield name, environ[variable], f"environment {variable}"
 
@@ -692,9 +710,9 @@ def _of_platform(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
 
 def _known(key: str, source: str) -> str:
     name = str(key).lower().replace("-", "_")
-    if name not in OPTIONS:
+    if name not in NAMES:
         raise _in(unknown(str(key)), source)
-    return name
+    return NAMES[name]
 
 
 def _check(name: str, value: Any, origin: str) -> None:
@@ -710,12 +728,13 @@ def _in(error: ConfigError, source: str) -> ConfigError:
 
 
 def _strays(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Find what is nearly an option; anything else below our prefix may be somebody else's, as Kubernetes' names are."""
-    for variable in environ:
+    """Find what is nearly an option; anything else below our prefix may be somebody else's."""
+    for variable, value in environ.items():
         for prefix in prefixes:
             name = variable.removeprefix(prefix)
-            near = nearest(name, likeness=_TYPING_ERROR) if name != variable and name.lower() not in OPTIONS else None
-            if near is not None and near not in _ELSEWHERE.values():
+            if name == variable or name.lower() in NAMES or _OF_A_SERVICE.fullmatch(name) or _LINK.match(value):
+                continue
+            if (near := nearest(name, NAMES, _TYPING_ERROR)) is not None:
                 yield variable, prefix + near.upper()
 
 
@@ -802,9 +821,10 @@ def render_options_markdown() -> str:
         "",
         "Made from the code by `make docs`. In code `max_workers=4`, on the command line `--max-workers 4`, in the",
         'environment `PREFORK_MAX_WORKERS=4`, in Django\'s settings `PREFORK = {"MAX_WORKERS": 4}`, in a file',
-        "`max_workers = 4`. The first that gives an option wins: code or flag, `FLASK_RUN_PREFORK_*` (Flask only),",
-        "`PREFORK_*`, the framework's settings or `--config` file, the variables that other servers read too (`PORT`,",
-        "`WEB_CONCURRENCY`, `FORWARDED_ALLOW_IPS`, `SCRIPT_NAME`), the default.",
+        "`max_workers = 4`. Where a second long flag is named, it is a name there as well, but in code: `PREFORK_WORKERS=4`.",
+        "The first that gives an option wins: code or flag, `FLASK_RUN_PREFORK_*` (Flask only), `PREFORK_*`, the",
+        "framework's settings or `--config` file, the variables that other servers read too (`PORT`, `WEB_CONCURRENCY`,",
+        "`FORWARDED_ALLOW_IPS`, `SCRIPT_NAME`), the default.",
         "`prefork --show-config` prints each value in effect, and where it came from.",
         "",
         "Times are in seconds. Sizes are in bytes, or `64K`, `10M`, `1G`. Lists are separated by commas in the environment,",

@@ -120,7 +120,7 @@ class _Run:
         if self.show_config:
             return self.show()
         # Without the application's settings: the outer process of the reloader must not load it, nor must root.
-        config = self.resolve().config
+        config = self.warned(self.resolve()).config
         if config.reload:
             return self.serve_anew(config)
         if config.user is not None or config.group is not None:
@@ -150,8 +150,14 @@ class _Run:
         """Print the options in effect."""
         from prefork.contrib.serving import describe
 
-        click.echo(describe(self.resolve(self.load_app())))
+        click.echo(describe(self.warned(self.resolve(self.load_app()))))
         return 0
+
+    def warned(self, resolved: Resolved) -> Resolved:
+        """Tell the user what is nearly an option; return the same."""
+        for line in resolved.warnings:
+            click.echo(line, err=True)
+        return resolved
 
     def load_app(self) -> Flask:
         """Return the application as Flask finds it; raises ``AppFailed`` for what its code raises."""

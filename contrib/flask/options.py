@@ -141,7 +141,9 @@ def resolve_options(
         },
     )
     origins = {name: "environment FLASK_RUN_*" for name in others if resolved.origins[name] == "default"}
-    resolved = replace(resolved, origins={**resolved.origins, **origins})
+    ours = {prefix + name for prefix in PREFIXES for name in ("HOST", "PORT")}
+    strays = {variable: near for variable, near in resolved.strays.items() if variable not in ours}
+    resolved = replace(resolved, origins={**resolved.origins, **origins}, strays=strays)
     if origin is not None:
         config = replace(resolved.config, bind_from="" if origin in _UNASKED else origin)
         resolved = replace(resolved, config=config, origins={**resolved.origins, "bind": origin})

@@ -141,6 +141,11 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(write: Callable[..., P
         assert "Traceback" not in server.log
 
 
+def test_a_variable_that_is_nearly_an_option_is_told(write: Callable[..., Path]) -> None:
+    with runprefork(write(), env={"PREFORK_THREADZ": "3"}) as server:
+        assert [line.split()[-2] for line in server.output if "[PF101]" in line] == ["PREFORK_THREADS?"]
+
+
 def test_with_reload_an_edit_is_served(write: Callable[..., Path]) -> None:
     folder = write()
     with runprefork(folder, "--reload") as server:

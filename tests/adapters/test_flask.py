@@ -162,6 +162,12 @@ def test_a_wrong_option_ends_it_with_2_and_one_line(write: Callable[..., Path]) 
         assert "Traceback" not in server.log
 
 
+def test_a_variable_that_is_nearly_an_option_is_told_once(write: Callable[..., Path]) -> None:
+    with run_prefork(write(), env={"PREFORK_THREADZ": "3", "FLASK_RUN_PREFORK_WORKERZ": "3"}) as server:
+        told = [line for line in server.output if "[PF101]" in line]
+        assert [line.split()[-2] for line in told] == ["PREFORK_THREADS?", "FLASK_RUN_PREFORK_WORKERS?"]
+
+
 def test_an_app_serves_itself(write: Callable[..., Path]) -> None:
     end = (
         "\nif __name__ == '__main__':\n    Prefork(app)\n    raise SystemExit(app.run_prefork(port=0, max_workers=1))\n"

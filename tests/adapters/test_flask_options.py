@@ -100,6 +100,16 @@ def test_an_unknown_setting_is_named_with_the_nearest_one() -> None:
         resolve_options(Given(settings={"PREFORK_TREADS": 1}), debug=False, environ={})
 
 
+def test_a_host_and_a_port_in_the_environment_are_no_mistake_and_what_is_nearly_an_option_is() -> None:
+    names = ("HOST", "PORT", "WORKERS", "TRUSTED_PROXY")
+    environ = {prefix + name: "1" for prefix in ("FLASK_RUN_PREFORK_", "PREFORK_") for name in names}
+    resolved = resolve_options(Given(), debug=False, environ=environ)
+    assert resolved.strays == {
+        "FLASK_RUN_PREFORK_TRUSTED_PROXY": "FLASK_RUN_PREFORK_TRUSTED_PROXIES",
+        "PREFORK_TRUSTED_PROXY": "PREFORK_TRUSTED_PROXIES",
+    }
+
+
 def test_debug_turns_on_reload_with_one_worker_and_an_access_log() -> None:
     config = resolve_options(Given(), debug=True, environ={}).config
     assert (config.reload, config.max_workers, config.access_log) == (True, 1, "-")

@@ -78,6 +78,8 @@ class Command(BaseCommand):
         """Serve, or show how; a status other than 0 ends the process."""
         try:
             resolved = resolve_options(options)
+            for line in resolved.warnings:
+                self.stderr.write(self.style.WARNING(line))
             if options["show_config"]:
                 self.stdout.write(describe(resolved))
                 return
