@@ -27,6 +27,7 @@ from prefork.fork_audit import Finding, audit
 from prefork.sd_notify import Notifier, message
 from prefork.signals import ORDERS, held_back
 from prefork.supervised import Caller
+from prefork.terminal import is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -85,7 +86,7 @@ class Keeper(Caller):
         for fd in known:
             os.close(fd)  # nobody listens there any more, from this pool on
         path = None if config.pid_file is None else str(Path(config.pid_file).absolute())
-        log = "console" if config.log_format == "auto" and sys.stderr.isatty() else config.log_format
+        log = "console" if config.log_format == "auto" and is_terminal(sys.stderr) else config.log_format
         self.say(
             "listening",
             [*new, *(() if exchange is None or self.exchange else exchange.descriptors)],

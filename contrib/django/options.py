@@ -12,6 +12,7 @@ from django.conf import settings
 from prefork.config import OPTIONS, Option, resolve
 from prefork.contrib.serving import with_access_log_off
 from prefork.errors import ConfigError
+from prefork.terminal import is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
         flags["bind"] = (address,)
     if (level := _LOG_LEVELS[options.get("verbosity", 1)]) is not None:
         flags.setdefault("log_level", level)
-    people = settings.DEBUG or sys.stderr.isatty()
+    people = settings.DEBUG or is_terminal(sys.stderr)
     resolved = resolve(
         flags=flags,
         settings=own_settings(),

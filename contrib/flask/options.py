@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.config import ADHOC, resolve
 from prefork.contrib.serving import with_access_log_off
 from prefork.errors import ConfigError
+from prefork.terminal import is_terminal
 from prefork.values import Value, replace
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def resolve_options(
     flags, settings = _as_ours(flags), _as_ours(settings)
     others = _of_flask_run(environ, {*flags, *settings})
     settings = {key: value for key, value in settings.items() if key not in {"HOST", "PORT"}}
-    people = debug or sys.stderr.isatty()
+    people = debug or is_terminal(sys.stderr)
     resolved = resolve(
         flags=flags,
         environ=environ,

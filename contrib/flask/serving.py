@@ -13,6 +13,7 @@ from flask.logging import default_handler
 
 from prefork.contrib.flask import signals
 from prefork.contrib.serving import when_ready
+from prefork.terminal import is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,7 +70,7 @@ def roots_of(import_path: str | None) -> list[str]:
 
 def show_banner(name: str, urls: Sequence[str], *, debug: bool) -> None:
     """Say on a terminal what ``flask run`` says; elsewhere the records do."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         return
     click.echo(f" * Serving Flask app '{name}'")
     click.echo(f" * Debug mode: {'on' if debug else 'off'}")
