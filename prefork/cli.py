@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefork import __version__, origin
-from prefork.config import OPTIONS, Resolved, resolve
+from prefork.config import OPTIONS, Resolved, nearest, resolve
 from prefork.errors import AppNotFound, ConfigError, PlatformUnsupported, PreforkError, report
 from prefork.heap import collecting_seldom
 from prefork.options_click import click_options
@@ -131,6 +131,13 @@ def command() -> click.Command:
     )
 
 
+def _instead(error: click.NoSuchOption) -> str:
+    """Return what to do: of another server's flag take ours, which by its spelling alone may be far."""
+    ours = nearest(error.option_name.lstrip("-"), ())
+    likely = [OPTIONS[ours].flag] if ours else error.possibilities
+    return f"did you mean {likely[0]}?" if likely else "--help-all shows all of them"
+
+
 def _report(error: PreforkError) -> int:
     if origin.mark is None:
         return report(error)
@@ -147,8 +154,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         result = command().main(args, prog_name="prefork", standalone_mode=False)
     except click.NoSuchOption as error:
-        nearest = f"did you mean {error.possibilities[0]}?" if error.possibilities else "--help-all shows all of them"
-        return _report(ConfigError("PF101", f"there is no option {error.option_name}", nearest))
+        return _report(ConfigError("PF101", f"there is no option {error.option_name}", _instead(error)))
     except click.ClickException as error:
         return _report(ConfigError("PF102", error.format_message().rstrip("."), "--help-all shows what can be given"))
     except click.Abort:

@@ -47,11 +47,15 @@ _ELSEWHERE = {
     "accesslog": "access_log",
     "cert_reqs": "ssl_verify",
     "certfile": "cert",
+    "error_logfile": "log_file",
+    "errorlog": "log_file",
     "forwarded_allow_ips": "trusted_proxies",
     "header_map": "underscores_in_headers",
     "host": "bind",
     "keepalive": "keep_alive_timeout",
     "keyfile": "key",
+    "limit_max_requests": "max_reqs_per_child",
+    "limit_request_field_size": "max_head_size",
     "limit_request_fields": "max_header_count",
     "limit_request_line": "max_request_line_size",
     "max_requests": "max_reqs_per_child",
@@ -59,8 +63,10 @@ _ELSEWHERE = {
     "max_worker_lifetime": "max_worker_age",
     "pid": "pid_file",
     "port": "bind",
+    "proxy_allow_from": "trusted_proxies",
     "proxy_headers": "forwarded_headers",
     "proxy_allow_ips": "trusted_proxies",
+    "pythonpath": "app_dir",
     "reload_on_rss": "max_memory",
     "ssl_ca_certs": "ca_certs",
     "ssl_cert_reqs": "ssl_verify",
@@ -69,9 +75,12 @@ _ELSEWHERE = {
     "ssl_keyfile": "key",
     "script_name": "root_path",
     "timeout": "request_timeout",
+    "timeout_graceful_shutdown": "graceful_timeout",
+    "timeout_keep_alive": "keep_alive_timeout",
     "trusted_proxy": "trusted_proxies",
     "trusted_proxy_headers": "forwarded_headers",
     "url_prefix": "root_path",
+    "worker_connections": "limit_concurrency",
     "workers_lifetime": "max_worker_age",
     "workers_max_rss": "max_memory",
 }
@@ -274,6 +283,12 @@ def _read_log(option: Option, value: Any) -> str | None:
     return None if text in {*_FALSE, "none"} else _read_str(option, value)
 
 
+def _read_log_file(option: Option, value: Any) -> str | None:
+    """Return a path, or nothing for stderr, which many write as ``-``."""
+    path = _read_str(option, value)
+    return None if path == "-" else path
+
+
 def _read_list(option: Option, value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         return tuple(item for part in value.split(",") if (item := part.strip()))
@@ -374,6 +389,7 @@ _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "account": _read_account,
     "octal": _read_octal,
     "log": _read_log,
+    "log_file": _read_log_file,
     "access_format": _read_access_format,
     "list": _read_list,
     "addresses": _read_addresses,
@@ -393,6 +409,7 @@ _PLACEHOLDERS = {
     "account": "NAME",
     "octal": "OCTAL",
     "log": "-|PATH",
+    "log_file": "-|PATH",
     "access_format": "FORMAT",
     "addresses": "ADDRESS",
     "proxies": "ADDRESS|NETWORK|unix|*",
@@ -498,7 +515,7 @@ class Config(Value, kw_only=True):
     reload_exclude_patterns: tuple[str, ...] = option((), "list", group="Development", help="Files not to watch, as patterns. Repeatable.")
     log_format: str = option("auto", "choice", group="Log", common=True, choices=("auto", "console", "json", "none"), help="How records look; auto: for people on a terminal, JSON elsewhere.")
     log_level: str = option("info", "choice", group="Log", common=True, choices=("debug", "info", "warning", "error"), help="The least level that is recorded.")
-    log_file: str | None = option(None, "path", group="Log", optional=True, help="Where records go; stderr unless given.")
+    log_file: str | None = option(None, "log_file", group="Log", optional=True, help="Where records go: - for stderr, as unless given, or a file.")
     access_log: str | None = option(None, "log", group="Log", common=True, optional=True, help="Record each request: - with the other records, or a file.")
     access_log_format: str | None = option(None, "access_format", group="Log", optional=True, help="How these records look: json, console, common or combined (as Apache's), or a format string of Apache's or gunicorn's; as log_format unless given.")
     access_log_skip: tuple[str, ...] = option((), "list", group="Log", help="Paths whose requests are not recorded unless they fail, such as /health or /static/*. Repeatable.")

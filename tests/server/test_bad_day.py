@@ -122,6 +122,28 @@ def test_an_unknown_option_is_told_with_the_nearest_one(run: Callable[..., subpr
     assert told(done) == "prefork: error: there is no option --max-worker: did you mean --max-workers? [PF101]"
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("--max-requests", "--max-reqs-per-child"),
+        ("--max-requests-jitter", "--min-reqs-per-child"),
+        ("--timeout", "--request-timeout"),
+        ("--forwarded-allow-ips", "--trusted-proxies"),
+        ("--error-logfile", "--log-file"),
+        ("--worker-connections", "--limit-concurrency"),
+        ("--limit-request-field_size", "--max-head-size"),
+        ("--timeout-graceful-shutdown", "--graceful-timeout"),
+        ("--pythonpath", "--app-dir"),
+    ],
+)
+def test_a_flag_of_another_server_is_told_with_ours(
+    run: Callable[..., subprocess.CompletedProcess[str]], theirs: str, ours: str
+) -> None:
+    done = run("shop:app", theirs, "5")
+    assert done.returncode == 2
+    assert told(done) == f"prefork: error: there is no option {theirs}: did you mean {ours}? [PF101]"
+
+
 def test_a_name_in_the_environment_that_is_nearly_an_option_is_warned_of(
     run: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:

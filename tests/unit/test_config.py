@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         ("access_log", "off", None),
         ("access_log", "none", None),
         ("access_log", "/var/log/access", "/var/log/access"),
+        ("log_file", "/var/log/shop", "/var/log/shop"),
+        ("log_file", "-", None),
         ("http", "H11", "h11"),
         ("bind", "127.0.0.1:1, [::1]:2", ("127.0.0.1:1", "[::1]:2")),
         ("bind", ["unix:/run/a"], ("unix:/run/a",)),
