@@ -91,18 +91,19 @@ def _check(app: str, resolved: Resolved) -> int:
     from prefork.hooks import IN_WORKERS, Hooks
     from prefork.listeners import parse_bind
     from prefork.loading import load_app
+    from prefork.pool import directory
 
-    for text in resolved.config.bind:
+    config = resolved.config
+    for text in config.bind:
         parse_bind(text)
-    load_app(app, resolved.config.app_dir, resolved.config.interface)
-    if resolved.config.scheme == "https":
-        from prefork.certificates import make_context
-        from prefork.pool import directory
+    with directory(config.chdir):
+        load_app(app, config.app_dir, config.interface)
+        if config.scheme == "https":
+            from prefork.certificates import make_context
 
-        with directory(resolved.config.chdir):
-            make_context(resolved.config)
-    Hooks.of(resolved.config).load(resolved.config.app_dir, "before_fork", *IN_WORKERS)
-    click.echo(f"{app} can be served on {', '.join(resolved.config.bind)}")
+            make_context(config)
+        Hooks.of(config).load(config.app_dir, "before_fork", *IN_WORKERS)
+    click.echo(f"{app} can be served on {', '.join(config.bind)}")
     return 0
 
 

@@ -126,7 +126,7 @@ class _Run:
         if config.user is not None or config.group is not None:
             return self.serve_as_somebody_else(config)
         keep(config)  # before there is an application, whose threads would be left behind
-        app = self.load_app()
+        app = self.load_app(config)
         config = self.resolve(app).config
         return self.serve_anew(config) if config.reload else serve(app, config, name=self.name(app))
 
@@ -150,7 +150,8 @@ class _Run:
         """Print the options in effect."""
         from prefork.contrib.serving import describe
 
-        click.echo(describe(self.warned(self.resolve(self.load_app()))))
+        app = self.load_app(self.resolve().config)
+        click.echo(describe(self.warned(self.resolve(app))))
         return 0
 
     def warned(self, resolved: Resolved) -> Resolved:
@@ -159,12 +160,16 @@ class _Run:
             click.echo(line, err=True)
         return resolved
 
-    def load_app(self) -> Flask:
-        """Return the application as Flask finds it; raises ``AppFailed`` for what its code raises."""
+    def load_app(self, config: Config) -> Flask:
+        """Return the application as Flask finds it in ``chdir``; raises ``AppFailed`` for what its code raises."""
+        from prefork.errors import PreforkError
+        from prefork.pool import directory
+
         try:
-            return self.info.load_app()
-        except click.ClickException:
-            raise  # Flask's own line on what it did not find
+            with directory(config.chdir):
+                return self.info.load_app()
+        except (click.ClickException, PreforkError):
+            raise  # Flask's own line on what it did not find, or ours
         except Exception as error:
             from prefork.loading import failure
 
@@ -187,7 +192,7 @@ class _Run:
 
     def load(self, listening: Config) -> tuple[Flask, Config]:
         """Return the application, and the options with its settings; say if they ask for another address."""
-        app = self.load_app()
+        app = self.load_app(listening)
         config = self.resolve(app).config
         if config.bind != listening.bind:
             click.secho(
@@ -212,7 +217,7 @@ class _Run:
             tls = read_certificate(config)
         with open_listeners(config, inherited=None if keeper is None else keeper.inherited) as listeners:
             drop(config)
-            app = self.load_app()
+            app = self.load_app(config)
             return serve(app, self.resolve(app).config, name=self.name(app), listeners=listeners, tls=tls)
 
     def name(self, app: Flask | None = None) -> str:

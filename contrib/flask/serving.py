@@ -51,7 +51,7 @@ def serve_anew(
     """
     from prefork import reloader
 
-    roots = roots_of(import_path)
+    roots = [str(Path(config.chdir or "", root)) for root in roots_of(import_path)]
     if not reloader.inside():
         return reloader.run_outer(config, roots=roots, on_listening=lambda urls: show_banner(name, urls, debug=debug))
     # Before the application is loaded: an edit meanwhile is an edit.

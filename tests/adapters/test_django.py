@@ -146,6 +146,16 @@ def test_a_variable_that_is_nearly_an_option_is_told(write: Callable[..., Path])
         assert [line.split()[-2] for line in server.output if "[PF101]" in line] == ["PREFORK_THREADS?"]
 
 
+def test_the_directory_is_changed_before_the_urls_are_loaded(write: Callable[..., Path]) -> None:
+    more = "GREETING = open('greeting').read()\nurlpatterns.append(path('home', lambda request: HttpResponse(GREETING + os.getcwd())))\n"
+    folder = write(urls=more)
+    inner = folder / "inner"
+    inner.mkdir()
+    (inner / "greeting").write_text("at home")
+    with runprefork(folder, "--chdir", "inner") as server:
+        assert server.get("/home") == (200, f"at home{inner}".encode())
+
+
 def test_with_reload_an_edit_is_served(write: Callable[..., Path]) -> None:
     folder = write()
     with runprefork(folder, "--reload") as server:

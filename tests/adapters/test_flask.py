@@ -168,6 +168,18 @@ def test_a_variable_that_is_nearly_an_option_is_told_once(write: Callable[..., P
         assert [line.split()[-2] for line in told] == ["PREFORK_THREADS?", "FLASK_RUN_PREFORK_WORKERS?"]
 
 
+@pytest.mark.parametrize("more", [(), ("--reload",)], ids=["once", "anew"])
+def test_the_directory_is_changed_before_the_app_is_loaded(
+    write: Callable[..., Path], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "greeting").write_text("at home")
+    end = "\ngreeting = open('greeting').read()\napp.add_url_rule('/greeting', view_func=lambda: greeting + os.getcwd())\n"
+    with run_prefork(write(end=end), "--chdir", "inner", *more) as server:
+        assert server.get("/greeting") == (200, f"at home{inner}".encode())
+
+
 def test_an_app_serves_itself(write: Callable[..., Path]) -> None:
     end = (
         "\nif __name__ == '__main__':\n    Prefork(app)\n    raise SystemExit(app.run_prefork(port=0, max_workers=1))\n"

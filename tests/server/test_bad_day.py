@@ -160,6 +160,16 @@ def test_a_flag_without_its_value_is_told(run: Callable[..., subprocess.Complete
     assert "[PF102]" in told(done)
 
 
+def test_check_config_looks_where_the_server_would(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "site.toml").write_text("")
+    (tmp_path / "inner" / "deep.py").write_text("open('site.toml')\nfrom shop import app\ndef hook(worker): ...\n")
+    done = run("deep:app", "--check-config", "--chdir", "inner", "--worker-started", "deep:hook")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_hook_that_is_not_there_is_found_by_check_config(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

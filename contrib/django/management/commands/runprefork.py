@@ -113,11 +113,14 @@ class Command(BaseCommand):
     def serve(self, config: Config, options: dict[str, Any], **more: Any) -> int:
         """Serve the project until stopped; return the exit status. ``more`` is for the pool."""
         from prefork.kept import keep
+        from prefork.pool import directory
 
         if not config.reload:
             keep(config)
-        self.prepare(config, options)
-        return self.get_pool(self.get_handler(**options), config, **more).serve()
+        with directory(config.chdir):
+            self.prepare(config, options)
+            handler = self.get_handler(**options)
+        return self.get_pool(handler, config, **more).serve()
 
     def prepare(self, config: Config, options: dict[str, Any]) -> None:
         """Do once, in the parent, what each worker would do again."""
