@@ -49,6 +49,8 @@ _ELSEWHERE = {
     "certfile": "cert",
     "error_logfile": "log_file",
     "errorlog": "log_file",
+    "exclude_patterns": "reload_exclude_patterns",
+    "extra_files": "reload_extra_files",
     "forwarded_allow_ips": "trusted_proxies",
     "header_map": "underscores_in_headers",
     "host": "bind",

@@ -48,7 +48,7 @@ def _parameters() -> list[click.Parameter]:
     from prefork.options_click import click_options
 
     def flag(*names: str, **more: Any) -> click.Option:
-        return click.Option(list(names), **more)
+        return click.Option(list(names), **{"allow_from_autoenv": False, **more})
 
     # Always preloaded, and found by Flask: neither --preload nor --app-dir. The environment is read by our own rules.
     left_out = ("app_dir", "preload", "reload_extra_files", "reload_exclude_patterns")
@@ -56,11 +56,11 @@ def _parameters() -> list[click.Parameter]:
     for option in ours:
         option.allow_from_autoenv = False
     return [
-        flag("-h", "--host", allow_from_autoenv=False, help="The interface to listen on.  [127.0.0.1; FLASK_RUN_PREFORK_HOST, FLASK_RUN_HOST]"),
-        flag("-p", "--port", allow_from_autoenv=False, type=click.IntRange(0, 65535), help="The port to listen on; 0: any that is free.  [5000; FLASK_RUN_PREFORK_PORT, FLASK_RUN_PORT]"),
-        flag("--debug/--no-debug", is_eager=True, expose_value=False, default=None, callback=_set_debug, help="Set debug mode, which turns --reload on.  [FLASK_DEBUG]"),
-        flag("reload_extra_files", "--extra-files", callback=_split, metavar="PATH", help=f"Further files to watch, separated by {os.pathsep!r}."),
-        flag("reload_exclude_patterns", "--exclude-patterns", callback=_split, metavar="PATTERN", help=f"Files not to watch, as patterns separated by {os.pathsep!r}."),
+        flag("-h", "--host", help="The interface to listen on.  [127.0.0.1; FLASK_RUN_PREFORK_HOST, FLASK_RUN_HOST]"),
+        flag("-p", "--port", type=click.IntRange(0, 65535), help="The port to listen on; 0: any that is free.  [5000; FLASK_RUN_PREFORK_PORT, FLASK_RUN_PORT]"),
+        flag("--debug/--no-debug", allow_from_autoenv=True, is_eager=True, expose_value=False, default=None, callback=_set_debug, help="Set debug mode, which turns --reload on.  [FLASK_DEBUG]"),
+        flag("reload_extra_files", "--extra-files", "--reload-extra-files", multiple=True, callback=_split, metavar="PATH", help=f"Further files to watch, separated by {os.pathsep!r}."),
+        flag("reload_exclude_patterns", "--exclude-patterns", "--reload-exclude-patterns", multiple=True, callback=_split, metavar="PATTERN", help=f"Files not to watch, as patterns separated by {os.pathsep!r}."),
         flag("--no-access-log", is_flag=True, help="Do not record requests, in debug mode or on a terminal either."),
         flag("--show-config", is_flag=True, help="Print each effective value and where it came from."),
         flag("--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_help_all, help="Show all options."),
@@ -74,8 +74,8 @@ def _set_debug(_: click.Context, __: click.Parameter, value: bool | None) -> Non
         os.environ["FLASK_DEBUG"] = "1" if value else "0"
 
 
-def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(value.split(os.pathsep)) if value else ()
+def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(item for value in values for item in value.split(os.pathsep) if item)
 
 
 def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -162,19 +162,18 @@ class _Run:
 
     def load_app(self, config: Config) -> Flask:
         """Return the application as Flask finds it in ``chdir``; raises ``AppFailed`` for what its code raises."""
-        from prefork.errors import PreforkError
         from prefork.pool import directory
 
-        try:
-            with directory(config.chdir):
+        with directory(config.chdir):
+            try:
                 return self.info.load_app()
-        except (click.ClickException, PreforkError):
-            raise  # Flask's own line on what it did not find, or ours
-        except Exception as error:
-            from prefork.loading import failure
+            except click.ClickException:
+                raise  # Flask's own line on what it did not find
+            except Exception as error:
+                from prefork.loading import failure
 
-            via = (__file__, cli.__file__)
-            raise failure("PF206", f"loading {self.name()}", error, via=via) from error
+                via = (__file__, cli.__file__)
+                raise failure("PF206", f"loading {self.name()}", error, via=via) from error
 
     def serve_anew(self, config: Config) -> int:
         """Serve under the reloader."""
