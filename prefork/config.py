@@ -685,7 +685,7 @@ def resolve(
     ]:
         found.setdefault(name, (value, origin))
     for name, (value, origin) in found.items():
-        _check(name, value, origin)
+        check(name, value, origin)
     if "reload" in found and OPTIONS["reload"].read(found["reload"][0]):
         found.setdefault("max_workers", (1, "default under --reload"))
     origins = {name: found[name][1] if name in found else "default" for name in OPTIONS}
@@ -734,7 +734,8 @@ def _known(key: str, source: str) -> str:
     return NAMES[name]
 
 
-def _check(name: str, value: Any, origin: str) -> None:
+def check(name: str, value: Any, origin: str) -> None:
+    """Raise ``ConfigError``, naming ``origin`` as who gave it, if ``value`` is none of the option ``name``."""
     try:
         OPTIONS[name].read(value)
     except ConfigError as error:
@@ -751,10 +752,15 @@ def _strays(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[t
     for variable, value in environ.items():
         for prefix in prefixes:
             name = variable.removeprefix(prefix)
-            if name == variable or name.lower() in NAMES or _OF_A_SERVICE.fullmatch(name) or _LINK.match(value):
+            if name == variable or name.lower() in NAMES or is_of_kubernetes(name, value):
                 continue
             if (near := nearest(name, NAMES, _TYPING_ERROR)) is not None:
                 yield variable, prefix + near.upper()
+
+
+def is_of_kubernetes(name: str, value: str) -> bool:
+    """Whether a variable, here without its prefix, is what Kubernetes says of a service that is called like us."""
+    return bool(_OF_A_SERVICE.fullmatch(name) or _LINK.match(value))
 
 
 def read_file(path: Path) -> Mapping[str, Any]:

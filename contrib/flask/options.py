@@ -14,7 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefork.config import ADHOC, resolve
+from prefork.addresses import PORT_HINT, is_port
+from prefork.config import ADHOC, check, is_of_kubernetes, resolve
 from prefork.contrib.serving import with_access_log_off
 from prefork.errors import ConfigError
 from prefork.terminal import is_terminal
@@ -105,6 +106,10 @@ class _Source(Value):
     bind: Any = None
     whole: bool = False  # its host goes with its port alone
 
+    def of(self, part: str) -> str:
+        """Return who gave one part of the address."""
+        return self.origin.replace("*", part)
+
 
 def resolve_options(
     given: Given,
@@ -157,7 +162,8 @@ def _sources(
     yield _Source("flag --host, --port", given.host, given.port, given.options.get("bind"))
     for prefix in PREFIXES:
         host, port, bind = (environ.get(prefix + name) for name in ("HOST", "PORT", "BIND"))
-        yield _Source(f"environment {prefix}*", host, port, bind)
+        link = port is not None and is_of_kubernetes("PORT", port)
+        yield _Source(f"environment {prefix}*", host, None if link else port, bind)
     yield _Source("app.config PREFORK_*", settings.get("HOST"), settings.get("PORT"), settings.get("BIND"))
     yield _Source("environment FLASK_RUN_*", environ.get("FLASK_RUN_HOST"), environ.get("FLASK_RUN_PORT"))
     if environ.get("PORT"):
@@ -168,18 +174,28 @@ def _sources(
 
 
 def _address(sources: Iterator[_Source]) -> tuple[str, str] | None:
-    """Return the address that is given by its parts and by whom, ``None`` if there is none or a ``bind`` comes first."""
+    """Return the address that is given by its parts and by whom, ``None`` if there is none or a ``bind`` comes first.
+
+    Raises ``ConfigError`` for a part that cannot be.
+    """
     host = port = origin = None
+    of_host = ""
     for source in sources:
         if source.bind and host is None and port is None:
             return None
         if source.whole and port is not None:
             continue
         if host is None and source.host:
-            host, origin = source.host, origin or source.origin
+            host, origin, of_host = source.host, origin or source.origin, source.of("HOST")
         if port is None and source.port not in {None, ""}:
             port, origin = source.port, origin or source.origin
-    return None if origin is None else (join(host or DEFAULT_HOST, port or DEFAULT_PORT), origin)
+            if not is_port(str(port)):
+                raise ConfigError("PF302", f"the port is {port!r} ({source.of('PORT')})", PORT_HINT)
+    if origin is None:
+        return None
+    address = join(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port)
+    check("bind", (address,), of_host)
+    return address, origin
 
 
 def join(host: str, port: Any) -> str:
