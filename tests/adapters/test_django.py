@@ -190,6 +190,31 @@ def test_an_ipv4_address_is_none_of_ipv6(write: Callable[..., Path]) -> None:
         assert "'127.0.0.1' is not a valid IPv6 address: leave -6 out, or give one in brackets [PF607]" in server.log
 
 
+# Not everywhere has localhost both.
+BOTH = """
+import socket
+asked = socket.getaddrinfo
+
+def of_both(host, port, family=0, *rest, **more):
+    known = {"localhost": "::1" if family == socket.AF_INET6 else "127.0.0.1"}
+    return asked(known.get(host, host), port, family, *rest, **more)
+
+socket.getaddrinfo = of_both
+"""
+
+
+@pytest.mark.parametrize(("flags", "url"), [((), "http://127.0.0.1:"), (("-6",), "http://[::1]:")], ids=["", "-6"])
+def test_of_a_name_that_has_both_the_flag_chooses(write: Callable[..., Path], flags: tuple[str, ...], url: str) -> None:
+    with runprefork(write(BOTH), *flags, address="localhost:0") as server:
+        assert server.url.startswith(url)
+
+
+def test_a_name_without_an_ipv6_address_is_none_of_ipv6(write: Callable[..., Path]) -> None:
+    with runprefork(write(), "-6", address="nothing.invalid:0", ready="") as server:
+        assert server.wait() == 2
+        assert "'nothing.invalid' has no IPv6 address: leave -6 out, or give one in brackets [PF607]" in server.log
+
+
 def test_migrations_that_are_missing_are_told_under_debug_alone(write: Callable[..., Path]) -> None:
     apps = "INSTALLED_APPS += ['django.contrib.auth']\n"
     with runprefork(write(f"DEBUG = True\n{apps}"), "--noreload") as server:
