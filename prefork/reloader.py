@@ -198,7 +198,7 @@ def watcher(config: Config, *, roots: Sequence[str] = (), files: Sequence[str] =
     the outer process is gone: nobody could stop the server by its terminal any more.
     """
     outer = os.getppid()
-    watch = _new_watch(config, roots=[*roots, *sys.path], files=files)
+    watch = _new_watch(config, roots=roots, files=files)
     modules_known = False
 
     def look() -> str | None:
@@ -214,7 +214,8 @@ def watcher(config: Config, *, roots: Sequence[str] = (), files: Sequence[str] =
 def _new_watch(config: Config, *, roots: Sequence[str], files: Sequence[str]) -> Watch:
     top = Path(config.chdir or "", config.app_dir)
     return Watch(
-        roots=project_roots([str(top), *roots]),
+        # The folder of the program is on the path, and need not be the current one.
+        roots=project_roots([str(top), *roots, *sys.path]),
         files=tuple(str(Path(path).absolute()) for path in (*config.reload_extra_files, *files)),
         exclude=config.reload_exclude_patterns,
     )
