@@ -234,6 +234,99 @@ def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
         assert "Traceback" not in server.log
 
 
+SIGNALS = """
+import atexit
+from django.dispatch import receiver
+from prefork.contrib.django.signals import pool_ready, worker_started, worker_stopping
+
+@receiver(pool_ready)
+def ready(sender, **facts):
+    print("ready", sender, os.getpid(), flush=True)
+
+@receiver(worker_started)
+def broken_receiver(sender, worker, **facts):
+    raise LookupError("the receiver is broken")
+
+@receiver(worker_started)
+def started(sender, worker, **facts):
+    print("started", worker.number, flush=True)
+    atexit.register(print, "at the worker's exit")
+
+@receiver(worker_stopping)
+def stopping(sender, worker, **facts):
+    print("stopping", worker.number, flush=True)
+"""
+
+
+def test_signals_are_sent_and_a_receiver_that_raises_is_recorded(write: Callable[..., Path]) -> None:
+    with runprefork(write(urls=SIGNALS), "--workers", "1") as server:
+        server.wait_for_output(f"ready None {server.parent_pid}")
+        server.wait_for_output("started 0")
+        assert "the receiver is broken" in server.wait_for("hook.failed", hook="worker_started")["exception"]
+        assert server.get() == (200, b"hello")
+        assert server.stop() == 0
+        assert "stopping 0" in server.output
+        assert server.output.count("at the worker's exit") == 1
+        assert server.log.count("LookupError: the receiver is broken") == 1
+
+
+OVERRIDDEN = """
+from prefork.contrib.django.management.commands import runprefork
+
+class Command(runprefork.Command):
+    def get_handler(self, *args, **options):
+        handler = super().get_handler(*args, **options)
+
+        def marked(environ, start_response):
+            return handler(environ, lambda status, fields, *rest: start_response(status, [*fields, ("X-Mark", "1")], *rest))
+
+        return marked
+
+    def get_pool(self, handler, config, **more):
+        pool = super().get_pool(handler, config, **more)
+        pool.hooks.worker_started.append(lambda worker: print("a hook of mine", flush=True))
+        return pool
+
+    def on_bind(self, urls):
+        print("bound to", *urls, flush=True)
+"""
+
+
+def test_a_project_may_override_the_handler_the_pool_and_what_is_said_at_the_start(write: Callable[..., Path]) -> None:
+    folder = write("INSTALLED_APPS.insert(0, 'own')\n")
+    commands = folder / "own" / "management" / "commands"
+    commands.mkdir(parents=True)
+    (folder / "own" / "__init__.py").write_text("")
+    (commands / "runprefork.py").write_text(OVERRIDDEN)
+    with runprefork(folder) as server:
+        server.wait_for_output("a hook of mine")
+        server.wait_for_output(f"bound to {server.url}")
+        assert httpx.get(server.url).headers["X-Mark"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "told"),
+    [
+        ("", (), False),
+        ("", ("--check-migrations",), True),
+        ("DEBUG = True\n", ("--noreload", "--no-check-migrations"), False),
+    ],
+    ids=["", "asked for", "not wanted"],
+)
+def test_migrations_that_are_missing_are_told_where_it_is_wanted(
+    write: Callable[..., Path], settings: str, flags: tuple[str, ...], told: bool
+) -> None:
+    with runprefork(write(settings), *flags) as server:
+        assert ("unapplied migration" in server.log) == told
+
+
+def test_a_database_that_is_away_is_told_and_keeps_nobody_from_starting(write: Callable[..., Path]) -> None:
+    folder = write("DATABASES['default']['NAME'] = '/there/is/none/db.sqlite3'\n")
+    with runprefork(folder, "--check-migrations") as server:
+        assert "Migrations could not be checked: unable to open database file" in server.log
+        assert server.get() == (200, b"hello")
+
+
 def messages(folder: Path, *flags: str) -> str:
     with LiveServer(sys.executable, "manage.py", "check", *flags, cwd=folder, ready="") as server:
         server.wait()
