@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefork import __version__, origin
+from prefork import __version__
 from prefork.config import OPTIONS, Resolved, nearest, resolve
 from prefork.errors import AppNotFound, ConfigError, PlatformUnsupported, PreforkError, report
 from prefork.heap import collecting_seldom
@@ -139,14 +139,6 @@ def _instead(error: click.NoSuchOption) -> str:
     return f"did you mean {likely[0]}?" if likely else "--help-all shows all of them"
 
 
-def _report(error: PreforkError) -> int:
-    if origin.mark is None:
-        return report(error)
-    from prefork import kept
-
-    return kept.report(error)
-
-
 def main(args: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 if it cannot bind or boot, 2 for a user's mistake, 3 to reload."""
     # The console script has its own folder there; python -m prefork the current one.
@@ -155,11 +147,11 @@ def main(args: list[str] | None = None) -> int:
     try:
         result = command().main(args, prog_name="prefork", standalone_mode=False)
     except click.NoSuchOption as error:
-        return _report(ConfigError("PF101", f"there is no option {error.option_name}", _instead(error)))
+        return report(ConfigError("PF101", f"there is no option {error.option_name}", _instead(error)))
     except click.ClickException as error:
-        return _report(ConfigError("PF102", error.format_message().rstrip("."), "--help-all shows what can be given"))
+        return report(ConfigError("PF102", error.format_message().rstrip("."), "--help-all shows what can be given"))
     except click.Abort:
         return 1
     except PreforkError as error:
-        return _report(error)
+        return report(error)
     return result if isinstance(result, int) else 0

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -20,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefork.config import OPTIONS
 from prefork.errors import BindError
 from prefork.listeners import open_listeners
 from prefork.values import replace
@@ -236,8 +238,10 @@ def run_outer(
 
     A child that ends with status 3 is started anew at once, one that fails after the next edit; 0 is passed on. TERM
     and INT are forwarded, and end it with 0. ``roots`` and ``files`` are watched besides what the options name while
-    there is no child that could. Raises ``BindError`` or ``ConfigError``.
+    there is no child that could. For the main thread. Raises ``BindError`` or ``ConfigError``.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise OPTIONS["reload"].wrong(True, "no other thread than the main thread gets signals: serve from that one")
     with open_listeners(config) as listeners:
         listeners.speak(config.scheme)
         if on_listening is not None:

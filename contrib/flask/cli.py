@@ -91,14 +91,14 @@ def _run(info: ScriptInfo, /, **options: Any) -> None:
 
     context = click.get_current_context()
     try:
-        from prefork.kept import failures_told, report
+        from prefork.kept import failures_told
     except errors.PlatformUnsupported as error:
         context.exit(errors.report(error))
     try:
         with failures_told():
             status = _Run(info, options).run()
     except errors.PreforkError as error:
-        status = report(error)
+        status = errors.report(error)
     context.exit(status)
 
 
