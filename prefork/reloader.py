@@ -237,8 +237,9 @@ def run_outer(
     """Run this command, or ``argv``, as a child, anew after each edit; return the exit status.
 
     A child that ends with status 3 is started anew at once, one that fails after the next edit; 0 is passed on. TERM
-    and INT are forwarded, and end it with 0. ``roots`` and ``files`` are watched besides what the options name while
-    there is no child that could. For the main thread. Raises ``BindError`` or ``ConfigError``.
+    and INT are forwarded, and end it with 0. ``roots`` and ``files`` are watched besides what the options name, and the
+    folders of the import path, while there is no child that could. For the main thread. Raises ``BindError`` or
+    ``ConfigError``.
     """
     if threading.current_thread() is not threading.main_thread():
         raise OPTIONS["reload"].wrong(True, "no other thread than the main thread gets signals: serve from that one")
