@@ -6,6 +6,7 @@ from prefork.errors import ConfigError
 from prefork.values import Value
 
 _PORTS = 65536
+PORT_HINT = "a port is a number from 0 to 65535"
 
 
 class Address(Value):
@@ -60,9 +61,14 @@ def _parse_tcp(text: str) -> Address:
     inside = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not colon or not _is_number(port) or "/" in host or "[" in inside or (":" in inside and inside == host):
         raise _wrong(text, _advice(text))
-    if len(port) > len(str(_PORTS)) or int(port) >= _PORTS:
-        raise ConfigError("PF302", f"bind is {text!r}", "a port is a number from 0 to 65535")
+    if not is_port(port):
+        raise ConfigError("PF302", f"bind is {text!r}", PORT_HINT)
     return Address(host=inside or "0.0.0.0", port=int(port))  # noqa: S104 - asked for by ":port"
+
+
+def is_port(text: str) -> bool:
+    """Whether this is the number of a port."""
+    return _is_number(text) and len(text) <= len(str(_PORTS)) and int(text) < _PORTS
 
 
 def _is_number(text: str) -> bool:

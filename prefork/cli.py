@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prefork import __version__, origin
-from prefork.config import OPTIONS, Resolved, resolve
+from prefork import __version__
+from prefork.config import OPTIONS, Resolved, nearest, resolve
 from prefork.errors import AppNotFound, ConfigError, PlatformUnsupported, PreforkError, report
 from prefork.heap import collecting_seldom
 from prefork.options_click import click_options
@@ -50,8 +50,8 @@ def _run(app: str | None, config: str | None, **options: Any) -> int:
     show_config, check_config = options.pop("show_config"), options.pop("check_config")
     flags = {name: value for name, value in options.items() if value is not None and value != ()}
     resolved = resolve(flags=flags, file=config, defaults={"redeploy": True})
-    for variable, near in resolved.strays.items():
-        click.echo(f"prefork: warning: {variable} is no option, and ignored: did you mean {near}? [PF101]", err=True)
+    for line in resolved.warnings:
+        click.echo(line, err=True)
     if show_config:
         click.echo(resolved.describe())
         return 0
@@ -91,18 +91,19 @@ def _check(app: str, resolved: Resolved) -> int:
     from prefork.hooks import IN_WORKERS, Hooks
     from prefork.listeners import parse_bind
     from prefork.loading import load_app
+    from prefork.pool import directory
 
-    for text in resolved.config.bind:
+    config = resolved.config
+    for text in config.bind:
         parse_bind(text)
-    load_app(app, resolved.config.app_dir, resolved.config.interface)
-    if resolved.config.scheme == "https":
-        from prefork.certificates import make_context
-        from prefork.pool import directory
+    with directory(config.chdir):
+        load_app(app, config.app_dir, config.interface)
+        if config.scheme == "https":
+            from prefork.certificates import make_context
 
-        with directory(resolved.config.chdir):
-            make_context(resolved.config)
-    Hooks.of(resolved.config).load(resolved.config.app_dir, "before_fork", *IN_WORKERS)
-    click.echo(f"{app} can be served on {', '.join(resolved.config.bind)}")
+            make_context(config)
+        Hooks.of(config).load(config.app_dir, "before_fork", *IN_WORKERS)
+    click.echo(f"{app} can be served on {', '.join(config.bind)}")
     return 0
 
 
@@ -131,12 +132,11 @@ def command() -> click.Command:
     )
 
 
-def _report(error: PreforkError) -> int:
-    if origin.mark is None:
-        return report(error)
-    from prefork import kept
-
-    return kept.report(error)
+def _instead(error: click.NoSuchOption) -> str:
+    """Return what to do: of another server's flag take ours, which by its spelling alone may be far."""
+    ours = nearest(error.option_name.lstrip("-"), ())
+    likely = [OPTIONS[ours].flag] if ours else error.possibilities
+    return f"did you mean {likely[0]}?" if likely else "--help-all shows all of them"
 
 
 def main(args: list[str] | None = None) -> int:
@@ -147,12 +147,11 @@ def main(args: list[str] | None = None) -> int:
     try:
         result = command().main(args, prog_name="prefork", standalone_mode=False)
     except click.NoSuchOption as error:
-        nearest = f"did you mean {error.possibilities[0]}?" if error.possibilities else "--help-all shows all of them"
-        return _report(ConfigError("PF101", f"there is no option {error.option_name}", nearest))
+        return report(ConfigError("PF101", f"there is no option {error.option_name}", _instead(error)))
     except click.ClickException as error:
-        return _report(ConfigError("PF102", error.format_message().rstrip("."), "--help-all shows what can be given"))
+        return report(ConfigError("PF102", error.format_message().rstrip("."), "--help-all shows what can be given"))
     except click.Abort:
         return 1
     except PreforkError as error:
-        return _report(error)
+        return report(error)
     return result if isinstance(result, int) else 0

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from prefork import memory
 from prefork.access_format import FORMATS, compile_format
 from prefork.addresses import parse_bind
-from prefork.errors import ConfigError, MissingExtra
+from prefork.errors import ConfigError, MissingExtra, NotHere
 from prefork.trust import NOBODY, UNIX, parse_proxy
 from prefork.values import Value
 
@@ -49,11 +49,17 @@ _ELSEWHERE = {
     "accesslog": "access_log",
     "cert_reqs": "ssl_verify",
     "certfile": "cert",
+    "error_logfile": "log_file",
+    "errorlog": "log_file",
+    "exclude_patterns": "reload_exclude_patterns",
+    "extra_files": "reload_extra_files",
     "forwarded_allow_ips": "trusted_proxies",
     "header_map": "underscores_in_headers",
     "host": "bind",
     "keepalive": "keep_alive_timeout",
     "keyfile": "key",
+    "limit_max_requests": "max_reqs_per_child",
+    "limit_request_field_size": "max_head_size",
     "limit_request_fields": "max_header_count",
     "limit_request_line": "max_request_line_size",
     "max_requests": "max_reqs_per_child",
@@ -61,8 +67,10 @@ _ELSEWHERE = {
     "max_worker_lifetime": "max_worker_age",
     "pid": "pid_file",
     "port": "bind",
+    "proxy_allow_from": "trusted_proxies",
     "proxy_headers": "forwarded_headers",
     "proxy_allow_ips": "trusted_proxies",
+    "pythonpath": "app_dir",
     "reload_on_rss": "max_memory",
     "ssl_ca_certs": "ca_certs",
     "ssl_cert_reqs": "ssl_verify",
@@ -70,13 +78,19 @@ _ELSEWHERE = {
     "ssl_certificate": "cert",
     "ssl_keyfile": "key",
     "script_name": "root_path",
-    "timeout": "graceful_timeout",
+    "timeout": "request_timeout",
+    "timeout_graceful_shutdown": "graceful_timeout",
+    "timeout_keep_alive": "keep_alive_timeout",
     "trusted_proxy": "trusted_proxies",
     "trusted_proxy_headers": "forwarded_headers",
     "url_prefix": "root_path",
+    "worker_connections": "limit_concurrency",
     "workers_lifetime": "max_worker_age",
     "workers_max_rss": "max_memory",
 }
+# What Kubernetes says of a service, which may be called prefork or prefork-something, with links of old in the values.
+_OF_A_SERVICE = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_.*)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_LINK = re.compile(r"(tcp|udp|sctp)://")
 # An address from here is for want of a better one: who passes a socket on knows better.
 _UNASKED = {"default", "environment PORT"}
 
@@ -114,6 +128,11 @@ class Option(Value, kw_only=True):
     def flags(self) -> tuple[str, ...]:
         """All spellings of the flag, the long one first."""
         return (self.flag, *([self.short] if self.short else []), *self.aliases)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All spellings of its name in the environment, settings and files: of a long flag each is one, too."""
+        return (self.name, *(alias.removeprefix("--").replace("-", "_") for alias in self.aliases))
 
     @property
     def environment(self) -> str:
@@ -164,9 +183,9 @@ class Option(Value, kw_only=True):
             return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
         return "" if value is None else _plain(value)
 
-    def wrong(self, value: Any, hint: str) -> ConfigError:
+    def wrong(self, value: Any, hint: str, kind: type[ConfigError] = ConfigError) -> ConfigError:
         """Return the error for a value that is none."""
-        return ConfigError("PF102", f"{self.name} is {value!r}", hint)
+        return kind("PF102", f"{self.name} is {value!r}", hint)
 
 
 def _plain(value: Any) -> str:
@@ -266,6 +285,12 @@ def _read_log(option: Option, value: Any) -> str | None:
     if text in _TRUE:
         return "-"
     return None if text in {*_FALSE, "none"} else _read_str(option, value)
+
+
+def _read_log_file(option: Option, value: Any) -> str | None:
+    """Return a path, or nothing for stderr, which many write as ``-``."""
+    path = _read_str(option, value)
+    return None if path == "-" else path
 
 
 def _read_list(option: Option, value: Any) -> tuple[str, ...]:
@@ -368,6 +393,7 @@ _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "account": _read_account,
     "octal": _read_octal,
     "log": _read_log,
+    "log_file": _read_log_file,
     "access_format": _read_access_format,
     "list": _read_list,
     "addresses": _read_addresses,
@@ -387,6 +413,7 @@ _PLACEHOLDERS = {
     "account": "NAME",
     "octal": "OCTAL",
     "log": "-|PATH",
+    "log_file": "-|PATH",
     "access_format": "FORMAT",
     "addresses": "ADDRESS",
     "proxies": "ADDRESS|NETWORK|unix|*",
@@ -492,7 +519,7 @@ class Config(Value, kw_only=True):
     reload_exclude_patterns: tuple[str, ...] = option((), "list", group="Development", help="Files not to watch, as patterns. Repeatable.")
     log_format: str = option("auto", "choice", group="Log", common=True, choices=("auto", "console", "json", "none"), help="How records look; auto: for people on a terminal, JSON elsewhere.")
     log_level: str = option("info", "choice", group="Log", common=True, choices=("debug", "info", "warning", "error"), help="The least level that is recorded.")
-    log_file: str | None = option(None, "path", group="Log", optional=True, help="Where records go; stderr unless given.")
+    log_file: str | None = option(None, "log_file", group="Log", optional=True, help="Where records go: - for stderr, as unless given, or a file.")
     access_log: str | None = option(None, "log", group="Log", common=True, optional=True, help="Record each request: - with the other records, or a file.")
     access_log_format: str | None = option(None, "access_format", group="Log", optional=True, help="How these records look: json, console, common or combined (as Apache's), or a format string of Apache's or gunicorn's; as log_format unless given.")
     access_log_skip: tuple[str, ...] = option((), "list", group="Log", help="Paths whose requests are not recorded unless they fail, such as /health or /static/*. Repeatable.")
@@ -520,7 +547,8 @@ class Config(Value, kw_only=True):
                 "each worker draws its budget between the two, so raise the maximum or lower the minimum",
             )
         if self.max_memory and not memory.TOLD.exists():
-            raise OPTIONS["max_memory"].wrong(self.max_memory, f"this system does not tell: there is no {memory.TOLD}")
+            hint = f"this system does not tell: there is no {memory.TOLD}"
+            raise OPTIONS["max_memory"].wrong(self.max_memory, hint, NotHere)
         if self.deploy_probe is not None and not self.deploy_probe.startswith("/"):
             raise OPTIONS["deploy_probe"].wrong(self.deploy_probe, "a path begins with /")
         self._check_tls()
@@ -528,7 +556,7 @@ class Config(Value, kw_only=True):
             if not path.startswith("/"):
                 raise OPTIONS["access_log_skip"].wrong(path, "a path begins with /")
         if self.spool_dir is not None and not Path(self.spool_dir).is_dir():
-            raise OPTIONS["spool_dir"].wrong(self.spool_dir, "there is no such directory")
+            raise OPTIONS["spool_dir"].wrong(self.spool_dir, "there is no such directory", NotHere)
         if self.http == "httptools" and find_spec("httptools") is None:
             raise MissingExtra(
                 "PF419", "http is 'httptools', which is not installed", "install prefork[fast], or leave http alone"
@@ -581,6 +609,8 @@ OPTIONS: Mapping[str, Option] = {
     if "option" in declared.metadata
 }
 """All options, in the order of the documentation."""
+NAMES: Mapping[str, str] = {spelt: name for name, option in OPTIONS.items() for spelt in option.names}
+"""The option of each name by which one may be called in the environment, settings and files."""
 
 
 def nearest(name: str, names: Iterable[str] = OPTIONS, likeness: float = _NEAREST) -> str | None:
@@ -610,6 +640,14 @@ class Resolved(Value):
     config: Config
     origins: Mapping[str, str]
     strays: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to tell the user of the ``strays``, a line each."""
+        return [
+            f"prefork: warning: {variable} is no option, and ignored: did you mean {near}? [PF101]"
+            for variable, near in self.strays.items()
+        ]
 
     def describe(self) -> str:
         """Return each effective value, a line each, and where it came from."""
@@ -649,7 +687,7 @@ def resolve(
     ]:
         found.setdefault(name, (value, origin))
     for name, (value, origin) in found.items():
-        _check(name, value, origin)
+        check(name, value, origin)
     if "reload" in found and OPTIONS["reload"].read(found["reload"][0]):
         found.setdefault("max_workers", (1, "default under --reload"))
     origins = {name: found[name][1] if name in found else "default" for name in OPTIONS}
@@ -669,8 +707,8 @@ def _of_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
 
 def _of_environment(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
     for prefix in prefixes:
-        for name in OPTIONS:
-            variable = prefix + name.upper()
+        for spelt, name in NAMES.items():
+            variable = prefix + spelt.upper()
             if environ.get(variable):
                 yield name, environ[variable], f"environment {variable}"
 
@@ -693,12 +731,13 @@ def _of_platform(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
 
 def _known(key: str, source: str) -> str:
     name = str(key).lower().replace("-", "_")
-    if name not in OPTIONS:
+    if name not in NAMES:
         raise _in(unknown(str(key)), source)
-    return name
+    return NAMES[name]
 
 
-def _check(name: str, value: Any, origin: str) -> None:
+def check(name: str, value: Any, origin: str) -> None:
+    """Raise ``ConfigError``, naming ``origin`` as who gave it, if ``value`` is none of the option ``name``."""
     try:
         OPTIONS[name].read(value)
     except ConfigError as error:
@@ -711,13 +750,19 @@ def _in(error: ConfigError, source: str) -> ConfigError:
 
 
 def _strays(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Find what is nearly an option; anything else below our prefix may be somebody else's, as Kubernetes' names are."""
-    for variable in environ:
+    """Find what is nearly an option; anything else below our prefix may be somebody else's."""
+    for variable, value in environ.items():
         for prefix in prefixes:
             name = variable.removeprefix(prefix)
-            near = nearest(name, likeness=_TYPING_ERROR) if name != variable and name.lower() not in OPTIONS else None
-            if near is not None and near not in _ELSEWHERE.values():
+            if name == variable or name.lower() in NAMES or is_of_kubernetes(name, value):
+                continue
+            if (near := nearest(name, NAMES, _TYPING_ERROR)) is not None:
                 yield variable, prefix + near.upper()
+
+
+def is_of_kubernetes(name: str, value: str) -> bool:
+    """Whether a variable, here without its prefix, is what Kubernetes says of a service that is called like us."""
+    return bool(_OF_A_SERVICE.fullmatch(name) or _LINK.match(value))
 
 
 def read_file(path: Path) -> Mapping[str, Any]:
@@ -803,9 +848,10 @@ def render_options_markdown() -> str:
         "",
         "Made from the code by `make docs`. In code `max_workers=4`, on the command line `--max-workers 4`, in the",
         'environment `PREFORK_MAX_WORKERS=4`, in Django\'s settings `PREFORK = {"MAX_WORKERS": 4}`, in a file',
-        "`max_workers = 4`. The first that gives an option wins: code or flag, `FLASK_RUN_PREFORK_*` (Flask only),",
-        "`PREFORK_*`, the framework's settings or `--config` file, the variables that other servers read too (`PORT`,",
-        "`WEB_CONCURRENCY`, `FORWARDED_ALLOW_IPS`, `SCRIPT_NAME`), the default.",
+        "`max_workers = 4`. Where a second long flag is named, it is a name there as well, but in code: `PREFORK_WORKERS=4`.",
+        "The first that gives an option wins: code or flag, `FLASK_RUN_PREFORK_*` (Flask only), `PREFORK_*`, the",
+        "framework's settings or `--config` file, the variables that other servers read too (`PORT`, `WEB_CONCURRENCY`,",
+        "`FORWARDED_ALLOW_IPS`, `SCRIPT_NAME`), the default.",
         "`prefork --show-config` prints each value in effect, and where it came from.",
         "",
         "Times are in seconds. Sizes are in bytes, or `64K`, `10M`, `1G`. Lists are separated by commas in the environment,",

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 import traceback
 
+from prefork import origin
+
 CODES: dict[str, str] = {
     "PF101": "there is no such option",
     "PF102": "a value cannot be",
@@ -122,6 +124,10 @@ class ConfigError(PreforkError):
     exit_code = 2
 
 
+class NotHere(ConfigError):
+    """An option asks for what this machine does not have, and the one that is to serve may have."""
+
+
 class AppNotFound(PreforkError):
     """The application that was named does not exist or cannot be served."""
 
@@ -153,11 +159,15 @@ class PlatformUnsupported(PreforkError):
 
 
 def report(error: PreforkError) -> int:
-    """Tell the user of an error on stderr, and return the exit status.
+    """Tell the user of an error, and return the exit status.
 
-    One line, behind the traceback of the application where that is what failed.
+    On stderr in one line, behind the traceback of the application where that is what failed; by a record of the pool
+    that goes on serving, if this process was to take its place.
     """
-    if isinstance(error, AppFailed) and error.__cause__ is not None:
-        traceback.print_exception(error.__cause__)
-    print(f"prefork: error: {error}", file=sys.stderr)  # noqa: T201
+    cause = error.__cause__
+    trace = "" if cause is None else "".join(traceback.format_exception(cause))
+    if origin.tell_failure(error, reason=str(error), trace=trace):
+        return error.exit_code
+    theirs = trace if isinstance(error, AppFailed) else ""
+    print(f"{theirs}prefork: error: {error}", file=sys.stderr)  # noqa: T201
     return error.exit_code

@@ -14,19 +14,19 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import field
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from prefork import errors, origin
-from prefork.errors import BootError, PreforkError
+from prefork import origin
+from prefork.errors import BootError
 from prefork.fork_audit import Finding, audit
 from prefork.sd_notify import Notifier, message
 from prefork.signals import ORDERS, held_back
 from prefork.supervised import Caller
+from prefork.terminal import is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -85,7 +85,7 @@ class Keeper(Caller):
         for fd in known:
             os.close(fd)  # nobody listens there any more, from this pool on
         path = None if config.pid_file is None else str(Path(config.pid_file).absolute())
-        log = "console" if config.log_format == "auto" and sys.stderr.isatty() else config.log_format
+        log = "console" if config.log_format == "auto" and is_terminal(sys.stderr) else config.log_format
         self.say(
             "listening",
             [*new, *(() if exchange is None or self.exchange else exchange.descriptors)],
@@ -241,10 +241,3 @@ def failures_told() -> Iterator[None]:
     except BaseException as error:
         origin.tell_failure(error)
         raise
-
-
-def report(error: PreforkError) -> int:
-    """Tell the user of an error, by a record of the pool that goes on serving if there is one; return the status."""
-    cause = error.__cause__
-    trace = "" if cause is None else "".join(traceback.format_exception(cause))
-    return error.exit_code if origin.tell_failure(error, reason=str(error), trace=trace) else errors.report(error)

@@ -28,7 +28,8 @@ def _environment() -> dict[bytes, bytes]:
         with open("/proc/self/environ", "rb") as file:
             entries = file.read().split(b"\0")
     except OSError:
-        return dict(os.environb)
+        # Not os.environb: Windows has none, and imports this for each command of Flask and Django.
+        return {os.fsencode(name): os.fsencode(value) for name, value in os.environ.items()}
     return {name: value for name, equals, value in (entry.partition(b"=") for entry in entries) if equals}
 
 

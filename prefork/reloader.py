@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import threading
 import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -20,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prefork.config import OPTIONS
 from prefork.errors import BindError
 from prefork.listeners import open_listeners
 from prefork.values import replace
@@ -198,7 +200,7 @@ def watcher(config: Config, *, roots: Sequence[str] = (), files: Sequence[str] =
     the outer process is gone: nobody could stop the server by its terminal any more.
     """
     outer = os.getppid()
-    watch = _new_watch(config, roots=[*roots, *sys.path], files=files)
+    watch = _new_watch(config, roots=roots, files=files)
     modules_known = False
 
     def look() -> str | None:
@@ -214,7 +216,8 @@ def watcher(config: Config, *, roots: Sequence[str] = (), files: Sequence[str] =
 def _new_watch(config: Config, *, roots: Sequence[str], files: Sequence[str]) -> Watch:
     top = Path(config.chdir or "", config.app_dir)
     return Watch(
-        roots=project_roots([str(top), *roots]),
+        # The folder of the program is on the path, and need not be the current one.
+        roots=project_roots([str(top), *roots, *sys.path]),
         files=tuple(str(Path(path).absolute()) for path in (*config.reload_extra_files, *files)),
         exclude=config.reload_exclude_patterns,
     )
@@ -234,9 +237,12 @@ def run_outer(
     """Run this command, or ``argv``, as a child, anew after each edit; return the exit status.
 
     A child that ends with status 3 is started anew at once, one that fails after the next edit; 0 is passed on. TERM
-    and INT are forwarded, and end it with 0. ``roots`` and ``files`` are watched besides what the options name while
-    there is no child that could. Raises ``BindError`` or ``ConfigError``.
+    and INT are forwarded, and end it with 0. ``roots`` and ``files`` are watched besides what the options name, and the
+    folders of the import path, while there is no child that could. For the main thread. Raises ``BindError`` or
+    ``ConfigError``.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise OPTIONS["reload"].wrong(True, "no other thread than the main thread gets signals: serve from that one")
     with open_listeners(config) as listeners:
         listeners.speak(config.scheme)
         if on_listening is not None:

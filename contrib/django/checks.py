@@ -1,9 +1,10 @@
 """Which settings do not go together with several processes?
 
-``prefork.E001`` unknown key of ``PREFORK``, ``E002`` wrong value, ``E003`` no fork on this system; ``W001`` DEBUG (deploy),
+``prefork.E001`` unknown key of ``PREFORK``, ``E002`` wrong value; ``W001`` DEBUG (deploy),
 ``W002`` persistent connections, ``W003`` connection pools, ``W004`` a cache and ``W005`` sessions that each worker has for
 itself, ``W006`` persistent connections under ASGI (deploy), ``W007`` nobody serves static files (deploy, and when
-``runprefork`` starts), ``W008`` SQLite, ``W009`` no WSGI application.
+``runprefork`` starts), ``W008`` SQLite, ``W009`` no WSGI application, ``W010`` no fork on this system, ``W011`` something
+else that ``PREFORK`` asks for is not there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from django.conf import settings
 from django.core import checks
 
 from prefork.contrib.django.options import joins_logs, resolve_options
-from prefork.errors import ConfigError
+from prefork.errors import ConfigError, MissingExtra, NotHere
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,10 +39,15 @@ def check_for(config: Config) -> None:
 def check_settings(**_: Any) -> list[checks.CheckMessage]:
     """Check ``PREFORK``, and what several processes would trip over."""
     if not hasattr(os, "fork"):
-        return [checks.Error("This system cannot fork.", hint="prefork runs on Linux and macOS.", id="prefork.E003")]
+        # No error: it would keep whoever develops there from every other command. runprefork itself does not start.
+        hint = "runprefork does not start here: it runs on Linux and macOS."
+        return [checks.Warning("This system cannot fork.", hint=hint, id="prefork.W010")]
     try:
         config = _in_use[0] if _in_use else resolve_options().config
         joins_logs()
+    except (MissingExtra, NotHere) as error:
+        hint = f"runprefork does not start here: {error.hint}."
+        return [checks.Warning(f"PREFORK: {error.message}.", hint=hint, id="prefork.W011")]
     except ConfigError as error:
         number = "E001" if error.code == "PF101" else "E002"
         return [checks.Error(f"PREFORK: {error.message}.", hint=error.hint, id=f"prefork.{number}")]

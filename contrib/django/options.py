@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import sys
 from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from django.conf import settings
 from prefork.config import OPTIONS, Option, resolve
 from prefork.contrib.serving import with_access_log_off
 from prefork.errors import ConfigError
+from prefork.terminal import is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,6 +26,7 @@ ADDRPORT = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):)?(?P<port
 NOT_OURS = ("app_dir", "preload", "interface")
 # What a dictionary of settings may have besides the options.
 LOGGING = "LOGGING"
+_NO_IPV6 = "leave -6 out, or give one in brackets"
 _LOG_LEVELS = {0: "warning", 1: None, 2: "debug", 3: "debug"}
 
 
@@ -57,7 +60,7 @@ def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
         flags["bind"] = (address,)
     if (level := _LOG_LEVELS[options.get("verbosity", 1)]) is not None:
         flags.setdefault("log_level", level)
-    people = settings.DEBUG or sys.stderr.isatty()
+    people = settings.DEBUG or is_terminal(sys.stderr)
     resolved = resolve(
         flags=flags,
         settings=own_settings(),
@@ -81,8 +84,18 @@ def _address(options: Mapping[str, Any]) -> str | None:
     # As runserver has it: 0 stands for all addresses, and an IPv4 address is none of IPv6.
     host = {None: default, "0": "[::]" if six else "0.0.0.0"}.get(match["host"], match["host"])  # noqa: S104
     if six and IPV4.fullmatch(host):
-        raise ConfigError("PF607", f"{host!r} is not a valid IPv6 address", "leave -6 out, or give one in brackets")
+        raise ConfigError("PF607", f"{host!r} is not a valid IPv6 address", _NO_IPV6)
+    if six and not host.startswith("["):
+        host = f"[{_ipv6_of(host)}]"
     return f"{host}:{match['port']}"
+
+
+def _ipv6_of(name: str) -> str:
+    """Return the address to which a name leads; left to whoever opens the socket, one of IPv4 would do."""
+    try:
+        return str(socket.getaddrinfo(name, None, socket.AF_INET6, socket.SOCK_STREAM)[0][4][0])
+    except (OSError, UnicodeError):
+        raise ConfigError("PF607", f"{name!r} has no IPv6 address", _NO_IPV6) from None
 
 
 class _HelpAll(Action):

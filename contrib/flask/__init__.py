@@ -95,11 +95,23 @@ def run_prefork(
     Under a ``flask`` command it only says that it does nothing, as ``app.run()`` does. No ``__main__`` guard is needed
     for the workers' sake: they are forked, and import nothing again.
 
-    Raises ``ConfigError`` for wrong options, and what ``WorkerPool.serve()`` raises.
+    What a user can mend, such as a wrong option or a port in use, is told in one line and ends the program with status
+    1 or 2 (``SystemExit``), as with ``app.run()``. ``WorkerPool(app).serve()`` raises it instead.
     """
     if os.environ.get("FLASK_RUN_FROM_CLI") == "true":
         _say_ignored()
         return 0
+    from prefork.errors import PreforkError, report
+
+    try:
+        return _run(app, host, port, debug=debug, load_dotenv=load_dotenv, options=options)
+    except PreforkError as error:
+        sys.exit(report(error))
+
+
+def _run(
+    app: Flask, host: str | None, port: int | None, *, debug: bool | None, load_dotenv: bool, options: dict[str, Any]
+) -> int:
     from flask import cli
     from flask.helpers import get_debug_flag, get_load_dotenv
 

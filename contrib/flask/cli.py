@@ -48,7 +48,7 @@ def _parameters() -> list[click.Parameter]:
     from prefork.options_click import click_options
 
     def flag(*names: str, **more: Any) -> click.Option:
-        return click.Option(list(names), **more)
+        return click.Option(list(names), **{"allow_from_autoenv": False, **more})
 
     # Always preloaded, and found by Flask: neither --preload nor --app-dir. The environment is read by our own rules.
     left_out = ("app_dir", "preload", "reload_extra_files", "reload_exclude_patterns")
@@ -56,11 +56,11 @@ def _parameters() -> list[click.Parameter]:
     for option in ours:
         option.allow_from_autoenv = False
     return [
-        flag("-h", "--host", allow_from_autoenv=False, help="The interface to listen on.  [127.0.0.1; FLASK_RUN_PREFORK_HOST, FLASK_RUN_HOST]"),
-        flag("-p", "--port", allow_from_autoenv=False, type=click.IntRange(0, 65535), help="The port to listen on; 0: any that is free.  [5000; FLASK_RUN_PREFORK_PORT, FLASK_RUN_PORT]"),
-        flag("--debug/--no-debug", is_eager=True, expose_value=False, default=None, callback=_set_debug, help="Set debug mode, which turns --reload on.  [FLASK_DEBUG]"),
-        flag("reload_extra_files", "--extra-files", callback=_split, metavar="PATH", help=f"Further files to watch, separated by {os.pathsep!r}."),
-        flag("reload_exclude_patterns", "--exclude-patterns", callback=_split, metavar="PATTERN", help=f"Files not to watch, as patterns separated by {os.pathsep!r}."),
+        flag("-h", "--host", help="The interface to listen on.  [127.0.0.1; FLASK_RUN_PREFORK_HOST, FLASK_RUN_HOST]"),
+        flag("-p", "--port", type=click.IntRange(0, 65535), help="The port to listen on; 0: any that is free.  [5000; FLASK_RUN_PREFORK_PORT, FLASK_RUN_PORT]"),
+        flag("--debug/--no-debug", allow_from_autoenv=True, is_eager=True, expose_value=False, default=None, callback=_set_debug, help="Set debug mode, which turns --reload on.  [FLASK_DEBUG]"),
+        flag("reload_extra_files", "--extra-files", "--reload-extra-files", multiple=True, callback=_split, metavar="PATH", help=f"Further files to watch, separated by {os.pathsep!r}."),
+        flag("reload_exclude_patterns", "--exclude-patterns", "--reload-exclude-patterns", multiple=True, callback=_split, metavar="PATTERN", help=f"Files not to watch, as patterns separated by {os.pathsep!r}."),
         flag("--no-access-log", is_flag=True, help="Do not record requests, in debug mode or on a terminal either."),
         flag("--show-config", is_flag=True, help="Print each effective value and where it came from."),
         flag("--help-all", is_flag=True, is_eager=True, expose_value=False, callback=_help_all, help="Show all options."),
@@ -74,8 +74,8 @@ def _set_debug(_: click.Context, __: click.Parameter, value: bool | None) -> Non
         os.environ["FLASK_DEBUG"] = "1" if value else "0"
 
 
-def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
-    return tuple(value.split(os.pathsep)) if value else ()
+def _split(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(item for value in values for item in value.split(os.pathsep) if item)
 
 
 def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -87,15 +87,19 @@ def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 @pass_script_info
 def _run(info: ScriptInfo, /, **options: Any) -> None:
-    from prefork.errors import PreforkError
-    from prefork.kept import failures_told, report
+    from prefork import errors
 
+    context = click.get_current_context()
+    try:
+        from prefork.kept import failures_told
+    except errors.PlatformUnsupported as error:
+        context.exit(errors.report(error))
     try:
         with failures_told():
             status = _Run(info, options).run()
-    except PreforkError as error:
-        status = report(error)
-    click.get_current_context().exit(status)
+    except errors.PreforkError as error:
+        status = errors.report(error)
+    context.exit(status)
 
 
 class _Run:
@@ -116,13 +120,13 @@ class _Run:
         if self.show_config:
             return self.show()
         # Without the application's settings: the outer process of the reloader must not load it, nor must root.
-        config = self.resolve().config
+        config = self.warned(self.resolve()).config
         if config.reload:
             return self.serve_anew(config)
         if config.user is not None or config.group is not None:
             return self.serve_as_somebody_else(config)
         keep(config)  # before there is an application, whose threads would be left behind
-        app = self.load_app()
+        app = self.load_app(config)
         config = self.resolve(app).config
         return self.serve_anew(config) if config.reload else serve(app, config, name=self.name(app))
 
@@ -146,20 +150,30 @@ class _Run:
         """Print the options in effect."""
         from prefork.contrib.serving import describe
 
-        click.echo(describe(self.resolve(self.load_app())))
+        app = self.load_app(self.resolve().config)
+        click.echo(describe(self.warned(self.resolve(app))))
         return 0
 
-    def load_app(self) -> Flask:
-        """Return the application as Flask finds it; raises ``AppFailed`` for what its code raises."""
-        try:
-            return self.info.load_app()
-        except click.ClickException:
-            raise  # Flask's own line on what it did not find
-        except Exception as error:
-            from prefork.loading import failure
+    def warned(self, resolved: Resolved) -> Resolved:
+        """Tell the user what is nearly an option; return the same."""
+        for line in resolved.warnings:
+            click.echo(line, err=True)
+        return resolved
 
-            via = (__file__, cli.__file__)
-            raise failure("PF206", f"loading {self.name()}", error, via=via) from error
+    def load_app(self, config: Config) -> Flask:
+        """Return the application as Flask finds it in ``chdir``; raises ``AppFailed`` for what its code raises."""
+        from prefork.pool import directory
+
+        with directory(config.chdir):
+            try:
+                return self.info.load_app()
+            except click.ClickException:
+                raise  # Flask's own line on what it did not find
+            except Exception as error:
+                from prefork.loading import failure
+
+                via = (__file__, cli.__file__)
+                raise failure("PF206", f"loading {self.name()}", error, via=via) from error
 
     def serve_anew(self, config: Config) -> int:
         """Serve under the reloader."""
@@ -177,7 +191,7 @@ class _Run:
 
     def load(self, listening: Config) -> tuple[Flask, Config]:
         """Return the application, and the options with its settings; say if they ask for another address."""
-        app = self.load_app()
+        app = self.load_app(listening)
         config = self.resolve(app).config
         if config.bind != listening.bind:
             click.secho(
@@ -202,7 +216,7 @@ class _Run:
             tls = read_certificate(config)
         with open_listeners(config, inherited=None if keeper is None else keeper.inherited) as listeners:
             drop(config)
-            app = self.load_app()
+            app = self.load_app(config)
             return serve(app, self.resolve(app).config, name=self.name(app), listeners=listeners, tls=tls)
 
     def name(self, app: Flask | None = None) -> str:

@@ -14,9 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefork.config import ADHOC, resolve
+from prefork.addresses import PORT_HINT, is_port
+from prefork.config import ADHOC, check, is_of_kubernetes, resolve
 from prefork.contrib.serving import with_access_log_off
 from prefork.errors import ConfigError
+from prefork.terminal import is_terminal
 from prefork.values import Value, replace
 
 if TYPE_CHECKING:
@@ -104,6 +106,10 @@ class _Source(Value):
     bind: Any = None
     whole: bool = False  # its host goes with its port alone
 
+    def of(self, part: str) -> str:
+        """Return who gave one part of the address."""
+        return self.origin.replace("*", part)
+
 
 def resolve_options(
     given: Given,
@@ -125,7 +131,7 @@ def resolve_options(
     flags, settings = _as_ours(flags), _as_ours(settings)
     others = _of_flask_run(environ, {*flags, *settings})
     settings = {key: value for key, value in settings.items() if key not in {"HOST", "PORT"}}
-    people = debug or sys.stderr.isatty()
+    people = debug or is_terminal(sys.stderr)
     resolved = resolve(
         flags=flags,
         environ=environ,
@@ -141,7 +147,9 @@ def resolve_options(
         },
     )
     origins = {name: "environment FLASK_RUN_*" for name in others if resolved.origins[name] == "default"}
-    resolved = replace(resolved, origins={**resolved.origins, **origins})
+    ours = {prefix + name for prefix in PREFIXES for name in ("HOST", "PORT")}
+    strays = {variable: near for variable, near in resolved.strays.items() if variable not in ours}
+    resolved = replace(resolved, origins={**resolved.origins, **origins}, strays=strays)
     if origin is not None:
         config = replace(resolved.config, bind_from="" if origin in _UNASKED else origin)
         resolved = replace(resolved, config=config, origins={**resolved.origins, "bind": origin})
@@ -154,7 +162,8 @@ def _sources(
     yield _Source("flag --host, --port", given.host, given.port, given.options.get("bind"))
     for prefix in PREFIXES:
         host, port, bind = (environ.get(prefix + name) for name in ("HOST", "PORT", "BIND"))
-        yield _Source(f"environment {prefix}*", host, port, bind)
+        link = port is not None and is_of_kubernetes("PORT", port)
+        yield _Source(f"environment {prefix}*", host, None if link else port, bind)
     yield _Source("app.config PREFORK_*", settings.get("HOST"), settings.get("PORT"), settings.get("BIND"))
     yield _Source("environment FLASK_RUN_*", environ.get("FLASK_RUN_HOST"), environ.get("FLASK_RUN_PORT"))
     if environ.get("PORT"):
@@ -165,18 +174,28 @@ def _sources(
 
 
 def _address(sources: Iterator[_Source]) -> tuple[str, str] | None:
-    """Return the address that is given by its parts and by whom, ``None`` if there is none or a ``bind`` comes first."""
+    """Return the address that is given by its parts and by whom, ``None`` if there is none or a ``bind`` comes first.
+
+    Raises ``ConfigError`` for a part that cannot be.
+    """
     host = port = origin = None
+    of_host = ""
     for source in sources:
         if source.bind and host is None and port is None:
             return None
         if source.whole and port is not None:
             continue
         if host is None and source.host:
-            host, origin = source.host, origin or source.origin
+            host, origin, of_host = source.host, origin or source.origin, source.of("HOST")
         if port is None and source.port not in {None, ""}:
             port, origin = source.port, origin or source.origin
-    return None if origin is None else (join(host or DEFAULT_HOST, port or DEFAULT_PORT), origin)
+            if not is_port(str(port)):
+                raise ConfigError("PF302", f"the port is {port!r} ({source.of('PORT')})", PORT_HINT)
+    if origin is None:
+        return None
+    address = join(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port)
+    check("bind", (address,), of_host)
+    return address, origin
 
 
 def join(host: str, port: Any) -> str:

@@ -13,6 +13,7 @@ from flask.logging import default_handler
 
 from prefork.contrib.flask import signals
 from prefork.contrib.serving import when_ready
+from prefork.terminal import is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,7 +51,7 @@ def serve_anew(
     """
     from prefork import reloader
 
-    roots = roots_of(import_path)
+    roots = [str(Path(config.chdir or "", root)) for root in roots_of(import_path)]
     if not reloader.inside():
         return reloader.run_outer(config, roots=roots, on_listening=lambda urls: show_banner(name, urls, debug=debug))
     # Before the application is loaded: an edit meanwhile is an edit.
@@ -69,7 +70,7 @@ def roots_of(import_path: str | None) -> list[str]:
 
 def show_banner(name: str, urls: Sequence[str], *, debug: bool) -> None:
     """Say on a terminal what ``flask run`` says; elsewhere the records do."""
-    if not sys.stdout.isatty():
+    if not is_terminal(sys.stdout):
         return
     click.echo(f" * Serving Flask app '{name}'")
     click.echo(f" * Debug mode: {'on' if debug else 'off'}")

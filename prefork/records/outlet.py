@@ -25,6 +25,7 @@ from prefork.records.access import bound_context
 from prefork.records.catalogue import LEVELS, LOGGERS
 from prefork.records.pipe import PATIENCE_S, pipe_of
 from prefork.records.rendering import Record, to_console, to_json
+from prefork.terminal import is_terminal, wants_colour
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -56,7 +57,7 @@ class Writer(logging.Handler):
         # What is appended to a file by one call stays together, whatever its length.
         self._whole = self.fd is not None and stat.S_ISREG(os.fstat(self.fd).st_mode)
         self._pipe = pipe_of(STDERR) if self.fd is None else pipe_of(self.fd, owned=True)
-        terminal = self.path is None and _is_terminal(sys.stderr)
+        terminal = self.path is None and is_terminal(sys.stderr)
         self.console = style == "console" or (style == "auto" and terminal)
         """Whether records are for people."""
         self.journal = self.path is None and _is_journal(STDERR)
@@ -165,13 +166,6 @@ def _write_stderr(text: str, pipe: Pipe | None) -> None:
             _write(fd, text)
 
 
-def _is_terminal(stream: Any) -> bool:
-    try:
-        return bool(stream.isatty())
-    except (AttributeError, ValueError):
-        return False
-
-
 def _is_journal(fd: int) -> bool:
     """Whether what is written there goes to systemd's journal, as its variable says (systemd.exec(5))."""
     try:
@@ -179,17 +173,6 @@ def _is_journal(fd: int) -> bool:
     except OSError:
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
-
-
-def wants_colour(*, terminal: bool) -> bool:
-    """Whether to colour: on a terminal that can, unless the user said otherwise.
-
-    Sources: no-color.org, force-color.org, and ``DJANGO_COLORS``, which ``manage.py … --no-color`` sets to nocolor.
-    """
-    environ = os.environ
-    if environ.get("NO_COLOR") or environ.get("DJANGO_COLORS") == "nocolor":
-        return False
-    return bool(environ.get("FORCE_COLOR")) or (terminal and environ.get("TERM") != "dumb")
 
 
 def is_printed_by_others(record: logging.LogRecord) -> bool:

@@ -145,6 +145,21 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(write: Callable[..., P
         assert "Traceback" not in server.log
 
 
+def test_a_variable_that_is_nearly_an_option_is_told(write: Callable[..., Path]) -> None:
+    with runprefork(write(), env={"PREFORK_THREADZ": "3"}) as server:
+        assert [line.split()[-2] for line in server.output if "[PF101]" in line] == ["PREFORK_THREADS?"]
+
+
+def test_the_directory_is_changed_before_the_urls_are_loaded(write: Callable[..., Path]) -> None:
+    more = "GREETING = open('greeting').read()\nurlpatterns.append(path('home', lambda request: HttpResponse(GREETING + os.getcwd())))\n"
+    folder = write(urls=more)
+    inner = folder / "inner"
+    inner.mkdir()
+    (inner / "greeting").write_text("at home")
+    with runprefork(folder, "--chdir", "inner") as server:
+        assert server.get("/home") == (200, f"at home{inner}".encode())
+
+
 def test_with_reload_an_edit_is_served(write: Callable[..., Path]) -> None:
     folder = write()
     with runprefork(folder, "--reload") as server:
@@ -179,6 +194,31 @@ def test_an_ipv4_address_is_none_of_ipv6(write: Callable[..., Path]) -> None:
         assert "'127.0.0.1' is not a valid IPv6 address: leave -6 out, or give one in brackets [PF607]" in server.log
 
 
+# Not everywhere has localhost both.
+BOTH = """
+import socket
+asked = socket.getaddrinfo
+
+def of_both(host, port, family=0, *rest, **more):
+    known = {"localhost": "::1" if family == socket.AF_INET6 else "127.0.0.1"}
+    return asked(known.get(host, host), port, family, *rest, **more)
+
+socket.getaddrinfo = of_both
+"""
+
+
+@pytest.mark.parametrize(("flags", "url"), [((), "http://127.0.0.1:"), (("-6",), "http://[::1]:")], ids=["", "-6"])
+def test_of_a_name_that_has_both_the_flag_chooses(write: Callable[..., Path], flags: tuple[str, ...], url: str) -> None:
+    with runprefork(write(BOTH), *flags, address="localhost:0") as server:
+        assert server.url.startswith(url)
+
+
+def test_a_name_without_an_ipv6_address_is_none_of_ipv6(write: Callable[..., Path]) -> None:
+    with runprefork(write(), "-6", address="nothing.invalid:0", ready="") as server:
+        assert server.wait() == 2
+        assert "'nothing.invalid' has no IPv6 address: leave -6 out, or give one in brackets [PF607]" in server.log
+
+
 def test_migrations_that_are_missing_are_told_under_debug_alone(write: Callable[..., Path]) -> None:
     apps = "INSTALLED_APPS += ['django.contrib.auth']\n"
     folder = write(f"import os\nDEBUG = 'DEBUGGING' in os.environ\n{apps}")
@@ -198,6 +238,99 @@ def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
         assert "'nowhere:' is not a valid port number or address:port pair" in server.log
         assert "[PF607]" in server.log
         assert "Traceback" not in server.log
+
+
+SIGNALS = """
+import atexit
+from django.dispatch import receiver
+from prefork.contrib.django.signals import pool_ready, worker_started, worker_stopping
+
+@receiver(pool_ready)
+def ready(sender, **facts):
+    print("ready", sender, os.getpid(), flush=True)
+
+@receiver(worker_started)
+def broken_receiver(sender, worker, **facts):
+    raise LookupError("the receiver is broken")
+
+@receiver(worker_started)
+def started(sender, worker, **facts):
+    print("started", worker.number, flush=True)
+    atexit.register(print, "at the worker's exit")
+
+@receiver(worker_stopping)
+def stopping(sender, worker, **facts):
+    print("stopping", worker.number, flush=True)
+"""
+
+
+def test_signals_are_sent_and_a_receiver_that_raises_is_recorded(write: Callable[..., Path]) -> None:
+    with runprefork(write(urls=SIGNALS), "--workers", "1") as server:
+        server.wait_for_output(f"ready None {server.parent_pid}")
+        server.wait_for_output("started 0")
+        assert "the receiver is broken" in server.wait_for("hook.failed", hook="worker_started")["exception"]
+        assert server.get() == (200, b"hello")
+        assert server.stop() == 0
+        assert "stopping 0" in server.output
+        assert server.output.count("at the worker's exit") == 1
+        assert server.log.count("LookupError: the receiver is broken") == 1
+
+
+OVERRIDDEN = """
+from prefork.contrib.django.management.commands import runprefork
+
+class Command(runprefork.Command):
+    def get_handler(self, *args, **options):
+        handler = super().get_handler(*args, **options)
+
+        def marked(environ, start_response):
+            return handler(environ, lambda status, fields, *rest: start_response(status, [*fields, ("X-Mark", "1")], *rest))
+
+        return marked
+
+    def get_pool(self, handler, config, **more):
+        pool = super().get_pool(handler, config, **more)
+        pool.hooks.worker_started.append(lambda worker: print("a hook of mine", flush=True))
+        return pool
+
+    def on_bind(self, urls):
+        print("bound to", *urls, flush=True)
+"""
+
+
+def test_a_project_may_override_the_handler_the_pool_and_what_is_said_at_the_start(write: Callable[..., Path]) -> None:
+    folder = write("INSTALLED_APPS.insert(0, 'own')\n")
+    commands = folder / "own" / "management" / "commands"
+    commands.mkdir(parents=True)
+    (folder / "own" / "__init__.py").write_text("")
+    (commands / "runprefork.py").write_text(OVERRIDDEN)
+    with runprefork(folder) as server:
+        server.wait_for_output("a hook of mine")
+        server.wait_for_output(f"bound to {server.url}")
+        assert httpx.get(server.url).headers["X-Mark"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "told"),
+    [
+        ("", (), False),
+        ("", ("--check-migrations",), True),
+        ("DEBUG = True\n", ("--noreload", "--no-check-migrations"), False),
+    ],
+    ids=["", "asked for", "not wanted"],
+)
+def test_migrations_that_are_missing_are_told_where_it_is_wanted(
+    write: Callable[..., Path], settings: str, flags: tuple[str, ...], told: bool
+) -> None:
+    with runprefork(write(settings), *flags) as server:
+        assert ("unapplied migration" in server.log) == told
+
+
+def test_a_database_that_is_away_is_told_and_keeps_nobody_from_starting(write: Callable[..., Path]) -> None:
+    folder = write("DATABASES['default']['NAME'] = '/there/is/none/db.sqlite3'\n")
+    with runprefork(folder, "--check-migrations") as server:
+        assert "Migrations could not be checked: unable to open database file" in server.log
+        assert server.get() == (200, b"hello")
 
 
 def messages(folder: Path, *flags: str) -> str:
@@ -244,7 +377,35 @@ def test_the_checks_for_a_deployment_find_what_matters_in_production_alone(
 def test_the_checks_find_a_system_that_cannot_fork(write: Callable[..., Path]) -> None:
     folder = write()
     (folder / "manage.py").write_text(MANAGE.replace("import os, sys", "import os, sys\ndel os.fork"))
-    assert "prefork.E003" in messages(folder)
+    assert "prefork.W010" in messages(folder)
+
+
+MISSING = "import sys\nsys.modules['httptools'] = sys.modules['trio'] = None\n"
+UNTOLD = "import pathlib\nfrom prefork import memory\nmemory.TOLD = pathlib.Path('/there/is/none')\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (MISSING + "PREFORK = {'HTTP': 'httptools'}\n", "PF419"),
+        (MISSING + "PREFORK = {'ASYNC_BACKEND': 'trio'}\n", "PF440"),
+        (UNTOLD + "PREFORK = {'MAX_MEMORY': '100M'}\n", "PF102"),
+        ("PREFORK = {'SPOOL_DIR': '/there/is/none'}\n", "PF102"),
+    ],
+    ids=["http", "async_backend", "max_memory", "spool_dir"],
+)
+def test_what_only_the_server_has_stops_runprefork_and_no_other_command(
+    write: Callable[..., Path], settings: str, said: str
+) -> None:
+    folder = write(settings)
+    with LiveServer(sys.executable, "manage.py", "migrate", cwd=folder, ready="") as server:
+        assert server.wait() == 0
+        assert "prefork.W011" in server.log
+        assert "Traceback" not in server.log
+    with runprefork(folder, ready="") as server:
+        assert server.wait() == 2
+        assert f"[{said}]" in server.log
+        assert "Traceback" not in server.log
 
 
 def test_the_checks_are_silent_for_one_worker(write: Callable[..., Path]) -> None:

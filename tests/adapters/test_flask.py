@@ -162,6 +162,24 @@ def test_a_wrong_option_ends_it_with_2_and_one_line(write: Callable[..., Path]) 
         assert "Traceback" not in server.log
 
 
+def test_a_variable_that_is_nearly_an_option_is_told_once(write: Callable[..., Path]) -> None:
+    with run_prefork(write(), env={"PREFORK_THREADZ": "3", "FLASK_RUN_PREFORK_WORKERZ": "3"}) as server:
+        told = [line for line in server.output if "[PF101]" in line]
+        assert [line.split()[-2] for line in told] == ["PREFORK_THREADS?", "FLASK_RUN_PREFORK_WORKERS?"]
+
+
+@pytest.mark.parametrize("more", [(), ("--reload",)], ids=["once", "anew"])
+def test_the_directory_is_changed_before_the_app_is_loaded(
+    write: Callable[..., Path], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "greeting").write_text("at home")
+    end = "\ngreeting = open('greeting').read()\napp.add_url_rule('/greeting', view_func=lambda: greeting + os.getcwd())\n"
+    with run_prefork(write(end=end), "--chdir", "inner", *more) as server:
+        assert server.get("/greeting") == (200, f"at home{inner}".encode())
+
+
 def test_an_app_serves_itself(write: Callable[..., Path]) -> None:
     end = (
         "\nif __name__ == '__main__':\n    Prefork(app)\n    raise SystemExit(app.run_prefork(port=0, max_workers=1))\n"
@@ -170,6 +188,44 @@ def test_an_app_serves_itself(write: Callable[..., Path]) -> None:
     with LiveServer(sys.executable, "shop.py", cwd=folder) as server:
         assert server.get() == (200, b"hello False")
         assert server.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "env", "said", "status"),
+    [
+        ("port=taken.getsockname()[1]", {}, "[PF303]", 1),
+        ("port=0, treads=2", {}, "there is no option 'treads': did you mean 'threads'? [PF101]", 2),
+        ("port=0", {"PREFORK_THREADS": "many"}, "threads is 'many' (environment PREFORK_THREADS)", 2),
+        ("port=0, cert='nothing.pem'", {}, "nothing.pem", 2),
+        ("port=taken.getsockname()[1], debug=True", {}, "[PF303]", 1),
+        ("port=taken.getsockname()[1], redeploy=True", {}, "[PF303]", 1),
+    ],
+    ids=["busy port", "no such option", "wrong value", "no such file", "busy port, reload", "busy port, redeploy"],
+)
+def test_an_app_that_cannot_serve_itself_says_so_in_one_line(
+    write: Callable[..., Path], options: str, env: dict[str, str], said: str, status: int
+) -> None:
+    busy = "import socket\ntaken = socket.create_server(('127.0.0.1', 0))\n"
+    end = f"if __name__ == '__main__':\n    {busy.strip().replace(chr(10), '; ')}; app.run_prefork({options}, log_level='error')\n"
+    folder = write(more="from prefork.contrib.flask import PreforkFlask as Flask", end=end)
+    with LiveServer(sys.executable, "shop.py", cwd=folder, env=env, ready="") as server:
+        assert server.wait() == status
+        (line,) = server.output
+        assert line.startswith("prefork: error: ")
+        assert said in line
+
+
+def test_reload_in_another_thread_is_refused_in_one_line(write: Callable[..., Path]) -> None:
+    end = (
+        "if __name__ == '__main__':\n    import threading\n"
+        "    threading.Thread(target=app.run_prefork, kwargs={'port': 0, 'debug': True}).start()\n"
+    )
+    folder = write(more="from prefork.contrib.flask import PreforkFlask as Flask", end=end)
+    with LiveServer(sys.executable, "shop.py", cwd=folder, ready="") as server:
+        assert server.wait() == 0
+        (line,) = server.output
+        assert line.startswith("prefork: error: reload is True: ")
+        assert "main thread" in line
 
 
 def test_a_call_at_import_starts_no_second_server_under_the_flask_command(write: Callable[..., Path]) -> None:

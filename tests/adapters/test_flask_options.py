@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -95,9 +96,52 @@ def test_an_address_given_twice_is_refused() -> None:
         resolve_options(Given(port="1", options={"bind": ("a:2",)}), debug=False, environ={})
 
 
+@pytest.mark.parametrize(
+    ("given", "settings", "environ", "said"),
+    [
+        pytest.param({}, {}, {"FLASK_RUN_PORT": "web"}, "'web' (environment FLASK_RUN_PORT)", id="FLASK_RUN_"),
+        pytest.param({}, {}, {"PREFORK_PORT": "70000"}, "'70000' (environment PREFORK_PORT)", id="PREFORK_"),
+        pytest.param({}, {}, {"PORT": "-1"}, "'-1' (environment PORT)", id="PORT"),
+        pytest.param({}, {"PREFORK_PORT": 1.5}, {}, "1.5 (app.config PREFORK_PORT)", id="app.config"),
+        pytest.param({"port": "x"}, {}, {}, "'x' (flag --host, --port)", id="flag"),
+        pytest.param({"host": "a"}, {}, {"FLASK_RUN_PORT": "x"}, "'x' (environment FLASK_RUN_PORT)", id="two sources"),
+        pytest.param({}, {}, {"FLASK_RUN_HOST": "a/b"}, "'a/b:5000' (environment FLASK_RUN_HOST)", id="host"),
+        pytest.param({"port": "1"}, {}, {"PREFORK_HOST": "a/b"}, "'a/b:1' (environment PREFORK_HOST)", id="host apart"),
+        pytest.param({}, {}, {"PREFORK_BIND": "a/b"}, "'a/b' (environment PREFORK_BIND)", id="bind"),
+    ],
+)
+def test_a_wrong_address_is_told_with_who_gave_it(
+    given: dict[str, Any], settings: dict[str, Any], environ: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f" is {said}: ")):
+        resolve_options(Given(settings=settings, **given), debug=False, environ=environ)
+
+
+def test_a_service_of_kubernetes_that_is_called_prefork_is_no_address() -> None:
+    environ = {"PREFORK_PORT": "tcp://10.0.0.1:80", "PREFORK_SERVICE_HOST": "10.0.0.1", "FLASK_RUN_PORT": "8"}
+    resolved = resolve_options(Given(), debug=False, environ=environ)
+    assert resolved.config.bind == ("127.0.0.1:8",)
+    assert not resolved.strays
+
+
+def test_port_0_of_the_settings_is_any_that_is_free() -> None:
+    resolved = resolve_options(Given(settings={"PREFORK_PORT": 0}), debug=False, environ={})
+    assert resolved.config.bind == ("127.0.0.1:0",)
+
+
 def test_an_unknown_setting_is_named_with_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match="threads"):
         resolve_options(Given(settings={"PREFORK_TREADS": 1}), debug=False, environ={})
+
+
+def test_a_host_and_a_port_in_the_environment_are_no_mistake_and_what_is_nearly_an_option_is() -> None:
+    names = ("HOST", "PORT", "WORKERS", "TRUSTED_PROXY")
+    environ = {prefix + name: "1" for prefix in ("FLASK_RUN_PREFORK_", "PREFORK_") for name in names}
+    resolved = resolve_options(Given(), debug=False, environ=environ)
+    assert resolved.strays == {
+        "FLASK_RUN_PREFORK_TRUSTED_PROXY": "FLASK_RUN_PREFORK_TRUSTED_PROXIES",
+        "PREFORK_TRUSTED_PROXY": "PREFORK_TRUSTED_PROXIES",
+    }
 
 
 def test_debug_turns_on_reload_with_one_worker_and_an_access_log() -> None:

@@ -152,6 +152,34 @@ def test_the_settings_are_shown_with_their_origin(tmp_path: Path) -> None:
         assert shown["bind"].split()[0] == "127.0.0.1:0"
 
 
+FILES = {
+    "flags of flask run": ([f"--extra-files=a.toml{os.pathsep}b.toml"], {}, "flag --reload-extra-files"),
+    "flags of ours": (["--reload-extra-files=a.toml", "--reload-extra-files=b.toml"], {}, "flag --reload-extra-files"),
+    "environment": ([], {"FLASK_RUN_PREFORK_RELOAD_EXTRA_FILES": "a.toml,b.toml"}, "environment FLASK_RUN_PREFORK_"),
+}
+
+
+@pytest.mark.parametrize("how", FILES)
+def test_files_to_watch_are_given_as_to_flask_run_and_as_everywhere(tmp_path: Path, how: str) -> None:
+    flags, env, origin = FILES[how]
+    for option in ("extra_files", "exclude_patterns"):
+        given = [flag.replace("extra-files", option.replace("_", "-")) for flag in flags]
+        variables = {name.replace("EXTRA_FILES", option.upper()): value for name, value in env.items()}
+        with serve(tmp_path, "--show-config", *given, env=variables, ready="") as server:
+            assert server.wait() == 0
+            (shown,) = [line for line in server.output if line.startswith(f"reload_{option} ")]
+            assert " ".join(shown.split()[1:3]) == "a.toml, b.toml"
+            assert origin.replace("extra-files", option.replace("_", "-")) in shown
+
+
+def test_a_variable_that_only_looks_like_a_flag_is_told(tmp_path: Path) -> None:
+    env = {"FLASK_RUN_PREFORK_NO_ACCESS_LOG": "1", "FLASK_RUN_PREFORK_EXTRA_FILES": "a.toml"}
+    with serve(tmp_path, "--show-config", env=env, ready="") as server:
+        assert server.wait() == 0
+        told = {line.split()[-2] for line in server.output if "[PF101]" in line}
+        assert told == {"FLASK_RUN_PREFORK_ACCESS_LOG?", "FLASK_RUN_PREFORK_RELOAD_EXTRA_FILES?"}
+
+
 def test_a_busy_port_is_one_line_and_status_1(tmp_path: Path) -> None:
     with serve(tmp_path) as first:
         port = str(first.address[1])

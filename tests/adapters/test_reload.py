@@ -122,6 +122,34 @@ def test_edit_mistake_and_mend_and_nothing_stays_behind(name: str, tmp_path: Pat
         assert len(server.all("pool.stopping", signal="INT")) == 1
 
 
+MANAGE = """
+import os, sys
+os.environ["DJANGO_SETTINGS_MODULE"] = "shop"
+from django.core.management import execute_from_command_line
+execute_from_command_line(sys.argv)
+"""
+ELSEWHERE = {
+    "manage.py runprefork": (DJANGO.replace('"shop"', '"urls"'), ["manage.py", "runprefork", "127.0.0.1:0"]),
+    "app.run_prefork()": ("import urls\n" + CODE, ["shop.py"]),
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_mend_is_seen_although_the_program_lies_in_another_folder(name: str, tmp_path: Path) -> None:
+    text, (script, *flags) = ELSEWHERE[name]
+    for folder in ("project", "here"):
+        (tmp_path / folder).mkdir()
+    views = tmp_path / "project" / "urls.py"
+    views.write_text("urlpatterns = []\n")
+    (tmp_path / "project" / "shop.py").write_text(text)
+    (tmp_path / "project" / "manage.py").write_text(MANAGE)
+    with start(tmp_path / "here", str(tmp_path / "project" / script), *flags) as server:
+        views.write_text("urlpatterns = []\n(((")
+        server.wait_for_output("started again after the next edit [PF601]")
+        views.write_text("urlpatterns = []\n")
+        server.wait_for("pool.ready", count=2)
+
+
 def test_a_connection_made_during_the_restart_waits(tmp_path: Path) -> None:
     with program("prefork", tmp_path) as server:
         edit(tmp_path, "second")

@@ -122,6 +122,28 @@ def test_an_unknown_option_is_told_with_the_nearest_one(run: Callable[..., subpr
     assert told(done) == "prefork: error: there is no option --max-worker: did you mean --max-workers? [PF101]"
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("--max-requests", "--max-reqs-per-child"),
+        ("--max-requests-jitter", "--min-reqs-per-child"),
+        ("--timeout", "--request-timeout"),
+        ("--forwarded-allow-ips", "--trusted-proxies"),
+        ("--error-logfile", "--log-file"),
+        ("--worker-connections", "--limit-concurrency"),
+        ("--limit-request-field_size", "--max-head-size"),
+        ("--timeout-graceful-shutdown", "--graceful-timeout"),
+        ("--pythonpath", "--app-dir"),
+    ],
+)
+def test_a_flag_of_another_server_is_told_with_ours(
+    run: Callable[..., subprocess.CompletedProcess[str]], theirs: str, ours: str
+) -> None:
+    done = run("shop:app", theirs, "5")
+    assert done.returncode == 2
+    assert told(done) == f"prefork: error: there is no option {theirs}: did you mean {ours}? [PF101]"
+
+
 def test_a_name_in_the_environment_that_is_nearly_an_option_is_warned_of(
     run: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
@@ -136,6 +158,16 @@ def test_a_flag_without_its_value_is_told(run: Callable[..., subprocess.Complete
     done = run("shop:app", "--max-workers")
     assert done.returncode == 2
     assert "[PF102]" in told(done)
+
+
+def test_check_config_looks_where_the_server_would(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "site.toml").write_text("")
+    (tmp_path / "inner" / "deep.py").write_text("open('site.toml')\nfrom shop import app\ndef hook(worker): ...\n")
+    done = run("deep:app", "--check-config", "--chdir", "inner", "--worker-started", "deep:hook")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_hook_that_is_not_there_is_found_by_check_config(

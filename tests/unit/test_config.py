@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         ("access_log", "off", None),
         ("access_log", "none", None),
         ("access_log", "/var/log/access", "/var/log/access"),
+        ("log_file", "/var/log/shop", "/var/log/shop"),
+        ("log_file", "-", None),
         ("http", "H11", "h11"),
         ("bind", "127.0.0.1:1, [::1]:2", ("127.0.0.1:1", "[::1]:2")),
         ("bind", ["unix:/run/a"], ("unix:/run/a",)),
@@ -153,9 +155,59 @@ def test_a_mistake_in_a_file_names_the_file(name: str, text: str, code: str, tmp
     assert name in str(caught.value)
 
 
+KUBERNETES = {
+    "PREFORK_SERVICE_HOST": "10.0.0.1",
+    "PREFORK_SERVICE_PORT": "80",
+    "PREFORK_SERVICE_PORT_HTTP": "80",
+    "PREFORK_PORT": "tcp://10.0.0.1:80",
+    "PREFORK_PORT_80_TCP": "tcp://10.0.0.1:80",
+    "PREFORK_PORT_80_TCP_PROTO": "tcp",
+    "PREFORK_PORT_80_TCP_PORT": "80",
+    "PREFORK_PORT_80_TCP_ADDR": "10.0.0.1",
+    # Of services named prefork-thread and prefork-bin.
+    "PREFORK_THREAD_PORT": "tcp://10.0.0.1:80",
+    "PREFORK_BIN_SERVICE_HOST": "10.0.0.1",
+}
+
+
 def test_what_kubernetes_puts_into_the_environment_is_no_mistake() -> None:
-    environ = {"PREFORK_SERVICE_HOST": "10.0.0.1", "PREFORK_PORT_80_TCP": "tcp://10.0.0.1:80", "PREFORK_THREADZ": "3"}
+    environ = {**KUBERNETES, "PREFORK_THREADZ": "3"}
     assert resolve(environ=environ).strays == {"PREFORK_THREADZ": "PREFORK_THREADS"}
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("THREADZ", "THREADS"),
+        ("MAX_REQ_PER_CHILD", "MAX_REQS_PER_CHILD"),
+        ("TRUSTED_PROXY", "TRUSTED_PROXIES"),
+        ("WORKER", "WORKERS"),
+        ("PORT", "BIND"),
+        ("TIMEOUT", "REQUEST_TIMEOUT"),
+    ],
+)
+def test_a_variable_that_is_nearly_an_option_is_told_with_the_option(name: str, near: str) -> None:
+    resolved = resolve(environ={f"PREFORK_{name}": "3"})
+    assert resolved.strays == {f"PREFORK_{name}": f"PREFORK_{near}"}
+    said = f"prefork: warning: PREFORK_{name} is no option, and ignored: did you mean PREFORK_{near}? [PF101]"
+    assert resolved.warnings == [said]
+
+
+def test_no_option_is_a_mistake() -> None:
+    environ = {option.environment: option.write(option.default) for option in OPTIONS.values()}
+    assert not resolve(environ={**environ, "PREFORK_WORKERS": "3"}).strays
+
+
+@pytest.mark.parametrize("source", ["environment", "settings", "file"])
+def test_a_second_spelling_of_a_flag_is_one_of_the_option_everywhere(source: str, tmp_path: Path) -> None:
+    (tmp_path / "prefork.toml").write_text("workers = 3\n")
+    resolved = resolve(
+        environ={"PREFORK_WORKERS": "3"} if source == "environment" else {},
+        settings={"WORKERS": 3} if source == "settings" else {},
+        file=tmp_path / "prefork.toml" if source == "file" else None,
+    )
+    assert resolved.config.max_workers == 3
+    assert resolved.origins["max_workers"].startswith(source)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from django.utils.module_loading import import_string
 from prefork.contrib.django import checks, fork, signals
 from prefork.contrib.django.options import add_options, joins_logs, resolve_options
 from prefork.contrib.serving import describe, when_ready
-from prefork.errors import ConfigError, PreforkError
-from prefork.kept import failures_told, keep
+from prefork.errors import ConfigError, PlatformUnsupported, PreforkError
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -68,6 +67,10 @@ class Command(BaseCommand):
         for flag, variable in (("no_color", "NO_COLOR"), ("force_color", "FORCE_COLOR")):
             if options[flag]:  # the records look there
                 os.environ[variable] = "1"
+        try:
+            from prefork.kept import failures_told
+        except PlatformUnsupported as error:
+            raise CommandError(str(error), returncode=error.exit_code) from None
         with failures_told():
             self.serve_or_show(options)
 
@@ -75,6 +78,8 @@ class Command(BaseCommand):
         """Serve, or show how; a status other than 0 ends the process."""
         try:
             resolved = resolve_options(options)
+            for line in resolved.warnings:
+                self.stderr.write(self.style.WARNING(line))
             if options["show_config"]:
                 self.stdout.write(describe(resolved))
                 return
@@ -107,10 +112,15 @@ class Command(BaseCommand):
 
     def serve(self, config: Config, options: dict[str, Any], **more: Any) -> int:
         """Serve the project until stopped; return the exit status. ``more`` is for the pool."""
+        from prefork.kept import keep
+        from prefork.pool import directory
+
         if not config.reload:
             keep(config)
-        self.prepare(config, options)
-        return self.get_pool(self.get_handler(**options), config, **more).serve()
+        with directory(config.chdir):
+            self.prepare(config, options)
+            handler = self.get_handler(**options)
+        return self.get_pool(handler, config, **more).serve()
 
     def prepare(self, config: Config, options: dict[str, Any]) -> None:
         """Do once, in the parent, what each worker would do again."""

@@ -1,0 +1,48 @@
+"""Does a server start whatever its output leads to, or if it leads nowhere?"""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from django_project import write_project
+from server_process import LiveServer, until
+
+from prefork.terminal import is_terminal
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+COMMANDS = {
+    "prefork": ("-m", "prefork", "app:app", "--bind", "127.0.0.1:0"),
+    "flask": ("-m", "flask", "run-prefork", "--port", "0"),
+    "django": ("manage.py", "runprefork", "127.0.0.1:0", "--skip-checks"),
+}
+
+
+@pytest.mark.parametrize("closed", ["1", "2"], ids=["stdout", "stderr"])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_stream_that_is_closed_is_no_terminal(tmp_path: Path, command: str, closed: str) -> None:
+    write_project(tmp_path)
+    (tmp_path / "app.py").write_text("from flask import Flask\napp = Flask(__name__)\n")
+    log = tmp_path / "log"
+    without = ("/bin/sh", "-c", f'exec "$@" {closed}>&-', "sh", sys.executable)
+    env = {"PREFORK_LOG_FORMAT": "auto"}
+    flags = ("--workers", "1", "--log-file", str(log))
+    with LiveServer(*without, *COMMANDS[command], *flags, cwd=tmp_path, env=env, ready="") as server:
+        until(lambda: server.process.poll() is not None or (log.exists() and "pool.ready" in log.read_text()))
+        assert server.stop() == 0
+
+
+def test_a_terminal_is_one_and_nothing_else() -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "wb", 0) as terminal, os.fdopen(theirs, "wb", 0):
+        assert is_terminal(terminal)
+    assert not is_terminal(terminal)  # closed
+    assert not is_terminal(io.StringIO())
+    assert not is_terminal(None)
+    assert not is_terminal(object())
