@@ -1,8 +1,8 @@
 """Is anything lost while workers and pools are replaced, killed and stopped? Clients count, and say for how long none is answered.
 
-    python benchmarks/lives.py [budget] [pauses] [deploys] [starter] [kills] [term]        # all of them: 10 minutes
+    python benchmarks/lives.py [budget] [pauses] [deploys] [starter] [kills] [term] [rolls]        # all of them: 13 minutes
 
-Server and clients share all CPUs; as root, the clients come first, so that a gap is the server's. Linux, loopback only;
+The exit status is 1 if any count is not what it has to be (times are for you to judge). Server and clients share all CPUs; as root, the clients come first, so that a gap is the server's. Linux, loopback only;
 `starter` needs `start_server` (Debian: libserver-starter-perl).
 """
 
@@ -202,12 +202,18 @@ def served(options, launcher=()):
             server.proc.kill()
 
 
-def tell(name, told, *more):
+missed = []
+
+
+def tell(name, told, *more, right=True):
+    """Print what clients have counted; nothing may have failed, and what else there is to count must be ``right``."""
     failed = len(told["failed"])
     print(
         f"{name}: {told['answers']:,} answers, {failed} failed, {told['closed']} closed, {told['refused']} refused",
         *more,
     )
+    if failed or told["closed"] or told["refused"] or not right:
+        missed.append(name)
 
 
 def tell_gaps(gaps, done):
@@ -226,7 +232,9 @@ def budget(args):
                 time.sleep(1)
             told, _ = clients.counted()
             took = time.monotonic() - began
-            tell("budget", told, f"by {workers} workers at a time in {took:.0f} s, exit status {server.stop()}")
+            status = server.stop()
+            more = f"by {workers} workers at a time in {took:.0f} s, exit status {status}"
+            tell("budget", told, more, right=not status)
 
 
 def pauses(args):
@@ -236,7 +244,8 @@ def pauses(args):
         time.sleep(args.seconds)
         told, _ = clients.counted()
         gone = len(server.records("worker.exited"))
-        tell("pauses", told, f"{gone} workers gone, exit status {server.stop()}")
+        status = server.stop()
+        tell("pauses", told, f"{gone} workers gone, exit status {status}", right=not status)
 
 
 def deploys(args):
@@ -267,7 +276,8 @@ def deploys(args):
             server.until("worker.exited", before=before + workers - 1)
             time.sleep(0.1)
         told, gaps = clients.counted()
-        tell("deploys", told, f"exit status {server.stop()}", *wrong)
+        status = server.stop()
+        tell("deploys", told, f"exit status {status}", *wrong, right=not (status or wrong))
         tell_gaps(gaps, done)
 
 
@@ -296,7 +306,7 @@ def starter(args):
             if (version := server.serves()) != str(server.version):
                 wrong.append(f"after deploy {number} version {version} serves, not {server.version}")
         told, _ = clients.counted()
-        tell("starter", told, f"exit status {server.stop()}", *wrong)
+        tell("starter", told, f"exit status {server.stop()}", *wrong, right=not wrong)
 
 
 def kills(args):
@@ -316,10 +326,16 @@ def kills(args):
         begun, ended = ({path for word, path in words if word == which} for which in ("in", "out"))
         named = {lost["path"] for record in exited for lost in record.get("requests_lost", ())}
         held = len(named) + sum(record.get("connections_lost", 0) for record in exited)
-        tell("kills", told, f"{len(exited)} of {len(killed)} workers killed, exit status {status}")
+        right = not status and len(exited) == len(killed) and begun - ended <= named
+        failed, idle = told["failed"], told["closed"]
+        # Of what is named some were answered just then, and their connections ended while they were idle.
+        right = right and len(failed) + idle <= held and set(failed) <= named | (set(failed) - begun)
+        told = {**told, "failed": [], "closed": 0}
+        more = f"{len(failed)} requests failed, {idle} idle connections ended, "
+        tell("kills", told, f"{more}{len(exited)} of {len(killed)} workers killed, exit status {status}", right=right)
         print(
             f"    {len(begun - ended)} requests begun and not ended, of which {len((begun - ended) & named)} are named; "
-            f"{len(named)} named, of which {len(named - set(told['failed']))} were answered; connections lost by the "
+            f"{len(named)} named, of which {len(named - set(failed))} were answered; connections lost by the "
             f"records {held}"
         )
 
@@ -349,10 +365,25 @@ def term(args):
                 "term",
                 told,
                 f"{good} of {len(waiting)} answered, exit status {status} {after:.0f} ms after the last answer",
+                right=good == len(waiting) and not status,
             )
 
 
-SUITES = {suite.__name__: suite for suite in (budget, pauses, deploys, starter, kills, term)}
+def rolls(args):
+    """A balancer hears late of a stop, and goes on sending for five seconds."""
+    for _ in range(20):
+        with served("-w 2 --max-reqs-per-child 0 --stop-delay 6") as server:
+            clients = Clients(server.port, steady=16, closing=4)
+            time.sleep(0.5)
+            server.proc.terminate()
+            time.sleep(5)
+            told, _ = clients.counted()
+            told["closed"] = 0  # each answer says so, and the balancer comes again
+            status = server.proc.wait()
+            tell("rolls", told, f"exit status {status}", right=not status)
+
+
+SUITES = {suite.__name__: suite for suite in (budget, pauses, deploys, starter, kills, term, rolls)}
 
 
 def main():
@@ -364,6 +395,7 @@ def main():
     args = parser.parse_args()
     for name in args.suites or SUITES:
         SUITES[name](args)
+    sys.exit(f"missed: {', '.join(missed)}" if missed else 0)
 
 
 main()

@@ -42,3 +42,18 @@ with prefork.WorkerPool("wsgi_hello:app", bind="127.0.0.1:0", max_workers=1, log
         assert answer.status == 200
 print("ok: the wheel serves, with h11 alone")
 END
+
+"$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check "$wheel[fast,tls,trio,websocket]"
+python - <<'END'
+import ssl
+from importlib.util import find_spec
+from urllib.request import urlopen
+
+import prefork
+
+assert all(map(find_spec, ["cryptography", "httptools", "trio", "uvloop", "wsproto"]))
+with prefork.WorkerPool("wsgi_hello:app", bind="127.0.0.1:0", cert="adhoc", max_workers=1, log_format="none") as pool:
+    with urlopen(pool.url, timeout=10, context=ssl._create_unverified_context()) as answer:
+        assert answer.status == 200
+print("ok: the wheel serves with all extras")
+END

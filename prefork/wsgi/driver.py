@@ -789,8 +789,6 @@ class WsgiDriver(Reception[Client]):
                 self._hand_over(client)
             else:
                 self._watch(client, READ)
-                if client.outbox is not None and client.watched:  # its answer was held back, and did not fit just now
-                    self._watch(client, WRITE)
         elif answered:
             # What lies here may be a next request. Others come first, and nothing more is read meanwhile: what a client
             # sends ahead of its answers stays in the kernel, which makes it wait.
@@ -822,6 +820,7 @@ class WsgiDriver(Reception[Client]):
         """Send all complete answers, in their order; another thread may be at it, and then has to be waited for."""
         if not (self._held_back or self._sending.locked()):
             return
+        leads = self._leader == threading.get_ident()
         with self._sending:
             self._hold_until = NEVER
             while self._held_back:
@@ -830,7 +829,8 @@ class WsgiDriver(Reception[Client]):
                     client.send_octets(data)
                 except OSError:
                     client.broken = True  # the poller tells of it
-                if client.outbox is not None and client.watched and client.takes():
+                # Who leads may have a client in its hands, or have closed it: to anybody else there is the tap.
+                if client.outbox is not None and client.watched and leads and client.takes():
                     self._watch(client, WRITE)
             if self._access is not None:
                 self._access.flush()
