@@ -208,7 +208,8 @@ class Parent:
             if self.config.preload or callable(self.app):
                 self.app = load_app(self.app, self.config.app_dir, self.config.interface)
             if callable(self.app):
-                warm_up(self.app, self.config.warm_up, self.config.app_dir)
+                for target, status in warm_up(self.app, self.config):
+                    self.records.emit("pool.warm_up_refused", path=target.path, host=target.host, status=status)
                 self.hooks.load(self.config.app_dir, *IN_WORKERS)
             self.driver = rehearse(
                 self.app,

@@ -34,6 +34,11 @@ def test_background_job_is_finished_although_the_server_stops() -> None:
     assert "job done" in server.output
 
 
+def test_the_example_of_a_background_job_may_be_warmed_up() -> None:
+    with LiveServer.of("background_job", "--app-dir", str(EXAMPLES), "--warm-up", "/") as server:
+        assert server.get("/") == (202, b"accepted\n")
+
+
 def test_a_delayed_answer_comes_and_the_job_behind_it_is_finished() -> None:
     with LiveServer.of("asgi_delayed:app", "--app-dir", str(EXAMPLES), "-w", "1") as server:
         assert server.get("/") == (200, b"delayed\n")
