@@ -30,7 +30,7 @@ from prefork.hooks import IN_WORKERS
 from prefork.loading import load_app
 from prefork.pid_file import pid_file
 from prefork.privileges import drop
-from prefork.probe import ask, open_door
+from prefork.probe import ask, config_behind, open_door
 from prefork.process_name import set_process_name
 from prefork.reports import MESSAGE_LIMIT, BootFailed, Leaving, Ready, Report, Retiring, decode, open_reports
 from prefork.scoreboard import Scoreboard
@@ -565,7 +565,7 @@ class Parent:
             budget=order.budget,
             born=monotonic(),
             app=self.app,
-            config=self.config,
+            config=self.config if listeners is None else config_behind(self.config),
             listeners=listeners or self.charge.listeners,
             records=self.charge.pool.records,
             hooks=self.hooks,
