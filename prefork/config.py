@@ -472,7 +472,7 @@ class Config(Value, kw_only=True):
     forwarded_headers: tuple[str, ...] = option(("forwarded", "x-forwarded-for", "x-forwarded-proto"), "choices", group="Proxies", choices=("forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix"), help="Which fields of a trusted proxy are believed: those that it sets itself, since others come from the client. Repeatable.")
     proxy_protocol: bool = option(False, "bool", group="Proxies", help="Each connection of a trusted proxy begins with a PROXY header, of version 1 or 2.")
     root_path: str = option("", "root_path", group="Proxies", help="The path where the application is mounted, its SCRIPT_NAME; it may be in the path of a request or left out.")
-    user: str | None = option(None, "account", group="Process", optional=True, help="Run as this user, after binding and before the application is loaded.")
+    user: str | None = option(None, "account", group="Process", optional=True, help="Run as this user, after binding and before the application is loaded. Refused where root has loaded it by then: by manage.py, by app.run_prefork(), or by Flask to read its settings.")
     group: str | None = option(None, "account", group="Process", optional=True, help="Run as this group.")
     umask: str | None = option(None, "octal", group="Process", optional=True, help="The umask, in octal.")
     chdir: str | None = option(None, "path", group="Process", optional=True, help="Change to this directory first.")

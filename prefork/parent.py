@@ -117,7 +117,7 @@ class Charge(Value):
     ``known`` is what an earlier fork audit has found; ``caller`` is there when another process orders what is to be
     done: the program that has started the pool, or its ``keeper``.
     ``exchange`` is what workers hand connections over by, ``None`` where the system has no such thing. ``tls`` is the
-    context that is made from the option ``cert``.
+    context that is made from the option ``cert``, ``pid_file`` is still to be written.
     """
 
     pool: WorkerPool
@@ -129,6 +129,7 @@ class Charge(Value):
     exchange: Exchange | None = None
     keeper: Keeper | None = None
     tls: SSLContext | None = None
+    pid_file: str | None = None
 
 
 class Parent:
@@ -180,7 +181,7 @@ class Parent:
                 signal.pthread_sigmask(signal.SIG_SETMASK, self.charge.caller.mask)
             self.reports, self.workers_end = (stack.enter_context(end) for end in open_reports())
             self.stdin = stack.enter_context(Path(os.devnull).open(encoding="utf-8"))
-            stack.enter_context(pid_file(self.config.pid_file, None if self.keeper is None else self.keeper.pid))
+            stack.enter_context(pid_file(self.charge.pid_file, None if self.keeper is None else self.keeper.pid))
             if self.keeper is not None:
                 self.keeper.tell_listening(self.config, self.charge.listeners, self.charge.exchange)
             stack.callback(self.restore)

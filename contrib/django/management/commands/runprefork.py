@@ -21,6 +21,7 @@ from prefork.contrib.django.options import add_options, joins_logs, resolve_opti
 from prefork.contrib.serving import describe, when_ready
 from prefork.errors import ConfigError, PreforkError
 from prefork.kept import failures_told, keep
+from prefork.privileges import refuse_late
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -80,6 +81,7 @@ class Command(BaseCommand):
                 return
             if not settings.DEBUG and not settings.ALLOWED_HOSTS:
                 raise ConfigError("PF608", "ALLOWED_HOSTS is empty and DEBUG is False", "name the hosts to answer for")
+            refuse_late(resolved.config)
             status = (
                 self.serve_anew(resolved.config, options)
                 if resolved.config.reload
