@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from typing import TYPE_CHECKING
 
 from flask import Flask, request
+
+if TYPE_CHECKING:
+    from prefork import ExitGuard
 
 app = Flask(__name__)
 
@@ -17,3 +23,20 @@ def hello() -> str:
 @app.get("/health")
 def health() -> dict[str, str]:
     return {"status": "ok"}
+
+
+@app.get("/job")
+def job() -> tuple[str, int]:
+    """Answer now, and work on: the worker goes when the job is done, also if it is replaced or the server stops."""
+    guard: ExitGuard = request.environ["prefork.exit_guard"]
+    guard.begin("job")  # here and not in the thread: the worker might see a free guard between the two
+    threading.Thread(target=work, args=(guard,)).start()
+    return "accepted\n", 202
+
+
+def work(guard: ExitGuard) -> None:
+    try:
+        time.sleep(1)  # send a mail, resize a picture
+        print("job done", flush=True)
+    finally:
+        guard.end()

@@ -19,6 +19,7 @@ from prefork import memory
 from prefork.access_format import FORMATS, compile_format
 from prefork.addresses import parse_bind
 from prefork.errors import ConfigError, MissingExtra, NotHere
+from prefork.targets import is_target, parse_target
 from prefork.trust import NOBODY, UNIX, parse_proxy
 from prefork.values import Value
 
@@ -359,12 +360,18 @@ def _read_ssl_context(option: Option, value: Any) -> Any:
         raise option.wrong(value, hint) from None
 
 
+def _read_target(option: Option, value: Any) -> str:
+    text = _read_str(option, value)
+    try:
+        parse_target(text)
+    except ValueError as error:
+        raise option.wrong(value, str(error)) from None
+    return text
+
+
 def _read_warm_up(option: Option, value: Any) -> Callable[..., Any] | str | tuple[str, ...]:
-    if isinstance(value, (list, tuple)) or (isinstance(value, str) and value.startswith("/")):
-        paths = _read_list(option, value)
-        if not all(path.startswith("/") for path in paths):
-            raise option.wrong(value, "each path begins with /")
-        return paths
+    if isinstance(value, (list, tuple)) or is_target(value):
+        return tuple(_read_target(option, target) for target in _read_list(option, value))
     try:
         return _read_hook(option, value)
     except ConfigError:
@@ -401,6 +408,7 @@ _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "proxies": _read_proxies,
     "root_path": _read_root_path,
     "hook": _read_hook,
+    "target": _read_target,
     "ssl_context": _read_ssl_context,
     "warm_up": _read_warm_up,
 }
@@ -419,6 +427,7 @@ _PLACEHOLDERS = {
     "proxies": "ADDRESS|NETWORK|unix|*",
     "root_path": "PATH",
     "hook": "MODULE:FUNCTION",
+    "target": "/PATH|URL",
     "ssl_context": "MODULE:NAME",
     "warm_up": "MODULE:FUNCTION|/,…",
 }
@@ -492,14 +501,14 @@ class Config(Value, kw_only=True):
     forwarded_headers: tuple[str, ...] = option(("forwarded", "x-forwarded-for", "x-forwarded-proto"), "choices", group="Proxies", choices=("forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port", "x-forwarded-prefix"), help="Which fields of a trusted proxy are believed: those that it sets itself, since others come from the client. Repeatable.")
     proxy_protocol: bool = option(False, "bool", group="Proxies", help="Each connection of a trusted proxy begins with a PROXY header, of version 1 or 2.")
     root_path: str = option("", "root_path", group="Proxies", help="The path where the application is mounted, its SCRIPT_NAME; it may be in the path of a request or left out.")
-    user: str | None = option(None, "account", group="Process", optional=True, help="Run as this user, after binding and before the application is loaded.")
+    user: str | None = option(None, "account", group="Process", optional=True, help="Run as this user, after binding and before the application is loaded. Refused where root has loaded it by then: by manage.py, by app.run_prefork(), or by Flask to read its settings.")
     group: str | None = option(None, "account", group="Process", optional=True, help="Run as this group.")
     umask: str | None = option(None, "octal", group="Process", optional=True, help="The umask, in octal.")
     chdir: str | None = option(None, "path", group="Process", optional=True, help="Change to this directory first.")
     pid_file: str | None = option(None, "path", group="Process", optional=True, help="Write the parent's process id to this file.")
     proc_name: str | None = option(None, "str", group="Process", optional=True, help="What ps shows.")
     redeploy: bool = option(False, "bool", group="Process", help="HUP starts new code beside the old, on Linux; the commands do so unless told otherwise.")
-    deploy_probe: str | None = option(None, "str", group="Process", optional=True, help="The path that a worker of new code must answer, with a status below 500, before the pool of it serves.")
+    deploy_probe: str | None = option(None, "target", group="Process", optional=True, help="The path, or the URL with the host to ask for, that a worker of new code must answer before the pool of it serves: with a status below 500, but not with 400.")
     interface: str = option("auto", "choice", group="Application", common=True, choices=("auto", "wsgi", "asgi"), help="How the application is called; auto: seen by looking at it.")
     async_backend: str = option("auto", "choice", group="Application", choices=("auto", "asyncio", "uvloop", "trio"), help="The event loop of an ASGI application; auto: uvloop where it is installed, else asyncio.")
     websocket: bool = option(True, "bool", group="WebSocket", help="ASGI: speak WebSocket, for which prefork[websocket] has to be installed; false: who asks for it is served as if he had not.")
@@ -509,7 +518,7 @@ class Config(Value, kw_only=True):
     websocket_ping_timeout: float = option(20.0, "float", group="WebSocket", least=0, most=_LONGEST, unit="seconds", help="How long a client may take to answer a ping before it is closed with 1011; 0: for ever.")
     websocket_drain_timeout: float = option(60.0, "float", group="WebSocket", least=0, most=_LONGEST, unit="seconds", help="How long WebSockets stay open in a worker that was replaced, before they are closed with 1012.")
     app_dir: str = option(".", "path", group="Application", common=True, help="Where to look for the application's module.")
-    warm_up: WarmUp | None = option(None, "warm_up", group="Hooks", optional=True, help="In the parent, before the first fork: module:function(app), or paths to ask the application for.")
+    warm_up: WarmUp | None = option(None, "warm_up", group="Hooks", optional=True, help="In the parent, before the first fork: module:function(app), or what to ask the application for: paths such as /, or URLs such as http://shop.example/ where it minds the host, which is localhost else.")
     before_fork: BeforeFork | str | None = option(None, "hook", group="Hooks", optional=True, help="In the parent, before each fork: module:function(pool).")
     worker_started: InWorker | str | None = option(None, "hook", group="Hooks", optional=True, help="In a worker, before its first request: module:function(worker).")
     worker_exiting: InWorker | str | None = option(None, "hook", group="Hooks", optional=True, help="In a worker, after its last request: module:function(worker).")
@@ -549,8 +558,6 @@ class Config(Value, kw_only=True):
         if self.max_memory and not memory.TOLD.exists():
             hint = f"this system does not tell: there is no {memory.TOLD}"
             raise OPTIONS["max_memory"].wrong(self.max_memory, hint, NotHere)
-        if self.deploy_probe is not None and not self.deploy_probe.startswith("/"):
-            raise OPTIONS["deploy_probe"].wrong(self.deploy_probe, "a path begins with /")
         self._check_tls()
         for path in self.access_log_skip:
             if not path.startswith("/"):

@@ -30,7 +30,7 @@ from prefork.hooks import IN_WORKERS
 from prefork.loading import load_app
 from prefork.pid_file import pid_file
 from prefork.privileges import drop
-from prefork.probe import ask, open_door
+from prefork.probe import ask, config_behind, open_door
 from prefork.process_name import set_process_name
 from prefork.reports import MESSAGE_LIMIT, BootFailed, Leaving, Ready, Report, Retiring, decode, open_reports
 from prefork.scoreboard import Scoreboard
@@ -117,7 +117,7 @@ class Charge(Value):
     ``known`` is what an earlier fork audit has found; ``caller`` is there when another process orders what is to be
     done: the program that has started the pool, or its ``keeper``.
     ``exchange`` is what workers hand connections over by, ``None`` where the system has no such thing. ``tls`` is the
-    context that is made from the option ``cert``.
+    context that is made from the option ``cert``, ``pid_file`` is still to be written.
     """
 
     pool: WorkerPool
@@ -129,6 +129,7 @@ class Charge(Value):
     exchange: Exchange | None = None
     keeper: Keeper | None = None
     tls: SSLContext | None = None
+    pid_file: str | None = None
 
 
 class Parent:
@@ -180,7 +181,7 @@ class Parent:
                 signal.pthread_sigmask(signal.SIG_SETMASK, self.charge.caller.mask)
             self.reports, self.workers_end = (stack.enter_context(end) for end in open_reports())
             self.stdin = stack.enter_context(Path(os.devnull).open(encoding="utf-8"))
-            stack.enter_context(pid_file(self.config.pid_file, None if self.keeper is None else self.keeper.pid))
+            stack.enter_context(pid_file(self.charge.pid_file, None if self.keeper is None else self.keeper.pid))
             if self.keeper is not None:
                 self.keeper.tell_listening(self.config, self.charge.listeners, self.charge.exchange)
             stack.callback(self.restore)
@@ -208,7 +209,8 @@ class Parent:
             if self.config.preload or callable(self.app):
                 self.app = load_app(self.app, self.config.app_dir, self.config.interface)
             if callable(self.app):
-                warm_up(self.app, self.config.warm_up, self.config.app_dir)
+                for target, status in warm_up(self.app, self.config):
+                    self.records.emit("pool.warm_up_refused", path=target.path, host=target.host, status=status)
                 self.hooks.load(self.config.app_dir, *IN_WORKERS)
             self.driver = rehearse(
                 self.app,
@@ -567,7 +569,7 @@ class Parent:
             budget=order.budget,
             born=monotonic(),
             app=self.app,
-            config=self.config,
+            config=self.config if listeners is None else config_behind(self.config),
             listeners=listeners or self.charge.listeners,
             records=self.charge.pool.records,
             hooks=self.hooks,

@@ -24,12 +24,25 @@ from prefork.parent import Adapter, Charge, Parent
 from prefork.privileges import resolve_ids
 from prefork.records import Records
 from prefork.supervised import STOP, STOP_QUICKLY, Caller, Supervised, supervise
+from prefork.values import Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
     from ssl import SSLContext
     from types import TracebackType
+
+    from prefork.records.outlet import Outlet
+
+
+class Opened(Value, kw_only=True):
+    """What was opened with rights that this process has given up since. Its pid file is written as well.
+
+    ``outlet`` takes the records, ``tls`` is made from the option ``cert``.
+    """
+
+    outlet: Outlet | None
+    tls: SSLContext | None
 
 
 class WorkerPool:
@@ -41,8 +54,7 @@ class WorkerPool:
     The remaining arguments are for frameworks' adapters. ``hygiene`` is called in the parent before every fork,
     ``child_hygiene`` first of all in each worker, ``thread_exit`` in each request thread when its worker leaves,
     ``on_listening`` with the URLs before the app is imported, and ``files_changed`` twice a second: it returns the path
-    of a file whose change shall end the pool with exit status 3. ``listeners`` are opened, and ``tls`` is made from the
-    option ``cert``, already.
+    of a file whose change shall end the pool with exit status 3. ``listeners`` are open already, and what is ``opened``.
 
     A pool is used once. It pickles to ``None``: whoever receives a copy of an object that refers to it has no pool.
     Raises ``ConfigError`` for options that are unknown, wrong, or contradict each other.
@@ -59,7 +71,7 @@ class WorkerPool:
         files_changed: Callable[[], str | None] | None = None,
         on_listening: Callable[[Sequence[str]], None] | None = None,
         listeners: Listeners | None = None,
-        tls: SSLContext | None = None,
+        opened: Opened | None = None,
         logger: Any = None,
         **options: Any,
     ) -> None:
@@ -69,8 +81,8 @@ class WorkerPool:
         self.hooks = Hooks.of(self.config)
         self._app = app
         self._listeners = listeners
-        self._tls = tls
-        self.records = Records(self.config, logger=logger)
+        self._opened = opened
+        self.records = Records(self.config, logger=logger, outlet=None if opened is None else opened.outlet)
         self._adapter = Adapter(hygiene, child_hygiene, thread_exit, files_changed, on_listening)
         self._urls: tuple[str, ...] = ()
         self._began = False
@@ -209,8 +221,9 @@ class WorkerPool:
     ) -> int:
         """Be the parent of the workers."""
         with umask(self.config.umask), directory(self.config.chdir), _exchange(keeper) as exchange:
-            tls = self._tls or read_certificate(self.config)
-            charge = Charge(self, self._app, listeners, self._adapter, known, caller, exchange, keeper, tls)
+            tls = (self._opened and self._opened.tls) or read_certificate(self.config)
+            path = self.config.pid_file if self._opened is None else None
+            charge = Charge(self, self._app, listeners, self._adapter, known, caller, exchange, keeper, tls, path)
             return Parent(charge).run()
 
     def _be_supervised(self, listeners: Listeners, known: Sequence[Finding], caller: Caller) -> int:

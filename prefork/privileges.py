@@ -51,13 +51,23 @@ def drop(config: Config) -> None:
         if uid is not None:
             os.setuid(uid)
     except PermissionError:
-        wanted = " and ".join(f"{name} {value!r}" for name, value in _wanted(config).items())
         hint = "only root may: start as root, or leave user and group out"
-        raise ConfigError("PF310", f"cannot become {wanted}", hint) from None
+        raise ConfigError("PF310", f"cannot become {_described(config)}", hint) from None
 
 
-def _wanted(config: Config) -> dict[str, str]:
-    return {name: value for name, value in (("user", config.user), ("group", config.group)) if value is not None}
+def refuse_late(config: Config) -> None:
+    """Raise ``ConfigError`` if the application is loaded by root, and to be served by somebody else.
+
+    What its code may have done or opened by then, no change of user takes back.
+    """
+    if os.geteuid() == 0 and not _are_ours(*resolve_ids(config.user, config.group)):
+        hint = "start as that user, by User= of systemd or setpriv, or let prefork --user load it"
+        raise ConfigError("PF310", f"{_described(config)} comes too late: root has loaded the application", hint)
+
+
+def _described(config: Config) -> str:
+    wanted = (("user", config.user), ("group", config.group))
+    return " and ".join(f"{name} {value!r}" for name, value in wanted if value is not None)
 
 
 def _are_ours(uid: int | None, gid: int | None) -> bool:

@@ -5,37 +5,60 @@ from __future__ import annotations
 from contextlib import suppress
 from importlib import import_module
 from inspect import iscoroutinefunction
-from typing import TYPE_CHECKING, Any, TypeGuard
-from wsgiref.util import setup_testing_defaults
+from typing import TYPE_CHECKING, Any
 
 from prefork.errors import AppFailed, ConfigError
 from prefork.hooks import load_hook
 from prefork.loading import kind_of
+from prefork.targets import SICK, WRONG, Target, parse_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable
+
+    from prefork.config import Config
 
 
-def warm_up(app: Callable[..., Any], how: Callable[..., object] | Sequence[str] | str | None, app_dir: str) -> None:
+def warm_up(app: Callable[..., Any], config: Config) -> list[tuple[Target, int]]:
     """Run the app's first requests in the parent, so that all workers share what they have built.
 
-    ``how`` is a function that is given the app (or its name, ``"module:function"``), or paths to be asked for.
-    Raises ``AppFailed`` for what any of them raises, ``ConfigError`` if an ASGI application is to be asked for paths.
+    Returns what was asked for and refused, with a status from 400 to 499. Raises ``AppFailed`` for what the application,
+    or the function that ``config.warm_up`` is, raises, and for an answer from 500 on; ``ConfigError`` if an ASGI
+    application is to be asked.
     """
     import_for_coroutines(app)
+    how = config.warm_up
     if how is None:
-        return
-    if not (callable(how) or _is_name(how)) and kind_of(app) == "asgi":
+        return []
+    asks = not callable(how) and not isinstance(how, str)
+    if asks and kind_of(app) == "asgi":
         # It would need an event loop, which no fork survives.
         raise ConfigError("PF414", "warm_up names paths, and the application is ASGI", "give a function instead")
     try:
-        if callable(how) or _is_name(how):
-            load_hook(how, app_dir)(app)
-        else:
-            for path in [how] if isinstance(how, str) else how:
-                ask(app, path)
+        if asks:
+            return ask_for(app, how, config)
+        load_hook(how, config.app_dir)(app)
+    except AppFailed:
+        raise
     except Exception as error:
         raise AppFailed("PF414", f"warm_up failed: {type(error).__name__}: {error}", "see the traceback") from error
+    return []
+
+
+def ask_for(app: Callable[..., Any], urls: Iterable[str], config: Config) -> list[tuple[Target, int]]:
+    """Ask a WSGI application for each; return what it refused. Raises ``AppFailed`` for a status from 500 on."""
+    # Not before: a pool that serves ASGI has no use for it.
+    from prefork.wsgi.rehearsal import ask
+
+    refused = []
+    for url in urls:
+        target = parse_target(url)
+        status, words = ask(app, target, config)
+        if status >= SICK:
+            message = f"warm_up {url} was answered with {status}: {words!r}"
+            raise AppFailed("PF414", message, "put the application right, or name something else")
+        if status >= WRONG:
+            refused.append((target, status))
+    return refused
 
 
 def import_for_coroutines(app: Callable[..., Any]) -> None:
@@ -49,24 +72,3 @@ def import_for_coroutines(app: Callable[..., Any]) -> None:
     if isinstance(views, dict) and any(map(iscoroutinefunction, views.values())):
         with suppress(ImportError):
             import_module("asgiref.sync")
-
-
-def _is_name(how: object) -> TypeGuard[str]:
-    """Whether this is the name of a function, and not a path."""
-    return isinstance(how, str) and not how.startswith("/")
-
-
-def ask(app: Callable[..., Any], path: str) -> None:
-    """Ask a WSGI app for one path, as a server would, and read the answer to its end."""
-    path_info, _, query = path.partition("?")
-    asked = {"REQUEST_METHOD": "GET", "SCRIPT_NAME": "", "PATH_INFO": path_info, "QUERY_STRING": query}
-    environ: dict[str, Any] = {**asked}
-    setup_testing_defaults(environ)
-    environ["wsgi.multiprocess"] = True
-    answer = app(environ, lambda _status, _headers, _exc_info=None: lambda _data: None)
-    try:
-        for _ in answer:
-            pass
-    finally:
-        if hasattr(answer, "close"):
-            answer.close()

@@ -61,6 +61,12 @@ def program(name: str) -> str:
     return path
 
 
+def let_everybody_read(folder: Path) -> None:
+    """Let also those users read a folder of a test as whom a server may run."""
+    for path in (folder, *folder.parents):
+        path.chmod(path.stat().st_mode | 0o055)
+
+
 def put_to_sleep(pid: int) -> None:
     """Stop a process, and wait until all its threads have heard of it."""
     os.kill(pid, signal.SIGSTOP)

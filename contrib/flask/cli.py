@@ -7,6 +7,7 @@ Flask's command has imported already, and anything else when it runs.
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from flask.cli import ScriptInfo
 
     from prefork.config import Config, Resolved
+
+# What has to be known to open sockets and files, and to become somebody else.
+_BEFORE_THE_APP = (
+    "bind", "backlog", "user", "group", "umask", "chdir", "pid_file", "log_file", "log_format", "log_level", "access_log"
+)  # fmt: skip
 
 
 class _Command(click.Command):
@@ -204,20 +210,46 @@ class _Run:
         return app, config
 
     def serve_as_somebody_else(self, config: Config) -> int:
-        """Listen, read the certificate and become the user before the application's code runs."""
+        """Do what only root may and become the user, before the application's code runs."""
         from prefork.contrib.flask.serving import serve
         from prefork.kept import keep
         from prefork.listeners import open_listeners
-        from prefork.pool import directory, read_certificate
-        from prefork.privileges import drop
+        from prefork.pid_file import pid_file
+        from prefork.pool import Opened, directory, read_certificate, umask
+        from prefork.privileges import drop, resolve_ids
+        from prefork.records import Records
 
         keeper = keep(config)
-        with directory(config.chdir):
-            tls = read_certificate(config)
-        with open_listeners(config, inherited=None if keeper is None else keeper.inherited) as listeners:
+        with ExitStack() as stack:
+            stack.enter_context(umask(config.umask))
+            owner = resolve_ids(config.user, config.group)
+            inherited = None if keeper is None else keeper.inherited
+            listeners = stack.enter_context(open_listeners(config, owner=owner, inherited=inherited))
+            with directory(config.chdir):
+                opened = Opened(outlet=Records(config).outlet, tls=read_certificate(config))
+                stack.enter_context(pid_file(config.pid_file, None if keeper is None else keeper.pid))
             drop(config)
             app = self.load_app(config)
-            return serve(app, self.resolve(app).config, name=self.name(app), listeners=listeners, tls=tls)
+            late = self.with_first(config, self.resolve(app))
+            return serve(app, late, name=self.name(app), listeners=listeners, opened=opened)
+
+    def with_first(self, first: Config, resolved: Resolved) -> Config:
+        """Return the options with the application's settings, but for those that had to be known before it was loaded.
+
+        Says which of its settings are ignored.
+        """
+        from prefork.values import replace
+
+        late = [name for name in _BEFORE_THE_APP if resolved.origins[name].startswith("app.config ")]
+        if late:
+            click.secho(
+                f" * app.config is not asked for {', '.join(late)}: with --user the application is loaded after that is "
+                "needed.\n   Give flags, or set PREFORK_BIND and so on. [PF606]",
+                fg="yellow",
+                err=True,
+            )
+        known = {name: getattr(first, name) for name in _BEFORE_THE_APP}
+        return replace(resolved.config, **known, bind_from=first.bind_from)
 
     def name(self, app: Flask | None = None) -> str:
         """Return what the banner calls the application."""

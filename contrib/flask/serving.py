@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 
 
 def serve(app: Flask, config: Config, *, name: str, quiet: bool = False, **more: Any) -> int:
-    """Serve ``app`` until stopped; return the exit status. ``more`` is for the pool, ``quiet`` leaves the banner out."""
+    """Serve ``app`` until stopped; return the exit status. ``more`` is for the pool, ``quiet`` leaves the banner out.
+
+    Raises ``ConfigError`` if root has loaded it, and somebody else shall serve it.
+    """
     from prefork.pool import WorkerPool
+    from prefork.privileges import refuse_late
+
+    refuse_late(config)
 
     def on_listening(urls: Sequence[str]) -> None:
         if not quiet:
@@ -47,10 +53,13 @@ def serve_anew(
 ) -> int:
     """Serve what ``load`` returns, and again after each edit; return the exit status.
 
-    The outer process of the reloader loads nothing: ``config`` says where to listen and what to watch.
+    The outer process of the reloader loads nothing: ``config`` says where to listen and what to watch. Raises
+    ``ConfigError`` if somebody else shall serve than root, who loads it.
     """
     from prefork import reloader
+    from prefork.privileges import refuse_late
 
+    refuse_late(config)
     roots = [str(Path(config.chdir or "", root)) for root in roots_of(import_path)]
     if not reloader.inside():
         return reloader.run_outer(config, roots=roots, on_listening=lambda urls: show_banner(name, urls, debug=debug))

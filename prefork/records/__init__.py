@@ -35,18 +35,20 @@ BEFORE_THE_APP = frozenset({"pool.starting", "pool.listening"})
 class Records:
     """The log of one process and, after a fork, of its children. ``bind`` gives one with further fields.
 
-    ``logger`` is a structlog logger, or one of the standard library, that shall have the records instead. Nothing is
-    opened or set up before the first record, so that an unused pool leaves no trace; that record raises ``ConfigError``
-    if a log file cannot be opened. No other ever raises, unless ``strict``, which is for tests and the default under
+    ``logger`` is a structlog logger, or one of the standard library, that shall have the records instead; ``outlet`` one
+    that was opened before. Else nothing is opened or set up before the first record, so that an unused pool leaves no
+    trace; that record raises ``ConfigError`` if a log file cannot be opened. No other ever raises, unless ``strict``, which is for tests and the default under
     ``python -X dev``: then it is a ``ValueError`` if a record is not as in the catalogue.
     """
 
     __slots__ = ("_shared", "bound")
 
-    def __init__(self, config: Config, *, logger: Any = None, strict: bool | None = None) -> None:
+    def __init__(
+        self, config: Config, *, logger: Any = None, outlet: Outlet | None = None, strict: bool | None = None
+    ) -> None:
         self.bound: dict[str, Any] = {}
         """What each record carries."""
-        self._shared = _Shared(config, logger, strict=sys.flags.dev_mode if strict is None else strict)
+        self._shared = _Shared(config, logger, outlet, strict=sys.flags.dev_mode if strict is None else strict)
 
     def bind(self, **fields: Any) -> Records:
         """Return records that carry ``fields`` as well."""
@@ -124,7 +126,7 @@ class Records:
 class _Shared:
     """What all bound records have in common: where they go, and the hook."""
 
-    def __init__(self, config: Config, logger: Any, *, strict: bool) -> None:
+    def __init__(self, config: Config, logger: Any, outlet: Outlet | None, *, strict: bool) -> None:
         self.config = config
         self._logger = logger
         self._strict = strict
@@ -133,7 +135,7 @@ class _Shared:
         self._makers: dict[str, Any] = {}
         self._closed = False
         self.request_filter: Callable[[dict[str, Any]], object] | None = None
-        self.outlet: Outlet | None = None
+        self.outlet = outlet
 
     def open(self) -> Outlet | None:
         """Set up what is needed, once; there is no outlet if somebody else's logger has the records."""

@@ -155,6 +155,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "pool.starting": _spec("info", "parent", "The parent runs; the application is not loaded yet.", "version python app workers threads preload", "workers_counted starter_generation keeper_pid"),
     "pool.listening": _spec("info", "parent", "A socket is open: one record each.", "url", "address port scheme inherited_fd inherited_as"),
     "pool.fork_unsafe": _spec("warning", "parent", "Something in the parent would be missing in the workers, or shared by them. Once, before the first fork.", "findings", code="PF405"),
+    "pool.warm_up_refused": _spec("warning", "parent", "What `warm_up` asked for was answered with a status from 400 to 499: little was warmed up. For 400 look at the host, which the application may have to be told of.", "path host status", code="PF414"),
     "pool.ready": _spec("info", "parent", "All workers serve.", "workers boot_s"),
     "pool.recycling": _spec("info", "parent", "All workers are replaced, new ones first.", "signal note"),
     "pool.recycled": _spec("info", "parent", "All workers are replaced: of those that served when it was ordered, the last has stopped to.", "workers"),

@@ -279,7 +279,7 @@ class WsgiDriver(Reception[Client]):
     def __init__(
         self, app: Callable[..., Iterable[bytes]], listeners: Iterable[Listener], config: Config, outfit: Outfit
     ) -> None:
-        self._extra = {**outfit.facts.shown(outfit.exit_guard), "prefork.extend_deadline": _no_deadline}
+        self._extra = {**outfit.facts.shown(outfit.exit_guard), "prefork.extend_deadline": no_deadline}
         super().__init__(listeners, config, outfit)
         self._mine = threading.local()  # the request that a thread is at
         self.app = self._with_deadline(app) if config.request_timeout else app
@@ -1275,7 +1275,7 @@ def _id_of(client: Client) -> dict[str, str]:
     return {"request_id": name} if name else {}
 
 
-def _no_deadline(_seconds: float) -> None:
+def no_deadline(_seconds: float) -> None:
     """Stand in the environ where requests have all the time of the world."""
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
 import sys
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 from django_project import MANAGE, URLS, runprefork, write_project
-from server_process import LiveServer
+from server_process import ROOT, LiveServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -439,3 +441,27 @@ def test_asynchronous_views_are_served_with_asgi(write: Callable[..., Path], set
         assert server.get("/waiting") == (200, b"http")
         assert server.get("/") == (200, b"hello")
         assert server.get("/broken")[0] == 500
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [("", ["--user", "nobody"]), ("PREFORK = {'GROUP': 'nogroup'}\n", [])],
+    ids=["flag", "setting"],
+)
+def test_a_user_that_comes_when_root_has_loaded_the_project_is_refused(
+    write: Callable[..., Path], settings: str, flags: list[str]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "manage.py", "runprefork", "127.0.0.1:0", *flags],
+        cwd=write(settings),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "comes too late: root has loaded the application" in done.stderr
+    assert "PF310" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import stat
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import trustme
-from server_process import LiveServer
+from server_process import ROOT, LiveServer, let_everybody_read, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -308,3 +311,82 @@ def test_each_request_has_contexts_of_its_own_that_are_torn_down(write: Callable
         for number in range(5):
             told = json.loads(server.get("/seen")[1])
             assert told == {"seen": ["request", "context"] * number, "had": None}
+
+
+# As somebody else.
+
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+NOBODY = 65534
+WHO = """
+LOADED_BY = os.geteuid()
+
+@app.get("/who")
+def who():
+    return f"{LOADED_BY} {os.geteuid()}"
+"""
+
+
+@only_root
+def test_what_root_alone_may_do_is_done_before_the_app_is_loaded_as_somebody_else(write: Callable[..., Path]) -> None:
+    folder = write(end=WHO)
+    let_everybody_read(folder)
+    (folder / "roots").mkdir(mode=0o700)
+    names = ("shop.sock", "shop.pid", "shop.log", "access.log")
+    sock, pid_file, log, access_log = (folder / "roots" / name for name in names)
+    bind = ("--bind", f"unix:{sock}?mode=660", "--bind", "127.0.0.1:0")
+    where = (*bind, "--pid-file", str(pid_file), "--log-file", str(log), "--access-log", str(access_log))
+    server = run_prefork(folder, "--user", "nobody", "--umask", "027", *where, port=None, ready="")
+    with server, httpx.Client(transport=httpx.HTTPTransport(uds=str(sock))) as client:
+        until(lambda: log.exists() and '"pool.ready"' in log.read_text())
+        assert client.get("http://shop/who").text == f"{NOBODY} {NOBODY}"
+        file = sock.stat()
+        assert (file.st_uid, file.st_gid, stat.S_IMODE(file.st_mode)) == (NOBODY, NOBODY, 0o660)
+        assert pid_file.read_text() == f"{server.pid}\n"
+        assert {path.stat().st_mode & 0o777 for path in (log, access_log)} == {0o640}
+        until(lambda: "/who" in access_log.read_text())
+    assert not pid_file.exists()
+    assert not sock.exists()
+
+
+@only_root
+def test_the_settings_of_an_app_that_is_loaded_as_somebody_else_count_where_they_can(
+    write: Callable[..., Path],
+) -> None:
+    folder = write(end=WHO + 'app.config.update(PREFORK_BIND="127.0.0.1:1", PREFORK_THREADS=3, PREFORK_UMASK="077")\n')
+    let_everybody_read(folder)
+    with run_prefork(folder, "--user", "nobody", port=None, env={"FLASK_RUN_PORT": "0"}) as server:
+        assert "not asked for bind, umask" in server.wait_for_output("app.config")
+        server.wait_for_output("PF606")
+        assert server.all("pool.starting")[0]["threads"] == 3
+        assert server.get("/who")[1] == b"%d %d" % (NOBODY, NOBODY)
+
+
+SETTING = 'app.config["PREFORK_USER"] = "nobody"\n'
+CODE = "from prefork.contrib.flask import run_prefork\nrun_prefork(app, port=0, user='nobody')\n"
+
+
+@only_root
+@pytest.mark.parametrize(
+    ("end", "command"),
+    [
+        (SETTING, ("flask", "--app", "shop", "run-prefork", "--port", "0")),
+        ("", ("flask", "--app", "shop", "run-prefork", "--port", "0", "--reload", "--user", "nobody")),
+        (CODE, ("shop",)),
+    ],
+    ids=["setting", "reload", "code"],
+)
+def test_a_user_that_comes_when_root_has_loaded_the_app_is_refused(
+    write: Callable[..., Path], end: str, command: tuple[str, ...]
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=write(end=end),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == (1 if end is CODE else 2)
+    assert "user 'nobody' comes too late: root has loaded the application" in done.stderr
+    assert "PF310" in done.stderr

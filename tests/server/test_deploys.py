@@ -229,6 +229,41 @@ def test_code_that_fails_the_probe_is_never_seen_by_a_client(shop: Shop, preload
         check_refusal(server, shop, record, "deploy_probe / was answered with 500: 'no database'")
 
 
+@pytest.mark.over_both
+@pytest.mark.parametrize("flags", [(), ("--proxy-protocol", "--trusted-proxies", "unix")], ids=["plain", "PROXY"])
+def test_the_probe_is_answered_by_the_application(shop: Shop, flags: tuple[str, ...]) -> None:
+    with shop.served("--deploy-probe", "/", *flags) as server:
+        shop.write(2, "app = lambda environ, start: (start('500 Sick', []), [b'no database'])[1]")
+        check_refusal(server, shop, refuse(server), "deploy_probe / was answered with 500: 'no database'")
+
+
+def test_the_probe_asks_for_the_host_and_by_the_scheme_of_a_url(shop: Shop) -> None:
+    seen = "(environ['wsgi.url_scheme'] + environ['HTTP_HOST']).encode()"
+    with shop.served("--deploy-probe", "https://shop.example/", "--trusted-proxies", "none") as server:
+        shop.write(2, f"app = lambda environ, start: (start('500 Sick', []), [{seen}])[1]")
+        check_refusal(server, shop, refuse(server), "was answered with 500: 'httpsshop.example'")
+
+
+def test_a_view_that_hangs_fails_the_probe(shop: Shop) -> None:
+    with shop.served("--deploy-probe", "/", "--boot-timeout", "4") as server:
+        shop.write(2, "app = lambda environ, start: time.sleep(600)")
+        check_refusal(server, shop, refuse(server), "deploy_probe / was not answered: timed out")
+
+
+def test_a_host_that_django_does_not_know_fails_the_probe_and_the_right_one_does_not(shop: Shop) -> None:
+    manage = shop.folder / "manage.py"
+    strict = 'ALLOWED_HOSTS=["127.0.0.1", "shop.example"], MIDDLEWARE=["django.middleware.common.CommonMiddleware"]'
+    manage.write_text(MANAGE.replace('ALLOWED_HOSTS=["*"]', strict))
+    command = [*COMMANDS["django"], "--deploy-probe"]
+    with LiveServer(*command, "/", cwd=shop.folder) as server:
+        record = refuse(server)
+        assert "deploy_probe / was answered with 400" in record["reason"]
+        assert "a URL with one that it does" in record["reason"]
+    with LiveServer(*command, "http://shop.example/", cwd=shop.folder) as server:
+        deploy(server)
+        assert server.get("/")[1] == b"1"
+
+
 @pytest.mark.parametrize(
     ("code", "text"),
     [("os._exit(7)", "died"), ("raise LookupError('no shop')", "LookupError: no shop")],

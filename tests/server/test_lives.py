@@ -35,6 +35,9 @@ MARK = os.path.join(os.path.dirname(os.path.abspath(__file__)), "mark")  # while
 def app(environ, start_response):
     if environ["PATH_INFO"] == "/raise":
         raise LookupError("no such tea")
+    if environ["PATH_INFO"] == "/nowhere":
+        start_response("404 Not Found", [])
+        return [b""]
     if environ["PATH_INFO"] == "/stuck":
         print("stuck", flush=True)
         time.sleep(60)
@@ -126,10 +129,11 @@ def busy_day(folder: Path) -> LiveServer:
 
 
 def files_gone(folder: Path) -> LiveServer:
-    """Records in files, whose directory goes away; and a hook that raises at the end."""
+    """Records in files, whose directory goes away; warmed up by what is not there; and a hook that raises at the end."""
     logs = folder / "logs"
     logs.mkdir()
-    with pool(folder, access_log=str(logs / "access"), worker_exiting="tea:raise_") as server:
+    options = {"access_log": str(logs / "access"), "warm_up": "/nowhere", "worker_exiting": "tea:raise_"}
+    with pool(folder, **options) as server:
         server.get()
         logs.rename(folder / "old")
         server.send(signal.SIGUSR1)

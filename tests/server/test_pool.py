@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -454,6 +454,45 @@ def test_warm_up_paths_are_asked_through_the_gateway(leaves_nothing: None) -> No
 
     WorkerPool(shop, bind=HERE, max_workers=1, log_format="none", on_record=Log(), warm_up=["/", "/a?b=c"]).serve()
     assert asked == [("GET", "/", ""), ("closed", "", ""), ("GET", "/a", "b=c"), ("closed", "", "")]
+
+
+@pytest.mark.parametrize("more", [{}, {"request_id": True, "request_timeout": 9}], ids=["usual", "with id and limit"])
+def test_what_is_asked_for_warming_up_is_what_a_request_is(more: dict[str, Any]) -> None:
+    environs: list[list[str]] = []
+
+    def shop(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        environs.append(sorted(environ))
+        start_response("200 OK", [])
+        return [json.dumps(environs).encode()]
+
+    with WorkerPool(shop, bind=HERE, max_workers=1, log_format="none", warm_up="/", **more) as pool:
+        address = urlsplit(pool.url)
+        with socket.create_connection((address.hostname, address.port)) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = HTTPResponse(client)
+            answer.begin()
+            warmed, asked = json.loads(answer.read())
+    assert warmed == asked
+
+
+def test_an_answer_of_500_to_the_warm_up_ends_the_boot(leaves_nothing: None) -> None:
+    def sick(_environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        start_response("500 Sick", [])
+        return [b"no database"]
+
+    with pytest.raises(AppFailed, match=r"warm_up / was answered with 500: 'no database'.*PF414"):
+        WorkerPool(sick, bind=HERE, log_format="none", on_record=Log(), warm_up="/").serve()
+
+
+def test_a_warm_up_that_is_refused_is_recorded(leaves_nothing: None) -> None:
+    def strict(_environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
+        start_response("400 Bad Request", [])
+        return [b"not this host"]
+
+    log = Log()
+    WorkerPool(strict, bind=HERE, max_workers=1, log_format="none", on_record=log, warm_up="/a").serve()
+    (told,) = log.of("pool.warm_up_refused")
+    assert (told["path"], told["host"], told["status"]) == ("/a", "localhost", 400)
 
 
 def test_a_warm_up_that_fails_ends_the_boot(leaves_nothing: None) -> None:

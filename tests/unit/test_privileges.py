@@ -10,7 +10,7 @@ import pytest
 
 from prefork.config import Config
 from prefork.errors import ConfigError
-from prefork.privileges import drop, resolve_ids
+from prefork.privileges import drop, refuse_late, resolve_ids
 
 ROOT = pwd.getpwuid(0)
 UNNAMED = "4242424"
@@ -109,3 +109,21 @@ def test_who_may_not_is_told(options: dict[str, str], wanted: str, monkeypatch: 
         drop(Config.of(**options))
     assert (caught.value.code, caught.value.exit_code) == ("PF310", 2)
     assert str(caught.value).startswith(f"{wanted}: only root may: start as root")
+
+
+@pytest.mark.parametrize("options", [{"user": UNNAMED, "group": "18"}, {"group": "18"}], ids=str)
+def test_root_who_has_loaded_the_application_is_refused(
+    options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = System(monkeypatch, 0, 0)
+    with pytest.raises(ConfigError, match=r"group '18' comes too late: root has loaded .*User=.*PF310"):
+        refuse_late(Config.of(**options))
+    assert system.calls == []
+
+
+@pytest.mark.parametrize(("uid", "options"), [(0, {}), (0, {"group": "0"}), (1000, {"group": "18"})], ids=str)
+def test_who_is_not_root_or_stays_it_is_not_refused(
+    uid: int, options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    System(monkeypatch, uid, 0)
+    refuse_late(Config.of(**options))

@@ -76,6 +76,8 @@ class Command(BaseCommand):
 
     def serve_or_show(self, options: dict[str, Any]) -> None:
         """Serve, or show how; a status other than 0 ends the process."""
+        from prefork.privileges import refuse_late
+
         try:
             resolved = resolve_options(options)
             for line in resolved.warnings:
@@ -85,6 +87,7 @@ class Command(BaseCommand):
                 return
             if not settings.DEBUG and not settings.ALLOWED_HOSTS:
                 raise ConfigError("PF608", "ALLOWED_HOSTS is empty and DEBUG is False", "name the hosts to answer for")
+            refuse_late(resolved.config)
             status = (
                 self.serve_anew(resolved.config, options)
                 if resolved.config.reload
