@@ -60,6 +60,11 @@ class Keeper(Caller):
         """Whether another generation serves, and goes on if this one fails."""
         return self.why == "deploy" and origin.waits_for_us()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the service goes on if this generation fails: another one serves, or the keeper tries again."""
+        return self.why != "first" and origin.waits_for_us()
+
     def read(self) -> list[dict[str, Any]]:
         """Return the next order; none: the keeper is gone."""
         message = b""

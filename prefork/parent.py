@@ -95,8 +95,10 @@ if TYPE_CHECKING:
     from prefork.supervised import Caller
     from prefork.wsgi.driver import WsgiDriver
 
+#: What ends a pool that is started in the place of one that died: the keeper tells of it, and tries again.
+POOL_FAILURES = frozenset({"pool.boot_failed"})
 #: What ends a deploy: the generation that serves goes on.
-BOOT_FAILURES = frozenset({"pool.boot_failed", "worker.boot_failed"})
+BOOT_FAILURES = POOL_FAILURES | {"worker.boot_failed"}
 #: How often changed files are looked for, in seconds.
 LOOK_AT_FILES = 0.5
 
@@ -504,8 +506,8 @@ class Parent:
 
     def leave_listeners(self, *, for_good: bool) -> None:
         """Close the listening sockets here; ``for_good``: no other process serves them."""
-        # While another generation serves, the queues are its own.
-        if for_good and (self.keeper is None or not self.keeper.deploying):
+        # The queues belong to the generation that serves, or will: what refuses newcomers is never undone.
+        if for_good and (self.keeper is None or not self.keeper.goes_on):
             self.charge.listeners.refuse_newcomers()
         self.charge.listeners.close()
         if self.keeper is not None:
@@ -627,7 +629,7 @@ class Parent:
 
     def emit(self, order: Emit) -> None:
         """Write a record, with the place and the process id of the worker that it is about."""
-        if self.keeper is not None and self.keeper.deploying and order.record in BOOT_FAILURES:
+        if self.keeper is not None and order.record in self.fatal(self.keeper):
             self.give_up(self.keeper, order)
             return
         fields = dict(order.fields)
@@ -647,6 +649,10 @@ class Parent:
             self.tell_of_deploy(self.keeper, order)
         elif self.charge.caller is not None:
             answer(self.charge.caller, order.record, fields)
+
+    def fatal(self, keeper: Keeper) -> frozenset[str]:
+        """Return the records of what ends this generation alone: with an old one that serves, each failure does."""
+        return BOOT_FAILURES if keeper.deploying else POOL_FAILURES if keeper.goes_on else frozenset()
 
     def tell_of_deploy(self, keeper: Keeper, order: Emit) -> None:
         """Record that another generation serves, when it does."""

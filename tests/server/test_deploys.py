@@ -373,6 +373,29 @@ def test_a_pool_that_cannot_be_started_anew_is_tried_again_until_it_can(shop: Sh
         assert server.get("/")[1] == b"3"
 
 
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+@pytest.mark.parametrize("kind", ["raises", "exit at once"])
+def test_a_pool_whose_workers_cannot_be_started_anew_leaves_the_sockets_to_the_next(
+    shop: Shop, kind: str, family: str
+) -> None:
+    code, text = BROKEN[kind]
+    place = shop.folder / "shop.sock"
+    with shop.served("--no-preload", *([f"--bind=unix:{place}"] if family == "unix" else [])) as server:
+        shop.write(2, code)
+        os.kill(server.parent_pid, signal.SIGKILL)
+        record = server.wait_for("pool.deploy_failed")
+        assert record["role"] == "keeper"
+        assert UNSAID_BY_A_WORKER.get(kind, text) in record["reason"]
+        assert not server.all("pool.boot_failed")
+        shop.write(3)
+        server.wait_for("pool.deployed", reason="death")
+        with socket.socket(socket.AF_UNIX if family == "unix" else socket.AF_INET) as client:
+            client.settimeout(20)
+            client.connect(str(place) if family == "unix" else server.address)
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert client.makefile("rb").read().endswith(b"3")
+
+
 @pytest.mark.over_both
 def test_pools_drain_and_leave_when_the_keeper_is_killed(shop: Shop) -> None:
     with shop.served() as server:

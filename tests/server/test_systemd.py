@@ -78,6 +78,35 @@ def test_the_watchdog_hears_of_a_pool_that_is_idle(systemd: Systemd, flags: tupl
             assert systemd.wait_for("WATCHDOG") == {"WATCHDOG": "1"}
 
 
+# Imported again, it waits until it may go on, and then fails.
+FAILS_ANEW = """
+from pathlib import Path
+here = Path(__file__).parent
+if (here / "anew").exists():
+    while not (here / "on").exists():
+        time.sleep(0.01)
+    if not (here / "mended").exists():
+        raise LookupError("no shop")
+"""
+
+
+def test_a_pool_that_cannot_be_started_anew_yet_is_no_stop_of_the_service(
+    systemd: Systemd, write_app: Callable[..., Path]
+) -> None:
+    folder = write_app(FAILS_ANEW)
+    flags = ("sample:app", "--app-dir", str(folder), "-w", "2", "--no-preload", "--max-reqs-per-child", "0")
+    with LiveServer.of(*flags, env=systemd.environment) as server:
+        systemd.wait_for("READY")
+        (folder / "anew").touch()
+        (folder / "on").touch()
+        os.kill(server.parent_pid, signal.SIGKILL)
+        server.wait_for("pool.deploy_failed")
+        (folder / "mended").touch()
+        server.wait_for("pool.deployed")
+        systemd.wait_for("READY")
+        assert not any("STOPPING" in heard for heard in systemd.heard)
+
+
 def test_the_application_and_its_programs_have_no_line_to_systemd(
     systemd: Systemd, write_app: Callable[..., Path]
 ) -> None:
