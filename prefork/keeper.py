@@ -571,6 +571,16 @@ class Keeper:
 
     def start(self, order: Any) -> None:
         """Start a pool in a fresh interpreter: the same command, directory, environment and umask as at the first."""
+        try:
+            self.open_and_fork(order)
+        except OSError as error:
+            why = {"reason": f"the system does not let it start: {error}", "traceback": ""}
+            for event in (Said(order.generation, "failed", why), Ended(order.generation, 1, None, "")):
+                for action in self.keeping.handle(event, time.monotonic()):
+                    self.perform(action)
+
+    def open_and_fork(self, order: Any) -> None:
+        """Start a pool; ``OSError`` if the system refuses, and nothing stays open."""
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         words = os.memfd_create("last words")
         kept = [listener["fd"] for listener in self.holder.held]
@@ -585,8 +595,14 @@ class Keeper:
             "listeners": [[listener["bind"], listener["fd"]] for listener in self.holder.held],
             "exchange": self.holder.exchange,
         }
-        with_signals_held(lambda: self.fork(order.generation, ours, words, mark, kept))
-        theirs.close()
+        try:
+            with_signals_held(lambda: self.fork(order.generation, ours, words, mark, kept))
+        except OSError:
+            os.close(words)
+            ours.close()
+            raise
+        finally:
+            theirs.close()
 
     def fork(
         self, generation: int, ours: _socket.socket, words: int, mark: dict[str, Any], kept: Sequence[int]

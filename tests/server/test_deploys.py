@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import http.client
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from server_process import ROOT, LiveServer, Tally, until, wait_until_gone
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 APP = """
 import os, sys, time
@@ -267,6 +266,34 @@ def test_broken_code_is_told_with_its_traceback_whoever_loads_it(
         assert "Traceback" not in "".join(server.output)
         shop.write(2)
         deploy(server)
+        assert server.get("/")[1] == b"2"
+
+
+def forbid_descriptors(pid: int) -> tuple[int, int]:
+    """Let a process open nothing more; return the limit that it had."""
+    there = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    free = next(number for number in range(len(there) + 1) if number not in there)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+    return before
+
+
+def test_a_pool_that_the_system_does_not_let_the_keeper_start_is_a_deploy_that_failed(shop: Shop) -> None:
+    with shop.served() as server:
+        shop.write(2)
+        there = psutil.Process(server.pid).num_fds()
+        before = forbid_descriptors(server.pid)
+        assert "Too many open files" in refuse(server)["reason"]
+        assert server.get("/")[1] == b"1"
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
+        assert psutil.Process(server.pid).num_fds() == there
+        deploy(server)
+        assert server.get("/")[1] == b"2"
+        before = forbid_descriptors(server.pid)
+        os.kill(server.all("pool.starting")[-1]["pid"], signal.SIGKILL)
+        assert "Too many open files" in server.wait_for("pool.deploy_failed", role="keeper")["reason"]
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
+        server.wait_for("pool.deployed", reason="death")
         assert server.get("/")[1] == b"2"
 
 
