@@ -284,7 +284,7 @@ class Keeping:
                 pool.due = pool.began + facts["boot_timeout"] + SLACK_S  # its own configuration may say otherwise
             case "failed" if pool.failure is None:
                 pool.failure = {"reason": facts["reason"], "traceback": facts["traceback"]}
-            case "ready":
+            case "ready" if pool.means <= 1:  # asked to go alone it may serve, but not once a signal is on its way
                 return self._ready(pool, facts, now)
         return []
 

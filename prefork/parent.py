@@ -417,7 +417,10 @@ class Parent:
         match order:
             case "superseded":
                 by: int = facts["new_generation"]
-                return [Superseded(None if by == self.generation else by)]
+                if by != self.generation:
+                    return [Superseded(by)]
+                # It was given up as too late, and the keeper believes who has said since that it serves.
+                return [Superseded(None)] if origin.waits_for_us() else []
             case "deploying":
                 self.record("pool.deploying", reason="signal", **facts)
             case "deploy_failed":

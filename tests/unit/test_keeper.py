@@ -198,6 +198,24 @@ def test_who_is_late_is_asked_to_go_then_shows_its_stack_and_then_is_killed() ->
     assert keeping.handle(killed(2, words="stack"), late + 5) == [Tell(1, "deploy_failed", told)]
 
 
+def test_who_became_ready_before_it_read_that_it_is_late_serves() -> None:
+    keeping = deploying()
+    late = 100 + BOOT + SLACK_S
+    keeping.handle(Tick(), late)
+    assert keeping.handle(ready(2), late + 0.01) == [Adopt(2), Tell(1, "superseded", {"new_generation": 2})]
+    assert keeping.next_deadline == NEVER
+
+
+def test_who_becomes_ready_when_it_is_struck_already_is_too_late() -> None:
+    keeping = deploying()
+    late = 100 + BOOT + SLACK_S
+    keeping.handle(Tick(), late)
+    keeping.handle(Tick(), late + PATIENCE_S)
+    assert keeping.handle(ready(2), late + PATIENCE_S) == []
+    told = {"new_generation": 2, "reason": "not ready after 65 s", "traceback": ""}
+    assert keeping.handle(killed(2, "SIGABRT"), late + PATIENCE_S) == [Tell(1, "deploy_failed", told)]
+
+
 def test_what_a_late_pool_has_said_stands() -> None:
     keeping = deploying()
     keeping.handle(failed(2), 101)

@@ -1,0 +1,26 @@
+"""What does an order mean to the parent of a pool?"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prefork import origin
+from prefork.parent import Parent
+from prefork.supervisor import Superseded
+
+
+@pytest.mark.parametrize(
+    ("mark", "events"),
+    [({}, [Superseded(None)]), ({"served": True}, [])],
+    ids=["it does not serve", "it serves"],
+)
+def test_a_pool_that_is_given_up_goes_unless_it_has_said_that_it_serves(
+    mark: dict[str, Any], events: list[Superseded], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(origin, "mark", mark)
+    parent: Any = SimpleNamespace(generation=2)
+    assert Parent.heed(parent, "superseded", new_generation=2) == events
+    assert Parent.heed(parent, "superseded", new_generation=3) == [Superseded(3)]
