@@ -495,6 +495,37 @@ def test_new_code_starts_where_and_with_what_the_program_was_started(shop: Shop)
             deploy(server)
 
 
+@pytest.mark.parametrize("way", ["entered by a shell", "by chdir"])
+def test_new_code_is_that_behind_a_link_which_was_switched(tmp_path: Path, way: str) -> None:
+    link = tmp_path / "current"
+
+    def switch(version: int) -> None:
+        release = tmp_path / f"release-{version}"
+        release.mkdir()
+        Shop(release).write(version)
+        (tmp_path / "next").symlink_to(release.name)
+        (tmp_path / "next").rename(link)
+
+    switch(1)
+    where: dict[str, Any] = {"cwd": link, "env": {"PWD": str(link)}}
+    flags = ("--chdir", str(link)) if way == "by chdir" else ()
+    with LiveServer.of("shop:app", "-w", "2", *flags, **({"cwd": tmp_path} if flags else where)) as server:
+        for version in (2, 3):
+            switch(version)
+            deploy(server)
+            assert server.get("/")[1] == str(version).encode()
+
+
+@pytest.mark.parametrize("pwd", ["elsewhere", "there is none", "."])
+def test_a_name_of_the_directory_that_is_not_its_own_counts_for_nothing(shop: Shop, pwd: str) -> None:
+    (shop.folder / "elsewhere").mkdir()
+    name = pwd if pwd == "." else str(shop.folder / pwd)
+    with LiveServer(*COMMANDS["prefork"], cwd=shop.folder, env={"PWD": name}) as server:
+        shop.write(2)
+        deploy(server)
+        assert server.get("/")[1] == b"2"
+
+
 def test_no_process_keeps_what_it_does_not_need(shop: Shop) -> None:
     with shop.served() as server:
         deploy(server)
