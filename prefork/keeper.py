@@ -492,21 +492,27 @@ class Keeper:
                 said = decode(data)
                 if said["said"] == "listening":
                     self.take(process, said, descriptors)
+                elif said["said"] == "exchange":
+                    process.exchange = [self.own(number) for number in descriptors]
                 events.append(Said(generation, said["said"], said))
             except (ValueError, LookupError, TypeError):
                 pass  # an application may write to a descriptor that it finds open: that must not end us
 
     def take(self, process: Process, said: Mapping[str, Any], descriptors: list[int]) -> None:
         """Hold what a pool listens on: what is new to us came along."""
-        for number in descriptors:
-            os.set_inheritable(number, False)
+        descriptors = [self.own(number) for number in descriptors]
         known = {listener["fd"]: listener for listener in self.holder.held}
         process.held = [
             known.get(listener["fd"]) or {**listener, "fd": descriptors.pop(0)} for listener in said["listeners"]
         ]
-        process.exchange = self.holder.exchange or descriptors
+        process.exchange = self.holder.exchange
         process.pid_file = said["pid_file"]
         self.log = said["log"]
+
+    def own(self, descriptor: int) -> int:
+        """Let no program have a descriptor that came along, unless it is told of it."""
+        os.set_inheritable(descriptor, False)
+        return descriptor
 
     def reap(self) -> Iterator[Any]:
         """Take the exit codes of the dead. As process 1 of a container, those of strangers as well."""

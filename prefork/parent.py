@@ -99,6 +99,8 @@ if TYPE_CHECKING:
 POOL_FAILURES = frozenset({"pool.boot_failed"})
 #: What ends a deploy: the generation that serves goes on.
 BOOT_FAILURES = POOL_FAILURES | {"worker.boot_failed"}
+#: How often the door is tried in which an older pool of the same generation of Server::Starter stands, in seconds.
+TRY_DOOR_S = 0.05
 #: How often changed files are looked for, in seconds.
 LOOK_AT_FILES = 0.5
 
@@ -163,6 +165,7 @@ class Parent:
         self.exchange = charge.exchange
         self.older: Predecessor | None = None
         self.door: Door | None = None
+        self.doorstep = ""  # where to open it, while it is not
         self.began = monotonic()
         self.requests = 0  # of workers that have left
         self.look_at = 0.0  # when to look for changed files
@@ -184,7 +187,7 @@ class Parent:
             self.stdin = stack.enter_context(Path(os.devnull).open(encoding="utf-8"))
             stack.enter_context(pid_file(self.config.pid_file, None if self.keeper is None else self.keeper.pid))
             if self.keeper is not None:
-                self.keeper.tell_listening(self.config, self.charge.listeners, self.charge.exchange)
+                self.keeper.tell_listening(self.config, self.charge.listeners)
             stack.callback(self.restore)
             self.init = inherits_orphans()
             with suppress(StoppedEarly):
@@ -202,6 +205,8 @@ class Parent:
         drop(self.config)
         if (number := self.charge.listeners.starter_generation) is not None:
             self.meet(number)
+        if self.keeper is not None and self.exchange is not None:
+            self.keeper.tell_exchange(self.exchange)
         self.signals.impatient = True
         try:
             if self.config.ssl_context is not None:
@@ -231,11 +236,21 @@ class Parent:
         listeners = self.charge.listeners
         if self.exchange is None:
             return
-        if (older := Predecessor.find(listeners, generation)) is not None:
-            self.older, self.exchange = older, older.exchange
+        # During a deploy the line to the older generation is held by the pool that serves.
+        if self.keeper is None or self.keeper.why != "deploy":
+            self.older = Predecessor.find(listeners, generation)
+        if self.older is not None and (self.keeper is None or not self.keeper.exchange):
+            self.exchange = self.older.exchange
+        self.doorstep = address_of(listeners, generation)
+        self.open_door(self.exchange)
+
+    def open_door(self, exchange: Exchange) -> None:
+        """Wait for the next generation, unless another pool of this one still does."""
         started = os.getpid() if self.keeper is None else self.keeper.pid
-        succession = Succession(partial(has_younger_sibling, started))
-        self.door = Door.open(address_of(listeners, generation), self.exchange, succession)
+        self.door = Door.open(self.doorstep, exchange, Succession(partial(has_younger_sibling, started)))
+        if self.door is not None:
+            self.doorstep = ""
+            self.poller.register(self.door.fileno(), select.POLLIN)
 
     def part(self) -> None:
         """Let go of the generations before and behind this one."""
@@ -325,8 +340,7 @@ class Parent:
 
     def sources(self) -> list[int]:
         """Return the descriptors to watch that are there all the time."""
-        door = [] if self.door is None else [self.door.fileno()]
-        return [self.signals.fileno(), self.reports.fileno(), *self.caller_ends(), *door]
+        return [self.signals.fileno(), self.reports.fileno(), *self.caller_ends()]
 
     def caller_ends(self) -> list[int]:
         """Return what tells of the caller's orders and death.
@@ -343,6 +357,8 @@ class Parent:
         # Deaths are looked for first and told last: what a worker has said before it died is in the socket by now.
         dead = [child for child in self.children.values() if has_died(child, awake)]
         events = [*self.read_signals(), *self.read_caller(awake)]
+        if self.doorstep and self.exchange is not None:
+            self.open_door(self.exchange)
         if self.door is not None:
             events = self.hear_next_generation(self.door, events)
         events += self.read_reports()
@@ -371,6 +387,8 @@ class Parent:
         waits = [] if deadline is None else [max(0.0, deadline - monotonic())]
         if self.door is not None and self.door.succession.next_deadline < math.inf:
             waits.append(max(0.0, self.door.succession.next_deadline - monotonic()))
+        if self.doorstep:
+            waits.append(TRY_DOOR_S)
         if self.adapter.files_changed is not None and self.look_at < math.inf:
             waits.append(LOOK_AT_FILES)
         if self.notifier.beat_at < math.inf:
@@ -515,6 +533,7 @@ class Parent:
         self.charge.listeners.close()
         if self.keeper is not None:
             self.keeper.tell_leaving()
+        self.doorstep = ""
         if self.door is not None:
             self.door.shut()
 
