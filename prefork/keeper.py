@@ -66,7 +66,7 @@ class Signal(Plain):
 
 
 class Said(Plain):
-    """A pool says that it is ``listening``, ``ready``, ``failed`` or ``leaving``, or has something for systemd."""
+    """A pool says that it is ``listening``, ``hears``, is ``ready``, ``failed`` or ``leaving``, or has something for systemd."""
 
     __match_args__ = ("generation", "what", "facts")
     generation: int
@@ -164,6 +164,7 @@ class Pool:
 
     def __init__(self, generation: int, why: str, due: float = NEVER) -> None:
         self.generation, self.why, self.life = generation, why, COMING
+        self.hears = False  # it is in its loop: it reads orders, and looks after its workers itself
         self.due = due  # when to lose patience with it
         self.means = 0  # how many have been tried
         self.kill_at = NEVER
@@ -171,6 +172,11 @@ class Pool:
         self.ready_at = NEVER
         self.workers = 0
         self.failure: dict[str, str] | None = None
+
+    @property
+    def present(self) -> bool:
+        """Whether it serves, or does so as well as it can: one that is no new code need not be complete for that."""
+        return self.life == CURRENT or (self.life == COMING and self.hears and self.why != DEPLOY)
 
 
 class Keeping:
@@ -212,6 +218,9 @@ class Keeping:
     def _the(self, life: str) -> Pool | None:
         return next((pool for pool in self.pools.values() if pool.life == life), None)
 
+    def _present(self) -> Pool | None:
+        return next((pool for pool in self.pools.values() if pool.present), None)
+
     # Signals.
 
     def _signalled(self, name: str, now: float) -> list[Any]:
@@ -228,10 +237,11 @@ class Keeping:
                 return []
 
     def _pass_on(self, name: str) -> list[Any]:
-        pool = self._the(CURRENT) or self._the(COMING)
+        present = self._present()
+        pool = present or self._the(COMING)
         if pool is None:
             return []
-        if pool.life == CURRENT and name != "USR2":
+        if present is not None and name != "USR2":
             # For the next pool as well: what somebody has chosen outlives a deploy.
             self._workers = pool.workers = max(1, pool.workers + (1 if name == "TTIN" else -1))
         return [Tell(pool.generation, name, {})]
@@ -240,15 +250,15 @@ class Keeping:
         """Deploy. One that is asked for during another is remembered: the code may have changed since that has read it."""
         if self._stopping:
             return []
-        if self._the(COMING) is not None:
+        present = self._present()
+        if any(pool.life == COMING and not pool.present for pool in self.pools.values()):
             self._again = True
             return []
         self._again = False
-        current = self._the(CURRENT)
-        if current is None:
+        if present is None:
             return self._start(RESTART, now)
         start = self._start(DEPLOY, now)
-        return [Tell(current.generation, "deploying", {"new_generation": self._newest}), *start]
+        return [Tell(present.generation, "deploying", {"new_generation": self._newest}), *start]
 
     def _start(self, why: str, now: float) -> list[Any]:
         self._start_at = NEVER
@@ -263,7 +273,8 @@ class Keeping:
         actions: list[Any] = []
         for pool in self.pools.values():
             actions.append(Tell(pool.generation, name, {}))
-            if pool.life == COMING:
+            pool.due = NEVER
+            if pool.life == COMING and not pool.hears:
                 actions.append(Strike(pool.generation, "INT" if name == "INT" else "TERM"))
                 pool.due = now + STRIKE_AGAIN_S
                 pool.kill_at = min(pool.kill_at, now + KILL_S)
@@ -275,13 +286,17 @@ class Keeping:
         if what == "leaving":
             return self._leaves(pool, now)
         if what == "notify":
-            speaks = pool.generation == self._chief or (pool.life == COMING and self._the(CURRENT) is None)
+            speaks = pool.generation == self._chief or (pool.life == COMING and self._present() in (None, pool))
             return [Notify(facts["text"])] if speaks else []
         if pool.life != COMING:
             return []
         match what:
             case "listening" if pool.why != FIRST and not self._stopping:
                 pool.due = pool.began + facts["boot_timeout"] + SLACK_S  # its own configuration may say otherwise
+            case "hears":
+                pool.hears, pool.workers = True, facts["workers"]
+                if self._stopping or pool.why == RESTART:
+                    pool.due = pool.kill_at = NEVER
             case "failed" if pool.failure is None:
                 pool.failure = {"reason": facts["reason"], "traceback": facts["traceback"]}
             case "ready" if pool.means <= 1:  # asked to go alone it may serve, but not once a signal is on its way
@@ -289,12 +304,12 @@ class Keeping:
         return []
 
     def _ready(self, pool: Pool, facts: Mapping[str, Any], now: float) -> list[Any]:
-        old = self._the(CURRENT)
+        old = self._present()
         pool.life, pool.ready_at, pool.workers = CURRENT, now, facts["workers"]
         self.boot_timeout = facts["boot_timeout"]
         self._chief = pool.generation
         actions: list[Any] = [Adopt(pool.generation)]
-        if old is not None:
+        if old is not None and old is not pool:
             old.life = LEAVING
             actions.append(Tell(old.generation, "superseded", {"new_generation": pool.generation}))
         if self._workers is not None:  # changed while it started
@@ -317,17 +332,17 @@ class Keeping:
     # Ends.
 
     def _ended(self, pool: Pool, event: Any, now: float) -> list[Any]:
-        if pool.life == COMING and pool.why == FIRST:
+        if pool.life == COMING and pool.why == FIRST and not self.pools:
             # That it died of the stop that it was sent is as good as an end by itself.
             self._chief = 0 if self._stopping and event.signal in {"SIGTERM", "SIGINT"} else pool.generation
             self._stopping = True
         if self._stopping and pool.generation == self._chief:
             self.status = event.status
         actions: list[Any] = []
-        if not self._stopping and pool.life == COMING:
-            actions = self._failed(pool, last_words(event), now)
-        elif not self._stopping and pool.life == CURRENT:
+        if not self._stopping and pool.present:
             actions = self._revive(pool, event, now)
+        elif not self._stopping and pool.life == COMING:
+            actions = self._failed(pool, last_words(event), now)
         return actions + self._finish_if_empty()
 
     def _failed(self, pool: Pool, otherwise: dict[str, str], now: float) -> list[Any]:
@@ -335,11 +350,12 @@ class Keeping:
         told = {"new_generation": pool.generation, **(pool.failure or otherwise)}
         if pool.failure is not None and not told["traceback"]:
             told["traceback"] = otherwise["traceback"]
-        current = self._the(CURRENT)
-        if current is not None:
-            tell = [Tell(current.generation, "deploy_failed", told)]
+        present = self._present()
+        if present is not None:
+            tell = [Tell(present.generation, "deploy_failed", told)]
             return tell + (self._renew(now) if self._again else [])
-        return [Say("pool.deploy_failed", {**told, "code": "PF421"}), *self._start_later(now, least=1)]
+        later = [] if self._the(COMING) is not None else self._start_later(now, least=1)
+        return [Say("pool.deploy_failed", {**told, "code": "PF421"}), *later]
 
     def _revive(self, pool: Pool, event: Any, now: float) -> list[Any]:
         """Start a pool in the place of one that died as a whole."""

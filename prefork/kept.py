@@ -106,6 +106,10 @@ class Keeper(Caller):
         if not self.exchange:
             self.say("exchange", exchange.descriptors)
 
+    def tell_hearing(self, config: Config, workers: int) -> None:
+        """Say that orders are read from now on, and that so many workers are wanted."""
+        self.say("hears", workers=workers, boot_timeout=config.boot_timeout)
+
     def tell_serving(self, config: Config, workers: int) -> None:
         """Say that the pool is ready: the one that served until now may go."""
         origin.served()

@@ -311,6 +311,8 @@ class Parent:
         """Let the supervisor decide, and perform."""
         for descriptor in self.sources():
             self.poller.register(descriptor, select.POLLIN)
+        if self.keeper is not None:
+            self.keeper.tell_hearing(self.config, self.supervisor.workers_wanted)
         self.obey(self.supervisor.start(monotonic()))
         while not self.supervisor.finished:
             for event in self.wait():

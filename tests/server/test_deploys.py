@@ -9,12 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from server_process import ROOT, LiveServer, Tally, until, wait_until_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 APP = """
 import os, sys, time
@@ -441,6 +445,52 @@ def test_a_stop_that_is_sent_to_the_pool_itself_ends_all(shop: Shop, number: sig
         deploy(server)
         server.send(number, to=server.all("pool.starting")[-1]["pid"])
         assert server.wait() == 0
+
+
+# A pool that serves as well as it can, although one of its workers cannot start.
+
+# The second worker fails, as soon as the first one serves.
+HALF = """
+def started(worker):
+    if worker.number:
+        while not os.path.exists("serves"):
+            time.sleep(0.01)
+        raise LookupError("no place")
+"""
+
+
+@contextmanager
+def incomplete(shop: Shop, *flags: str) -> Iterator[LiveServer]:
+    """Run a server whose first pool has one worker that serves, and wants two."""
+    shop.write(1, HALF)
+    hook = ("--worker-started", "shop:started", "--max-reqs-per-child", "0", "-w", "2", *flags)
+    with LiveServer.of("shop:app", *hook, cwd=shop.folder, ready="worker.ready") as server:
+        (shop.folder / "serves").touch()
+        server.wait_for("worker.boot_failed")
+        yield server
+
+
+def test_new_code_takes_the_place_of_a_pool_that_is_incomplete(shop: Shop) -> None:
+    with incomplete(shop) as server:
+        shop.write(2, "raise LookupError('no shop')")
+        assert "no shop" in refuse(server)["reason"]
+        shop.write(2, "def started(worker): pass")
+        deploy(server)
+        assert server.get("/")[1] == b"2"
+
+
+def test_an_incomplete_pool_is_stopped_in_its_own_time(shop: Shop) -> None:
+    with incomplete(shop, "--stop-delay", "11") as server:
+        assert server.stop() == 0
+        assert server.all("pool.stopped", exit_code=0)
+
+
+def test_an_incomplete_pool_is_complete_when_fewer_workers_are_wanted(shop: Shop) -> None:
+    with incomplete(shop) as server:
+        server.send(signal.SIGTTOU, to=server.pid)
+        assert server.wait_for("pool.ready")["workers"] == 1
+        deploy(server)
+        assert server.all("pool.ready")[-1]["workers"] == 1
 
 
 # What a pool inherits, and what not.

@@ -52,6 +52,10 @@ def ready(generation: int, workers: int = 4) -> Said:
     return Said(generation, "ready", {"workers": workers, "boot_timeout": BOOT})
 
 
+def hears(generation: int, workers: int = 4) -> Said:
+    return Said(generation, "hears", {"workers": workers, "boot_timeout": BOOT})
+
+
 def failed(generation: int, reason: str = "no shop", traceback: str = "Traceback") -> Said:
     return Said(generation, "failed", {"reason": reason, "traceback": traceback})
 
@@ -121,6 +125,99 @@ def test_hup_before_the_first_pool_is_ready_is_a_deploy_afterwards() -> None:
     assert keeping.handle(Signal("HUP"), 0) == []
     actions = keeping.handle(ready(1), 1)
     assert actions == [Adopt(1), Tell(1, "deploying", {"new_generation": 2}), Start(2, "deploy", None)]
+
+
+# A pool that serves as well as it can, although one of its workers does not start.
+
+
+def incomplete() -> Keeping:
+    """Return a keeper whose first pool is at work, and not ready."""
+    keeping = Keeping()
+    keeping.handle(listening(1), 0)
+    assert keeping.handle(hears(1), 0) == []
+    return keeping
+
+
+def test_new_code_is_deployed_beside_an_incomplete_pool_and_takes_its_place() -> None:
+    keeping = incomplete()
+    start = [Tell(1, "deploying", {"new_generation": 2}), Start(2, "deploy", None)]
+    assert keeping.handle(Signal("HUP"), 100) == start
+    assert keeping.handle(Signal("HUP"), 101) == []
+    assert keeping.handle(ready(2), 102)[:2] == [Adopt(2), Tell(1, "superseded", {"new_generation": 2})]
+    assert keeping.handle(leaving(1), 103) == keeping.handle(ended(1), 104) == []
+
+
+def test_an_incomplete_pool_tells_of_new_code_that_fails_and_may_be_ready_after_all() -> None:
+    keeping = incomplete()
+    keeping.handle(Signal("HUP"), 100)
+    assert keeping.handle(ready(1), 101) == [Adopt(1)]
+    assert keeping.handle(ended(2, 1), 102)[0].order == "deploy_failed"
+    keeping = incomplete()
+    keeping.handle(Signal("HUP"), 100)
+    assert keeping.handle(ended(2, 1), 102)[0] == Tell(
+        1, "deploy_failed", {"new_generation": 2, "reason": "its process ended with status 1", "traceback": ""}
+    )
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_an_incomplete_pool_stops_in_its_own_time(name: str) -> None:
+    keeping = incomplete()
+    assert keeping.handle(Signal(name), 1) == [Tell(1, name, {})]
+    assert keeping.next_deadline == NEVER
+    assert keeping.handle(leaving(1), 20) == [CloseListeners()]
+    assert keeping.handle(ended(1), 21) == [Finish(0)]
+
+
+def test_a_pool_that_begins_to_hear_when_it_was_struck_is_struck_no_more() -> None:
+    keeping = Keeping()
+    keeping.handle(Signal("TERM"), 0)
+    assert keeping.handle(hears(1), 0.5) == []
+    assert keeping.next_deadline == NEVER
+    assert keeping.handle(ended(1), 20) == [Finish(0)]
+
+
+def test_an_incomplete_first_pool_that_is_killed_ends_the_keeper_unless_new_code_is_under_way() -> None:
+    assert incomplete().handle(killed(1), 1) == [Finish(137)]
+    keeping = incomplete()
+    keeping.handle(Signal("HUP"), 100)
+    assert [type(action) for action in keeping.handle(killed(1), 101)] == [Say]
+    assert keeping.handle(ready(2), 102) == [Adopt(2)]
+
+
+def test_an_incomplete_pool_that_fails_closes_the_sockets() -> None:
+    keeping = incomplete()
+    keeping.handle(failed(1), 1)
+    assert keeping.handle(leaving(1), 1) == [CloseListeners(), Tell(1, "TERM", {})]
+    assert keeping.handle(ended(1, 1), 2) == [Finish(1)]
+
+
+def test_a_pool_in_the_place_of_a_dead_one_may_be_incomplete_for_as_long_as_it_likes() -> None:
+    keeping = serving()
+    keeping.handle(killed(1), 100)
+    keeping.handle(listening(2), 100)
+    assert keeping.handle(hears(2), 101) == []
+    assert keeping.next_deadline == NEVER
+    assert keeping.handle(Signal("HUP"), 300)[-1] == Start(3, "deploy", None)
+    assert keeping.handle(ready(3), 301) == [Adopt(3), Tell(2, "superseded", {"new_generation": 3})]
+
+
+def test_a_pool_in_the_place_of_a_dead_one_that_fails_leaves_it_to_new_code_that_is_under_way() -> None:
+    keeping = serving()
+    keeping.handle(killed(1), 100)
+    keeping.handle(hears(2), 101)
+    keeping.handle(Signal("HUP"), 102)
+    keeping.handle(failed(2), 103)
+    assert [type(action) for action in keeping.handle(leaving(2), 103)] == [Say]
+    assert keeping.next_deadline == 102 + BOOT + SLACK_S
+    assert keeping.handle(ready(3), 104) == [Adopt(3)]
+
+
+def test_new_code_that_hears_is_late_all_the_same() -> None:
+    keeping = deploying()
+    keeping.handle(hears(2), 101)
+    assert keeping.next_deadline == 100 + BOOT + SLACK_S
+    assert keeping.handle(Signal("TERM"), 102) == [Tell(1, "TERM", {}), Tell(2, "TERM", {})]
+    assert keeping.next_deadline == NEVER
 
 
 # Deploys.

@@ -99,6 +99,18 @@ def spawns(actions: list[Action]) -> list[Spawn]:
     return [action for action in actions if isinstance(action, Spawn)]
 
 
+def test_a_pool_is_ready_once_as_many_are_wanted_as_serve() -> None:
+    pool = Pool(max_workers=3)
+    pool.send(WorkerReady(0, 0.01))
+    pool.send(WorkerReady(1, 0.01))
+    assert not pool.records("pool.ready")
+    pool.send(SignalReceived("TTOU"))
+    assert [emit.fields["workers"] for emit in pool.records("pool.ready")] == [2]
+    pool.send(WorkerReady(2, 0.01))
+    pool.send(SignalReceived("TTOU"))
+    assert len(pool.records("pool.ready")) == 1
+
+
 def test_every_life_has_its_row_and_ends() -> None:
     assert set(NEXT) == set(Life)
     assert all(row.get(WorkerExited) is Life.GONE for life, row in NEXT.items() if life is not Life.GONE)
