@@ -189,6 +189,8 @@ class Keeping:
         self.boot_timeout = 60.0
         self._newest = 1
         self._workers: int | None = None  # how many are wanted, once somebody has changed it
+        self._counted = 0  # how many there were, or are, to be changed; 0: that is not known yet
+        self._unheard: list[str] = []  # what the first pool was told before it could say so
         self._again = False  # a HUP came while another deploy was under way
         self._stopping = False
         self._chief = 0  # the pool whose status is ours
@@ -237,14 +239,18 @@ class Keeping:
                 return []
 
     def _pass_on(self, name: str) -> list[Any]:
-        present = self._present()
-        pool = present or self._the(COMING)
-        if pool is None:
-            return []
-        if present is not None and name != "USR2":
-            # For the next pool as well: what somebody has chosen outlives a deploy.
-            self._workers = pool.workers = max(1, pool.workers + (1 if name == "TTIN" else -1))
-        return [Tell(pool.generation, name, {})]
+        pool = self._present()
+        if name == "USR2":
+            pool = pool or self._the(COMING)
+        elif self._counted:
+            # For the next pool as well: what somebody has chosen outlives a deploy, and a death.
+            self._workers = self._counted = next_number(self._counted, name)
+            if pool is not None:
+                pool.workers = self._counted
+        else:
+            pool = self._the(COMING)  # the first: it reads this as soon as it hears
+            self._unheard.append(name)
+        return [] if pool is None else [Tell(pool.generation, name, {})]
 
     def _renew(self, now: float) -> list[Any]:
         """Deploy. One that is asked for during another is remembered: the code may have changed since that has read it."""
@@ -294,28 +300,41 @@ class Keeping:
             case "listening" if pool.why != FIRST and not self._stopping:
                 pool.due = pool.began + facts["boot_timeout"] + SLACK_S  # its own configuration may say otherwise
             case "hears":
-                pool.hears, pool.workers = True, facts["workers"]
-                if self._stopping or pool.why == RESTART:
-                    pool.due = pool.kill_at = NEVER
+                return self._hears(pool, facts)
             case "failed" if pool.failure is None:
                 pool.failure = {"reason": facts["reason"], "traceback": facts["traceback"]}
             case "ready" if pool.means <= 1:  # asked to go alone it may serve, but not once a signal is on its way
                 return self._ready(pool, facts, now)
         return []
 
+    def _hears(self, pool: Pool, facts: Mapping[str, Any]) -> list[Any]:
+        pool.hears, pool.workers = True, facts["workers"]
+        if self._stopping or pool.why == RESTART:
+            pool.due = pool.kill_at = NEVER
+        return self._count(pool, facts) if pool.present else []
+
+    def _count(self, pool: Pool, facts: Mapping[str, Any]) -> list[Any]:
+        """Take note of how many workers there are, and tell a pool of what has changed while it started."""
+        self.boot_timeout = facts["boot_timeout"]
+        for name in self._unheard:
+            self._workers = pool.workers = next_number(pool.workers, name)
+        self._unheard.clear()
+        self._counted = pool.workers if self._workers is None else self._workers
+        step, missing = ("TTIN" if self._counted > pool.workers else "TTOU"), abs(self._counted - pool.workers)
+        pool.workers = self._counted
+        return [Tell(pool.generation, step, {})] * missing
+
     def _ready(self, pool: Pool, facts: Mapping[str, Any], now: float) -> list[Any]:
         old = self._present()
-        pool.life, pool.ready_at, pool.workers = CURRENT, now, facts["workers"]
-        self.boot_timeout = facts["boot_timeout"]
+        pool.life, pool.ready_at = CURRENT, now
+        if not pool.hears:
+            pool.workers = facts["workers"]
         self._chief = pool.generation
         actions: list[Any] = [Adopt(pool.generation)]
         if old is not None and old is not pool:
             old.life = LEAVING
             actions.append(Tell(old.generation, "superseded", {"new_generation": pool.generation}))
-        if self._workers is not None:  # changed while it started
-            step = "TTIN" if self._workers > pool.workers else "TTOU"
-            actions += [Tell(pool.generation, step, {})] * abs(self._workers - pool.workers)
-            pool.workers = self._workers
+        actions += self._count(pool, facts)
         return actions + (self._renew(now) if self._again else [])
 
     def _leaves(self, pool: Pool, now: float) -> list[Any]:
@@ -404,6 +423,11 @@ class Keeping:
             return [Strike(pool.generation, means)]
         pool.failure = pool.failure or {"reason": f"not ready after {taken} s", "traceback": ""}
         return [Tell(pool.generation, "superseded", {"new_generation": pool.generation})]
+
+
+def next_number(workers: int, name: str) -> int:
+    """Return how many workers there are after a TTIN or a TTOU."""
+    return max(1, workers + (1 if name == "TTIN" else -1))
 
 
 def back_off(failures: int) -> float:

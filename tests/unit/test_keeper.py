@@ -350,6 +350,33 @@ def test_a_first_pool_hears_of_its_number_when_it_can_hear() -> None:
     assert Keeping().handle(Signal("TTIN"), 0) == [Tell(1, "TTIN", {})]
 
 
+def test_a_number_that_was_chosen_before_the_first_pool_could_hear_outlives_a_deploy() -> None:
+    keeping = Keeping()
+    for _ in range(2):
+        assert keeping.handle(Signal("TTIN"), 0) == [Tell(1, "TTIN", {})]
+    assert keeping.handle(hears(1), 1) == []  # the orders lie before it
+    assert keeping.handle(ready(1, 6), 2) == [Adopt(1)]
+    assert keeping.handle(Signal("HUP"), 3)[-1] == Start(2, "deploy", 6)
+
+
+def test_a_number_that_is_chosen_while_there_is_no_pool_is_that_of_the_next() -> None:
+    keeping = serving()
+    keeping.handle(killed(1), 1)
+    keeping.handle(ended(2, 1), 2)
+    assert keeping.handle(Signal("TTIN"), 2) == []
+    assert keeping.handle(Tick(), 2 + LONGEST_DELAY_S) == [Start(3, "restart", 5)]
+
+
+def test_a_number_that_is_chosen_before_a_pool_in_the_place_of_a_dead_one_hears_is_told_to_it_then() -> None:
+    keeping = serving()
+    keeping.handle(killed(1), 1)
+    assert keeping.handle(Signal("TTOU"), 2) == []
+    assert keeping.handle(hears(2), 3) == [Tell(2, "TTOU", {})]
+    assert keeping.handle(Signal("TTOU"), 4) == [Tell(2, "TTOU", {})]
+    assert keeping.handle(ready(2, 4), 5) == [Adopt(2)]  # it has said so before it read what it was told
+    assert keeping.handle(Signal("HUP"), 6)[-1] == Start(3, "deploy", 2)
+
+
 def test_recycling_is_for_the_current_pool_and_log_files_for_all() -> None:
     keeping = deploying()
     assert keeping.handle(Signal("USR2"), 101) == [Tell(1, "USR2", {})]
