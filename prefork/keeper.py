@@ -203,6 +203,11 @@ class Keeping:
         coming = [min(pool.due, pool.kill_at) for pool in self.pools.values() if pool.life == COMING]
         return min([self._start_at, *coming])
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is no pool that could give signs of life for the service, which is to go on."""
+        return self._counted > 0 and not self._stopping and self._present() is None
+
     def handle(self, event: Any, now: float) -> list[Any]:
         """Return what to do about an event."""
         match event:
@@ -467,6 +472,8 @@ class Keeper:
         self.processes = {1: Process(given["pool"], _socket.socket(fileno=given["line"]))}
         self.holder = self.processes[1]  # holds what the next pool inherits
         self.log = "console"
+        self.beat_period = watchdog_period()
+        self.beat_at = NEVER if self.beat_period == NEVER else 0.0
         self.poller = select.poll()
         self.wake, self.waker = os.pipe()
         os.set_blocking(self.wake, False)
@@ -496,8 +503,11 @@ class Keeper:
 
     def wait(self) -> Iterator[Any]:
         """Sleep until something happens, and give all that did, one by one: the next when the one before was dealt with."""
-        left = self.keeping.next_deadline - time.monotonic()
+        left = min(self.keeping.next_deadline, self.beat_at if self.keeping.alone else NEVER) - time.monotonic()
         self.poller.poll(None if left == NEVER else max(0, int(left * 1000) + 1))
+        if self.keeping.alone and time.monotonic() >= self.beat_at:
+            self.beat_at = time.monotonic() + self.beat_period
+            notify(os.environ.get("NOTIFY_SOCKET", ""), "WATCHDOG=1")
         signals = self.read_signals()
         # What was said before somebody sent a signal is there by now, and comes first: the signal may be because of it.
         yield from [event for generation in list(self.processes) for event in self.listen_to(generation)]
@@ -825,6 +835,13 @@ def notify(address: str, text: str) -> None:
         line.close()
     except OSError:
         pass
+
+
+def watchdog_period() -> float:
+    """Return how many seconds may pass between two signs of life: half of what systemd asks for. Source: sd_notify(3)."""
+    asked = os.environ.get("WATCHDOG_USEC", "")
+    ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(asked) / 2_000_000 if ours and asked.isascii() and asked.isdigit() and int(asked) else NEVER
 
 
 def name_process(name: str) -> None:

@@ -412,6 +412,22 @@ def test_only_the_pool_that_stands_for_the_service_speaks_to_systemd() -> None:
     assert keeping.handle(notify(3), 105) == [Notify("STATUS=x")]
 
 
+def test_the_keeper_gives_signs_of_life_while_there_is_no_pool_that_could() -> None:
+    keeping = Keeping()
+    assert not keeping.alone
+    keeping.handle(hears(1), 0)
+    keeping.handle(ready(1), 0)
+    assert not keeping.alone
+    keeping.handle(killed(1), 100)
+    assert keeping.alone
+    keeping.handle(hears(2), 101)
+    assert not keeping.alone
+    keeping.handle(killed(2), 102)
+    assert keeping.alone
+    keeping.handle(Signal("TERM"), 103)
+    assert not keeping.alone
+
+
 # Stops.
 
 
