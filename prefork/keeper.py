@@ -33,6 +33,8 @@ STRIKE_AGAIN_S, KILL_S = 1.0, 10.0
 YOUNG_S = 10.0
 """A pool that dies sooner than this after it was ready is waited for before it is started again."""
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
+WRITE_S = 1.0
+"""For how long stderr is waited for that is full."""
 MESSAGE_LIMIT = 128 * 1024
 LAST_WORDS = 16 * 1024
 """How much is kept of what a new pool wrote to stderr before it could speak for itself, in bytes."""
@@ -379,7 +381,7 @@ class Keeping:
             tell = [Tell(present.generation, "deploy_failed", told)]
             return tell + (self._renew(now) if self._again else [])
         later = [] if self._the(COMING) is not None else self._start_later(now, least=1)
-        return [Say("pool.deploy_failed", {**told, "code": "PF421"}), *later]
+        return [*later, Say("pool.deploy_failed", {**told, "code": "PF421"})]
 
     def _revive(self, pool: Pool, event: Any, now: float) -> list[Any]:
         """Start a pool in the place of one that died as a whole."""
@@ -387,7 +389,7 @@ class Keeping:
         if now - pool.ready_at > YOUNG_S:
             self._failures = 0
         later = [] if self._the(COMING) is not None else self._start_later(now)
-        return [Say("pool.died", died), *later]
+        return [*later, Say("pool.died", died)]  # in this order: nobody may be there who reads what we write
 
     def _start_later(self, now: float, least: int = 0) -> list[Any]:
         delay = back_off(max(least, self._failures))
@@ -712,10 +714,7 @@ class Keeper:
             shown = " ".join(f"{name}={value}" for name, value in fields.items())
             line = f"{stamp} [error] {record} {shown}\n" + (f"{trace.rstrip()}\n" if trace else "")
         if self.log != "none":
-            try:
-                os.write(2, line.encode(errors="backslashreplace"))
-            except OSError:
-                pass
+            write_to_stderr(line.encode(errors="backslashreplace"))
 
     def let_go(self, process: Process) -> None:
         """Close and unlink what a pool listened on, but for what the holder does too."""
@@ -790,6 +789,17 @@ def with_signals_held(call: Any) -> None:
         call()
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+
+
+def write_to_stderr(text: bytes) -> None:
+    """Write what somebody reads in time: as much as is free whenever the system says that something is."""
+    poller = select.poll()
+    poller.register(2, select.POLLOUT)
+    try:
+        while text and poller.poll(int(WRITE_S * 1000)):
+            text = text[os.write(2, text[: select.PIPE_BUF]) :]
+    except OSError:
+        pass
 
 
 def read_words(words: int | None) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import resource
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -425,6 +426,34 @@ def test_a_pool_whose_workers_cannot_be_started_anew_leaves_the_sockets_to_the_n
             client.connect(str(place) if family == "unix" else server.address)
             client.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert client.makefile("rb").read().endswith(b"3")
+
+
+def test_a_pool_is_started_anew_although_nobody_reads_stderr(shop: Shop) -> None:
+    log = shop.folder / "log"
+
+    def written(event: str) -> list[dict[str, Any]]:
+        records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [record for record in records if record["event"] == event]
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    command = [*COMMANDS["prefork"], "--log-file", str(log), "--log-format", "json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=shop.folder, env=environment, stderr=writer) as process:
+        try:
+            until(lambda: bool(written("pool.ready")))
+            os.kill(written("pool.ready")[0]["pid"], signal.SIGKILL)
+            until(lambda: bool(written("pool.deployed")))
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            os.close(reader)
+            os.close(writer)
 
 
 @pytest.mark.over_both

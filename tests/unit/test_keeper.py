@@ -524,12 +524,12 @@ def test_a_pool_that_stops_by_itself_ends_the_keeper_and_a_deploy(status: int) -
 def test_a_pool_that_dies_as_a_whole_is_started_anew_at_once() -> None:
     keeping = serving()
     died = {"generation": 1, "reason": "its process was ended by SIGKILL"}
-    assert keeping.handle(killed(1), 100) == [Say("pool.died", died), Start(2, "restart", None)]
+    assert keeping.handle(killed(1), 100) == [Start(2, "restart", None), Say("pool.died", died)]
     assert keeping.handle(ready(2), 101) == [Adopt(2)]
 
 
 def test_a_pool_that_ends_without_saying_so_has_died() -> None:
-    assert serving().handle(ended(1, 0), 100)[-1] == Start(2, "restart", None)
+    assert serving().handle(ended(1, 0), 100)[0] == Start(2, "restart", None)
 
 
 def test_a_new_pool_that_is_under_way_takes_the_place_of_one_that_died() -> None:
@@ -546,7 +546,7 @@ def test_one_that_dies_again_and_again_is_waited_for() -> None:
     assert keeping.next_deadline == 3 + FIRST_DELAY_S
     assert keeping.handle(Tick(), 3 + FIRST_DELAY_S) == [Start(3, "restart", None)]
     keeping.handle(ready(3), 4)
-    assert keeping.handle(killed(3), 5 + YOUNG_S)[-1] == Start(4, "restart", None)
+    assert keeping.handle(killed(3), 5 + YOUNG_S)[0] == Start(4, "restart", None)
 
 
 def test_one_that_cannot_start_again_is_told_of_and_tried_again() -> None:
