@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 from collections import deque
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -84,7 +84,7 @@ from prefork.worker import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from ssl import SSLContext
 
     from prefork.fork_audit import Finding
@@ -192,9 +192,20 @@ class Parent:
             self.init = inherits_orphans()
             with suppress(StoppedEarly):
                 self.boot()
-                self.loop()
+                with self.workers_cared_for():
+                    self.loop()
             self.end()
         return self.supervisor.exit_code
+
+    @contextmanager
+    def workers_cared_for(self) -> Iterator[None]:
+        """Let the workers go as if this process were dead, if what looks after them ends by an exception."""
+        try:
+            yield
+        except BaseException:
+            for child in [*self.children.values(), *self.dead]:
+                child.abandon()
+            raise
 
     # Before the first fork.
 
@@ -414,7 +425,7 @@ class Parent:
             return True
         try:
             self.tls = self.new_context()
-        except PreforkError as error:
+        except (PreforkError, OSError) as error:
             why = {} if error.__cause__ is None else {"exc_info": error.__cause__}
             self.record("tls.not_renewed", reason=str(error), code="PF323", **why)
             return False
@@ -560,7 +571,7 @@ class Parent:
         for clean in self.adapter.hygiene:
             try:
                 clean()
-            except Exception as error:  # noqa: BLE001 - anybody's code
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - anybody's code
                 self.records.emit("hook.failed", hook="hygiene", exc_info=error)
         self.hooks.run("before_fork", self.charge.pool, records=self.records)
         if not self.forked:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from prefork import origin
+from prefork.errors import AppFailed
 from prefork.parent import Parent
 from prefork.supervisor import Superseded
 
@@ -24,3 +25,16 @@ def test_a_pool_that_is_given_up_goes_unless_it_has_said_that_it_serves(
     parent: Any = SimpleNamespace(generation=2)
     assert Parent.heed(parent, "superseded", new_generation=2) == events
     assert Parent.heed(parent, "superseded", new_generation=3) == [Superseded(3)]
+
+
+@pytest.mark.parametrize("error", [AppFailed("PF320", "it failed", "mend it"), OSError("too many open files")])
+def test_a_certificate_that_cannot_be_read_anew_leaves_the_old_one(error: Exception) -> None:
+    told: list[dict[str, Any]] = []
+
+    def refuse() -> None:
+        raise error
+
+    parent: Any = SimpleNamespace(tls="old", new_context=refuse, record=lambda _name, **fields: told.append(fields))
+    assert not Parent.renew_certificate(parent)
+    assert parent.tls == "old"
+    assert [fields["reason"] for fields in told] == [str(error)]
