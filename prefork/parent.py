@@ -258,7 +258,8 @@ class Parent:
     def open_door(self, exchange: Exchange) -> None:
         """Wait for the next generation, unless another pool of this one still does."""
         started = os.getpid() if self.keeper is None else self.keeper.pid
-        self.door = Door.open(self.doorstep, exchange, Succession(partial(has_younger_sibling, started)))
+        expected = partial(has_younger_sibling, started, self.charge.listeners.starter_generation or 0)
+        self.door = Door.open(self.doorstep, exchange, Succession(expected))
         if self.door is not None:
             self.doorstep = ""
             self.poller.register(self.door.fileno(), select.POLLIN)
