@@ -148,6 +148,7 @@ class Parent:
         self.supervisor = Supervisor(self.config, Random(), workers)  # noqa: S311 - it spreads budgets, it keeps no secret
         self.scoreboard = Scoreboard(self.supervisor.workers_wanted, 2 * self.config.threads)
         self.oom_kills = OomKills()
+        self.killed: set[int] = set()  # by our order
         self.children: dict[int, Child] = {}
         self.vitals: dict[int, Vitals] = {}
         self.dead: list[Child] = []  # told to the supervisor; let go of once their records are written
@@ -368,6 +369,7 @@ class Parent:
         """Sleep until something happens, and return all that did, in an order in which it can have happened."""
         awake = {descriptor for descriptor, _ in self.poller.poll(self.patience())}
         self.notifier.beat(monotonic())
+        self.oom_kills.look(monotonic())
         # Deaths are looked for first and told last: what a worker has said before it died is in the socket by now.
         dead = [child for child in self.children.values() if has_died(child, awake)]
         events = [*self.read_signals(), *self.read_caller(awake)]
@@ -482,16 +484,17 @@ class Parent:
         if child.pidfd is not None:
             self.poller.unregister(child.pidfd)
         code = child.process.exitcode
-        served, evidence = self.dissect(self.vitals.pop(child.worker), code)
+        served, evidence = self.dissect(child.worker, self.vitals.pop(child.worker), code)
         return WorkerExited(child.worker, code, signal_name(code), served, evidence)
 
-    def dissect(self, vitals: Vitals, code: int | None) -> tuple[int, dict[str, Any]]:
+    def dissect(self, worker: int, vitals: Vitals, code: int | None) -> tuple[int, dict[str, Any]]:
         """Return how many requests a dead worker has served, and what there is to say of its death."""
         with closing(vitals):
             reading = vitals.row.read()
             evidence = vitals.evidence(reading, monotonic())
-            if code == -signal.SIGKILL and (kills := self.oom_kills.new()):
+            if code == -signal.SIGKILL and worker not in self.killed and (kills := self.oom_kills.new()):
                 evidence["oom_kill"] = kills
+            self.killed.discard(worker)
             return reading.served, evidence
 
     def weigh(self, worker: int) -> None:
@@ -637,6 +640,7 @@ class Parent:
     def kill(self, worker: int) -> None:
         """Kill a worker, unless it is gone."""
         if (child := self.children.get(worker)) is not None:
+            self.killed.add(worker)
             child.kill()
 
     def look(self, worker: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 from prefork import origin
 from prefork.errors import AppFailed
 from prefork.parent import Parent
+from prefork.scoreboard import Row
 from prefork.supervisor import Superseded
+from prefork.vitals import Vitals
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,11 @@ def test_a_certificate_that_cannot_be_read_anew_leaves_the_old_one(error: Except
     assert not Parent.renew_certificate(parent)
     assert parent.tls == "old"
     assert [fields["reason"] for fields in told] == [str(error)]
+
+
+@pytest.mark.parametrize(("ordered", "evidence"), [(set(), {"oom_kill": 2}), ({7}, {})], ids=["by the system", "by us"])
+def test_a_worker_that_we_kill_was_not_killed_for_want_of_memory(ordered: set[int], evidence: dict[str, int]) -> None:
+    parent: Any = SimpleNamespace(killed=ordered, oom_kills=SimpleNamespace(new=lambda: 2))
+    _, found = Parent.dissect(parent, 7, Vitals(Row.alone(1)), -signal.SIGKILL)
+    assert {name: value for name, value in found.items() if name == "oom_kill"} == evidence
+    assert not ordered
