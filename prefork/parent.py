@@ -186,7 +186,8 @@ class Parent:
                 signal.pthread_sigmask(signal.SIG_SETMASK, self.charge.caller.mask)
             self.reports, self.workers_end = (stack.enter_context(end) for end in open_reports())
             self.stdin = stack.enter_context(Path(os.devnull).open(encoding="utf-8"))
-            stack.enter_context(pid_file(self.config.pid_file, None if self.keeper is None else self.keeper.pid))
+            keeper, started = None if self.keeper is None else self.keeper.pid, self.charge.listeners.starter_generation
+            stack.enter_context(pid_file(self.config.pid_file, keeper, replaces_sibling=started is not None))
             if self.keeper is not None:
                 self.keeper.tell_listening(self.config, self.charge.listeners)
             stack.callback(self.restore)

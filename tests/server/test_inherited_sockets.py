@@ -317,6 +317,26 @@ def test_idle_connections_cross_from_a_generation_that_got_new_code_by_itself(st
         assert server.all("pool.superseded")[-1]["new_starter_generation"] == 2
 
 
+@pytest.mark.parametrize("redeploy", [[], ["--no-redeploy"]], ids=["keeper", "no keeper"])
+def test_the_pid_file_is_that_of_the_newest_generation(
+    redeploy: list[str], starter: Callable[..., Starter], folder: Path
+) -> None:
+    file = folder / "pid"
+    command = [*PREFORK, "--pid-file", str(file), *redeploy]
+    with starter("--port=127.0.0.1:0", "--interval=1", command=command) as server:
+        for number in (1, 2, 3):
+            if number > 1:
+                server.deploy()
+                server.wait_for_generation(number)
+            starting = server.wait_for("pool.starting", starter_generation=number)
+            assert int(file.read_text()) == starting.get("keeper_pid", starting["pid"])
+        (folder / "elsewhere").mkdir()
+        with Starter("--port=127.0.0.1:0", command=command, folder=folder / "elsewhere", ready="") as other:
+            other.wait_for_output("PF411")
+        assert server.stop() == 0
+    assert not file.exists()
+
+
 def test_term_again_is_the_same_drain(starter: Callable[..., Starter]) -> None:
     with starter() as server:
         parent = server.parent_pid
