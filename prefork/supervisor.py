@@ -566,7 +566,7 @@ class Supervisor:
         """Say that all are replaced who were to be."""
         serving = self._live(Life.SERVING)
         self._to_replace.intersection_update(worker.worker for worker in serving)
-        if self._to_replace or self._stopping:
+        if self._to_replace or self._ending:
             return []
         return [Emit("pool.recycled", {"workers": len(serving)})]
 

@@ -479,6 +479,16 @@ def test_a_worker_that_crashes_while_all_are_recycled_counts_as_replaced() -> No
     assert len(pool.records("pool.recycled")) == 1
 
 
+def test_a_pool_that_goes_for_another_does_not_say_that_all_are_recycled() -> None:
+    pool = serving()
+    pool.send(SignalReceived("USR2"))
+    pool.send(Superseded(2))
+    for worker in list(pool.alive):
+        pool.exit(worker)
+    assert pool.machine.finished
+    assert not pool.records("pool.recycled")
+
+
 def test_a_pool_that_stops_does_not_say_that_all_are_recycled() -> None:
     pool = serving()
     pool.send(SignalReceived("USR2"))
