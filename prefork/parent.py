@@ -220,8 +220,8 @@ class Parent:
             self.meet(number)
         if self.keeper is not None and self.exchange is not None:
             self.keeper.tell_exchange(self.exchange)
-        self.signals.impatient = True
         try:
+            self.signals.lose_patience()
             if self.config.ssl_context is not None:
                 self.tls = self.new_context()
             self.hooks.load(self.config.app_dir, "before_fork")
