@@ -414,18 +414,11 @@ def test_only_the_pool_that_stands_for_the_service_speaks_to_systemd() -> None:
 
 def test_the_keeper_gives_signs_of_life_while_there_is_no_pool_that_could() -> None:
     keeping = Keeping()
-    assert not keeping.alone
-    keeping.handle(hears(1), 0)
-    keeping.handle(ready(1), 0)
-    assert not keeping.alone
-    keeping.handle(killed(1), 100)
-    assert keeping.alone
-    keeping.handle(hears(2), 101)
-    assert not keeping.alone
-    keeping.handle(killed(2), 102)
-    assert keeping.alone
-    keeping.handle(Signal("TERM"), 103)
-    assert not keeping.alone
+    lonely = [keeping.alone]
+    for event in (hears(1), ready(1), killed(1), hears(2), killed(2), Signal("TERM")):
+        keeping.handle(event, 100)
+        lonely.append(keeping.alone)
+    assert lonely == [False, False, False, True, False, True, False]
 
 
 # Stops.
