@@ -58,6 +58,11 @@ class Child(Value):
         """End it at once."""
         self.process.kill()
 
+    def abandon(self) -> None:
+        """Let it believe that its parent is dead, and do not wait for it at the end of the program."""
+        multiprocessing.process._children.discard(self.process)  # type: ignore[attr-defined]  # noqa: SLF001
+        os.close(self.lifeline)
+
     def close(self) -> None:
         """Let go of its descriptors; it must be dead."""
         self.process.join()

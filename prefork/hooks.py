@@ -67,7 +67,7 @@ class Hooks(Fields):
         for hook in getattr(self, moment):
             try:
                 hook(*subject)
-            except Exception as error:  # noqa: BLE001 - anybody's code
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - anybody's code
                 records.emit("hook.failed", hook=moment, exc_info=error)
 
     def run_or_raise(self, moment: Moment, *subject: Any) -> None:

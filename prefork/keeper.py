@@ -33,6 +33,8 @@ STRIKE_AGAIN_S, KILL_S = 1.0, 10.0
 YOUNG_S = 10.0
 """A pool that dies sooner than this after it was ready is waited for before it is started again."""
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.5, 30.0
+WRITE_S = 1.0
+"""For how long stderr is waited for that is full."""
 MESSAGE_LIMIT = 128 * 1024
 LAST_WORDS = 16 * 1024
 """How much is kept of what a new pool wrote to stderr before it could speak for itself, in bytes."""
@@ -66,7 +68,7 @@ class Signal(Plain):
 
 
 class Said(Plain):
-    """A pool says that it is ``listening``, ``ready``, ``failed`` or ``leaving``, or has something for systemd."""
+    """A pool says that it is ``listening``, ``hears``, is ``ready``, ``failed`` or ``leaving``, or has something for systemd."""
 
     __match_args__ = ("generation", "what", "facts")
     generation: int
@@ -164,6 +166,7 @@ class Pool:
 
     def __init__(self, generation: int, why: str, due: float = NEVER) -> None:
         self.generation, self.why, self.life = generation, why, COMING
+        self.hears = False  # it is in its loop: it reads orders, and looks after its workers itself
         self.due = due  # when to lose patience with it
         self.means = 0  # how many have been tried
         self.kill_at = NEVER
@@ -171,6 +174,11 @@ class Pool:
         self.ready_at = NEVER
         self.workers = 0
         self.failure: dict[str, str] | None = None
+
+    @property
+    def present(self) -> bool:
+        """Whether it serves, or does so as well as it can: one that is no new code need not be complete for that."""
+        return self.life == CURRENT or (self.life == COMING and self.hears and self.why != DEPLOY)
 
 
 class Keeping:
@@ -183,6 +191,8 @@ class Keeping:
         self.boot_timeout = 60.0
         self._newest = 1
         self._workers: int | None = None  # how many are wanted, once somebody has changed it
+        self._counted = 0  # how many there were, or are, to be changed; 0: that is not known yet
+        self._unheard: list[str] = []  # what the first pool was told before it could say so
         self._again = False  # a HUP came while another deploy was under way
         self._stopping = False
         self._chief = 0  # the pool whose status is ours
@@ -194,6 +204,11 @@ class Keeping:
         """When to send a ``Tick`` if nothing happens before."""
         coming = [min(pool.due, pool.kill_at) for pool in self.pools.values() if pool.life == COMING]
         return min([self._start_at, *coming])
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no pool that could give signs of life for the service, which is to go on."""
+        return self._counted > 0 and not self._stopping and self._present() is None
 
     def handle(self, event: Any, now: float) -> list[Any]:
         """Return what to do about an event."""
@@ -212,6 +227,9 @@ class Keeping:
     def _the(self, life: str) -> Pool | None:
         return next((pool for pool in self.pools.values() if pool.life == life), None)
 
+    def _present(self) -> Pool | None:
+        return next((pool for pool in self.pools.values() if pool.present), None)
+
     # Signals.
 
     def _signalled(self, name: str, now: float) -> list[Any]:
@@ -228,27 +246,32 @@ class Keeping:
                 return []
 
     def _pass_on(self, name: str) -> list[Any]:
-        pool = self._the(CURRENT) or self._the(COMING)
-        if pool is None:
-            return []
-        if pool.life == CURRENT and name != "USR2":
-            # For the next pool as well: what somebody has chosen outlives a deploy.
-            self._workers = pool.workers = max(1, pool.workers + (1 if name == "TTIN" else -1))
-        return [Tell(pool.generation, name, {})]
+        pool = self._present()
+        if name == "USR2":
+            pool = pool or self._the(COMING)
+        elif self._counted:
+            # For the next pool as well: what somebody has chosen outlives a deploy, and a death.
+            self._workers = self._counted = next_number(self._counted, name)
+            if pool is not None:
+                pool.workers = self._counted
+        else:
+            pool = self._the(COMING)  # the first: it reads this as soon as it hears
+            self._unheard.append(name)
+        return [] if pool is None else [Tell(pool.generation, name, {})]
 
     def _renew(self, now: float) -> list[Any]:
         """Deploy. One that is asked for during another is remembered: the code may have changed since that has read it."""
         if self._stopping:
             return []
-        if self._the(COMING) is not None:
+        present = self._present()
+        if any(pool.life == COMING and not pool.present for pool in self.pools.values()):
             self._again = True
             return []
         self._again = False
-        current = self._the(CURRENT)
-        if current is None:
+        if present is None:
             return self._start(RESTART, now)
         start = self._start(DEPLOY, now)
-        return [Tell(current.generation, "deploying", {"new_generation": self._newest}), *start]
+        return [Tell(present.generation, "deploying", {"new_generation": self._newest}), *start]
 
     def _start(self, why: str, now: float) -> list[Any]:
         self._start_at = NEVER
@@ -263,7 +286,8 @@ class Keeping:
         actions: list[Any] = []
         for pool in self.pools.values():
             actions.append(Tell(pool.generation, name, {}))
-            if pool.life == COMING:
+            pool.due = NEVER
+            if pool.life == COMING and not pool.hears:
                 actions.append(Strike(pool.generation, "INT" if name == "INT" else "TERM"))
                 pool.due = now + STRIKE_AGAIN_S
                 pool.kill_at = min(pool.kill_at, now + KILL_S)
@@ -275,32 +299,49 @@ class Keeping:
         if what == "leaving":
             return self._leaves(pool, now)
         if what == "notify":
-            speaks = pool.generation == self._chief or (pool.life == COMING and self._the(CURRENT) is None)
+            speaks = pool.generation == self._chief or (pool.life == COMING and self._present() in (None, pool))
             return [Notify(facts["text"])] if speaks else []
         if pool.life != COMING:
             return []
         match what:
             case "listening" if pool.why != FIRST and not self._stopping:
                 pool.due = pool.began + facts["boot_timeout"] + SLACK_S  # its own configuration may say otherwise
+            case "hears":
+                return self._hears(pool, facts)
             case "failed" if pool.failure is None:
                 pool.failure = {"reason": facts["reason"], "traceback": facts["traceback"]}
-            case "ready":
+            case "ready" if pool.means <= 1:  # asked to go alone it may serve, but not once a signal is on its way
                 return self._ready(pool, facts, now)
         return []
 
-    def _ready(self, pool: Pool, facts: Mapping[str, Any], now: float) -> list[Any]:
-        old = self._the(CURRENT)
-        pool.life, pool.ready_at, pool.workers = CURRENT, now, facts["workers"]
+    def _hears(self, pool: Pool, facts: Mapping[str, Any]) -> list[Any]:
+        pool.hears, pool.workers = True, facts["workers"]
+        if self._stopping or pool.why == RESTART:
+            pool.due = pool.kill_at = NEVER
+        return self._count(pool, facts) if pool.present else []
+
+    def _count(self, pool: Pool, facts: Mapping[str, Any]) -> list[Any]:
+        """Take note of how many workers there are, and tell a pool of what has changed while it started."""
         self.boot_timeout = facts["boot_timeout"]
+        for name in self._unheard:
+            self._workers = pool.workers = next_number(pool.workers, name)
+        self._unheard.clear()
+        self._counted = pool.workers if self._workers is None else self._workers
+        step, missing = ("TTIN" if self._counted > pool.workers else "TTOU"), abs(self._counted - pool.workers)
+        pool.workers = self._counted
+        return [Tell(pool.generation, step, {})] * missing
+
+    def _ready(self, pool: Pool, facts: Mapping[str, Any], now: float) -> list[Any]:
+        old = self._present()
+        pool.life, pool.ready_at = CURRENT, now
+        if not pool.hears:
+            pool.workers = facts["workers"]
         self._chief = pool.generation
         actions: list[Any] = [Adopt(pool.generation)]
-        if old is not None:
+        if old is not None and old is not pool:
             old.life = LEAVING
             actions.append(Tell(old.generation, "superseded", {"new_generation": pool.generation}))
-        if self._workers is not None:  # changed while it started
-            step = "TTIN" if self._workers > pool.workers else "TTOU"
-            actions += [Tell(pool.generation, step, {})] * abs(self._workers - pool.workers)
-            pool.workers = self._workers
+        actions += self._count(pool, facts)
         return actions + (self._renew(now) if self._again else [])
 
     def _leaves(self, pool: Pool, now: float) -> list[Any]:
@@ -317,17 +358,17 @@ class Keeping:
     # Ends.
 
     def _ended(self, pool: Pool, event: Any, now: float) -> list[Any]:
-        if pool.life == COMING and pool.why == FIRST:
+        if pool.life == COMING and pool.why == FIRST and not self.pools:
             # That it died of the stop that it was sent is as good as an end by itself.
             self._chief = 0 if self._stopping and event.signal in {"SIGTERM", "SIGINT"} else pool.generation
             self._stopping = True
         if self._stopping and pool.generation == self._chief:
             self.status = event.status
         actions: list[Any] = []
-        if not self._stopping and pool.life == COMING:
-            actions = self._failed(pool, last_words(event), now)
-        elif not self._stopping and pool.life == CURRENT:
+        if not self._stopping and pool.present:
             actions = self._revive(pool, event, now)
+        elif not self._stopping and pool.life == COMING:
+            actions = self._failed(pool, last_words(event), now)
         return actions + self._finish_if_empty()
 
     def _failed(self, pool: Pool, otherwise: dict[str, str], now: float) -> list[Any]:
@@ -335,11 +376,12 @@ class Keeping:
         told = {"new_generation": pool.generation, **(pool.failure or otherwise)}
         if pool.failure is not None and not told["traceback"]:
             told["traceback"] = otherwise["traceback"]
-        current = self._the(CURRENT)
-        if current is not None:
-            tell = [Tell(current.generation, "deploy_failed", told)]
+        present = self._present()
+        if present is not None:
+            tell = [Tell(present.generation, "deploy_failed", told)]
             return tell + (self._renew(now) if self._again else [])
-        return [Say("pool.deploy_failed", {**told, "code": "PF421"}), *self._start_later(now, least=1)]
+        later = [] if self._the(COMING) is not None else self._start_later(now, least=1)
+        return [*later, Say("pool.deploy_failed", {**told, "code": "PF421"})]
 
     def _revive(self, pool: Pool, event: Any, now: float) -> list[Any]:
         """Start a pool in the place of one that died as a whole."""
@@ -347,7 +389,7 @@ class Keeping:
         if now - pool.ready_at > YOUNG_S:
             self._failures = 0
         later = [] if self._the(COMING) is not None else self._start_later(now)
-        return [Say("pool.died", died), *later]
+        return [*later, Say("pool.died", died)]  # in this order: nobody may be there who reads what we write
 
     def _start_later(self, now: float, least: int = 0) -> list[Any]:
         delay = back_off(max(least, self._failures))
@@ -390,6 +432,11 @@ class Keeping:
         return [Tell(pool.generation, "superseded", {"new_generation": pool.generation})]
 
 
+def next_number(workers: int, name: str) -> int:
+    """Return how many workers there are after a TTIN or a TTOU."""
+    return max(1, workers + (1 if name == "TTIN" else -1))
+
+
 def back_off(failures: int) -> float:
     """Return how long to wait after so many failures: nothing, 0.5 s, 1 s, 2 s … 30 s."""
     return min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 10)) if failures else 0.0
@@ -427,6 +474,8 @@ class Keeper:
         self.processes = {1: Process(given["pool"], _socket.socket(fileno=given["line"]))}
         self.holder = self.processes[1]  # holds what the next pool inherits
         self.log = "console"
+        self.beat_period = watchdog_period()
+        self.beat_at = NEVER if self.beat_period == NEVER else 0.0
         self.poller = select.poll()
         self.wake, self.waker = os.pipe()
         os.set_blocking(self.wake, False)
@@ -456,8 +505,11 @@ class Keeper:
 
     def wait(self) -> Iterator[Any]:
         """Sleep until something happens, and give all that did, one by one: the next when the one before was dealt with."""
-        left = self.keeping.next_deadline - time.monotonic()
+        left = min(self.keeping.next_deadline, self.beat_at if self.keeping.alone else NEVER) - time.monotonic()
         self.poller.poll(None if left == NEVER else max(0, int(left * 1000) + 1))
+        if self.keeping.alone and time.monotonic() >= self.beat_at:
+            self.beat_at = time.monotonic() + self.beat_period
+            notify(os.environ.get("NOTIFY_SOCKET", ""), "WATCHDOG=1")
         signals = self.read_signals()
         # What was said before somebody sent a signal is there by now, and comes first: the signal may be because of it.
         yield from [event for generation in list(self.processes) for event in self.listen_to(generation)]
@@ -492,21 +544,27 @@ class Keeper:
                 said = decode(data)
                 if said["said"] == "listening":
                     self.take(process, said, descriptors)
+                elif said["said"] == "exchange":
+                    process.exchange = [self.own(number) for number in descriptors]
                 events.append(Said(generation, said["said"], said))
             except (ValueError, LookupError, TypeError):
                 pass  # an application may write to a descriptor that it finds open: that must not end us
 
     def take(self, process: Process, said: Mapping[str, Any], descriptors: list[int]) -> None:
         """Hold what a pool listens on: what is new to us came along."""
-        for number in descriptors:
-            os.set_inheritable(number, False)
+        descriptors = [self.own(number) for number in descriptors]
         known = {listener["fd"]: listener for listener in self.holder.held}
         process.held = [
             known.get(listener["fd"]) or {**listener, "fd": descriptors.pop(0)} for listener in said["listeners"]
         ]
-        process.exchange = self.holder.exchange or descriptors
+        process.exchange = self.holder.exchange
         process.pid_file = said["pid_file"]
         self.log = said["log"]
+
+    def own(self, descriptor: int) -> int:
+        """Let no program have a descriptor that came along, unless it is told of it."""
+        os.set_inheritable(descriptor, False)
+        return descriptor
 
     def reap(self) -> Iterator[Any]:
         """Take the exit codes of the dead. As process 1 of a container, those of strangers as well."""
@@ -571,6 +629,16 @@ class Keeper:
 
     def start(self, order: Any) -> None:
         """Start a pool in a fresh interpreter: the same command, directory, environment and umask as at the first."""
+        try:
+            self.open_and_fork(order)
+        except OSError as error:
+            why = {"reason": f"the system does not let it start: {error}", "traceback": ""}
+            for event in (Said(order.generation, "failed", why), Ended(order.generation, 1, None, "")):
+                for action in self.keeping.handle(event, time.monotonic()):
+                    self.perform(action)
+
+    def open_and_fork(self, order: Any) -> None:
+        """Start a pool; ``OSError`` if the system refuses, and nothing stays open."""
         ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
         words = os.memfd_create("last words")
         kept = [listener["fd"] for listener in self.holder.held]
@@ -585,8 +653,14 @@ class Keeper:
             "listeners": [[listener["bind"], listener["fd"]] for listener in self.holder.held],
             "exchange": self.holder.exchange,
         }
-        with_signals_held(lambda: self.fork(order.generation, ours, words, mark, kept))
-        theirs.close()
+        try:
+            with_signals_held(lambda: self.fork(order.generation, ours, words, mark, kept))
+        except OSError:
+            os.close(words)
+            ours.close()
+            raise
+        finally:
+            theirs.close()
 
     def fork(
         self, generation: int, ours: _socket.socket, words: int, mark: dict[str, Any], kept: Sequence[int]
@@ -640,10 +714,7 @@ class Keeper:
             shown = " ".join(f"{name}={value}" for name, value in fields.items())
             line = f"{stamp} [error] {record} {shown}\n" + (f"{trace.rstrip()}\n" if trace else "")
         if self.log != "none":
-            try:
-                os.write(2, line.encode(errors="backslashreplace"))
-            except OSError:
-                pass
+            write_to_stderr(line.encode(errors="backslashreplace"))
 
     def let_go(self, process: Process) -> None:
         """Close and unlink what a pool listened on, but for what the holder does too."""
@@ -720,6 +791,17 @@ def with_signals_held(call: Any) -> None:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
 
 
+def write_to_stderr(text: bytes) -> None:
+    """Write what somebody reads in time: as much as is free whenever the system says that something is."""
+    poller = select.poll()
+    poller.register(2, select.POLLOUT)
+    try:
+        while text and poller.poll(int(WRITE_S * 1000)):
+            text = text[os.write(2, text[: select.PIPE_BUF]) :]
+    except OSError:
+        pass
+
+
 def read_words(words: int | None) -> str:
     """Return the end of what a pool wrote, and close the file."""
     if words is None:
@@ -763,6 +845,13 @@ def notify(address: str, text: str) -> None:
         line.close()
     except OSError:
         pass
+
+
+def watchdog_period() -> float:
+    """Return how many seconds may pass between two signs of life: half of what systemd asks for. Source: sd_notify(3)."""
+    asked = os.environ.get("WATCHDOG_USEC", "")
+    ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(asked) / 2_000_000 if ours and asked.isascii() and asked.isdigit() and int(asked) else NEVER
 
 
 def name_process(name: str) -> None:

@@ -60,6 +60,11 @@ class Keeper(Caller):
         """Whether another generation serves, and goes on if this one fails."""
         return self.why == "deploy" and origin.waits_for_us()
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the service goes on if this generation fails: another one serves, or the keeper tries again."""
+        return self.why != "first" and origin.waits_for_us()
+
     def read(self) -> list[dict[str, Any]]:
         """Return the next order; none: the keeper is gone."""
         message = b""
@@ -72,7 +77,7 @@ class Keeper(Caller):
         if "message" in answer:
             origin.tell_failure(BootError("", ""), reason=answer["message"], trace=answer["traceback"])
 
-    def tell_listening(self, config: Config, listeners: Listeners, exchange: Exchange | None) -> None:
+    def tell_listening(self, config: Config, listeners: Listeners) -> None:
         """Let the keeper hold what the next pool inherits; it closes that, and removes the files, when all is over."""
         known = {fd for fds in self.inherited.values() for fd in fds}
         told, new = [], []
@@ -88,13 +93,22 @@ class Keeper(Caller):
         log = "console" if config.log_format == "auto" and is_terminal(sys.stderr) else config.log_format
         self.say(
             "listening",
-            [*new, *(() if exchange is None or self.exchange else exchange.descriptors)],
+            new,
             listeners=told,
             pid_file=path,
             boot_timeout=config.boot_timeout,
             log="json" if log == "auto" else log,
         )
         listeners.disown()
+
+    def tell_exchange(self, exchange: Exchange) -> None:
+        """Let the keeper hold the exchange for the next pool, if it is not the one that it has given to this."""
+        if not self.exchange:
+            self.say("exchange", exchange.descriptors)
+
+    def tell_hearing(self, config: Config, workers: int) -> None:
+        """Say that orders are read from now on, and that so many workers are wanted."""
+        self.say("hears", workers=workers, boot_timeout=config.boot_timeout)
 
     def tell_serving(self, config: Config, workers: int) -> None:
         """Say that the pool is ready: the one that served until now may go."""

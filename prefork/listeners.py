@@ -34,7 +34,7 @@ _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 _WHO = {"linux": "ss -ltnp 'sport = :{}'", "darwin": "lsof -nP -iTCP:{} -sTCP:LISTEN"}
 # Drops what begins a connection (SYN without ACK, octet 13 of the TCP header) and lets all else in. Source: filter.h.
 _NO_NEWCOMERS = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
-_SO_ATTACH_FILTER = 26
+_SO_ATTACH_FILTER, _SO_DETACH_FILTER = 26, 27
 _USUAL_PORTS = {"http": "80", "https": "443"}
 _ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what stands for all interfaces, and for this machine
 
@@ -159,6 +159,12 @@ def _attach_filter(sock: socket.socket) -> None:
         )
 
 
+def _detach_filter(sock: socket.socket) -> None:
+    """Let newcomers in again, where a pool that died while it stopped did not."""
+    with suppress(OSError):  # there is none
+        sock.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
 def _unlink(listener: Listener) -> None:
     if listener.file is None:
         return
@@ -226,6 +232,7 @@ def open_listeners(
             if there.get(bind) and addresses[place].fd is None:
                 # An earlier pool made it, and nobody else.
                 listener = replace(_adopt(there[bind].pop(0), config.backlog), inherited=False)
+                _detach_filter(listener.socket)
             else:
                 listener = _open(addresses[place], config.backlog, mode, owner)
             opened[place] = replace(listener, bind=bind)

@@ -16,6 +16,13 @@ MARK = "_PREFORK_KEEPER"
 
 
 def _directory() -> str:
+    """Return the directory by the name under which a shell entered it: a link in there may lead elsewhere by the next start."""
+    name = os.environ.get("PWD", "")
+    try:
+        if os.path.isabs(name) and os.path.samefile(name, "."):
+            return name
+    except OSError:
+        pass
     try:
         return os.getcwd()
     except OSError:

@@ -13,7 +13,7 @@ import select
 import signal
 import sys
 from collections import deque
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -84,7 +84,7 @@ from prefork.worker import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
     from ssl import SSLContext
 
     from prefork.fork_audit import Finding
@@ -95,8 +95,12 @@ if TYPE_CHECKING:
     from prefork.supervised import Caller
     from prefork.wsgi.driver import WsgiDriver
 
+#: What ends a pool that is started in the place of one that died: the keeper tells of it, and tries again.
+POOL_FAILURES = frozenset({"pool.boot_failed"})
 #: What ends a deploy: the generation that serves goes on.
-BOOT_FAILURES = frozenset({"pool.boot_failed", "worker.boot_failed"})
+BOOT_FAILURES = POOL_FAILURES | {"worker.boot_failed"}
+#: How often the door is tried in which an older pool of the same generation of Server::Starter stands, in seconds.
+TRY_DOOR_S = 0.05
 #: How often changed files are looked for, in seconds.
 LOOK_AT_FILES = 0.5
 
@@ -145,6 +149,7 @@ class Parent:
         self.supervisor = Supervisor(self.config, Random(), workers)  # noqa: S311 - it spreads budgets, it keeps no secret
         self.scoreboard = Scoreboard(self.supervisor.workers_wanted, 2 * self.config.threads)
         self.oom_kills = OomKills()
+        self.killed: set[int] = set()  # by our order
         self.children: dict[int, Child] = {}
         self.vitals: dict[int, Vitals] = {}
         self.dead: list[Child] = []  # told to the supervisor; let go of once their records are written
@@ -162,6 +167,7 @@ class Parent:
         self.exchange = charge.exchange
         self.older: Predecessor | None = None
         self.door: Door | None = None
+        self.doorstep = ""  # where to open it, while it is not
         self.began = monotonic()
         self.requests = 0  # of workers that have left
         self.look_at = 0.0  # when to look for changed files
@@ -181,16 +187,28 @@ class Parent:
                 signal.pthread_sigmask(signal.SIG_SETMASK, self.charge.caller.mask)
             self.reports, self.workers_end = (stack.enter_context(end) for end in open_reports())
             self.stdin = stack.enter_context(Path(os.devnull).open(encoding="utf-8"))
-            stack.enter_context(pid_file(self.charge.pid_file, None if self.keeper is None else self.keeper.pid))
+            keeper, started = None if self.keeper is None else self.keeper.pid, self.charge.listeners.starter_generation
+            stack.enter_context(pid_file(self.charge.pid_file, keeper, replaces_sibling=started is not None))
             if self.keeper is not None:
-                self.keeper.tell_listening(self.config, self.charge.listeners, self.charge.exchange)
+                self.keeper.tell_listening(self.config, self.charge.listeners)
             stack.callback(self.restore)
             self.init = inherits_orphans()
             with suppress(StoppedEarly):
                 self.boot()
-                self.loop()
+                with self.workers_cared_for():
+                    self.loop()
             self.end()
         return self.supervisor.exit_code
+
+    @contextmanager
+    def workers_cared_for(self) -> Iterator[None]:
+        """Let the workers go as if this process were dead, if what looks after them ends by an exception."""
+        try:
+            yield
+        except BaseException:
+            for child in [*self.children.values(), *self.dead]:
+                child.abandon()
+            raise
 
     # Before the first fork.
 
@@ -201,8 +219,10 @@ class Parent:
         drop(self.config)
         if (number := self.charge.listeners.starter_generation) is not None:
             self.meet(number)
-        self.signals.impatient = True
+        if self.keeper is not None and self.exchange is not None:
+            self.keeper.tell_exchange(self.exchange)
         try:
+            self.signals.lose_patience()
             if self.config.ssl_context is not None:
                 self.tls = self.new_context()
             self.hooks.load(self.config.app_dir, "before_fork")
@@ -231,11 +251,22 @@ class Parent:
         listeners = self.charge.listeners
         if self.exchange is None:
             return
-        if (older := Predecessor.find(listeners, generation)) is not None:
-            self.older, self.exchange = older, older.exchange
+        # During a deploy the line to the older generation is held by the pool that serves.
+        if self.keeper is None or self.keeper.why != "deploy":
+            self.older = Predecessor.find(listeners, generation)
+        if self.older is not None and (self.keeper is None or not self.keeper.exchange):
+            self.exchange = self.older.exchange
+        self.doorstep = address_of(listeners, generation)
+        self.open_door(self.exchange)
+
+    def open_door(self, exchange: Exchange) -> None:
+        """Wait for the next generation, unless another pool of this one still does."""
         started = os.getpid() if self.keeper is None else self.keeper.pid
-        succession = Succession(partial(has_younger_sibling, started))
-        self.door = Door.open(address_of(listeners, generation), self.exchange, succession)
+        expected = partial(has_younger_sibling, started, self.charge.listeners.starter_generation or 0)
+        self.door = Door.open(self.doorstep, exchange, Succession(expected))
+        if self.door is not None:
+            self.doorstep = ""
+            self.poller.register(self.door.fileno(), select.POLLIN)
 
     def part(self) -> None:
         """Let go of the generations before and behind this one."""
@@ -299,6 +330,8 @@ class Parent:
         """Let the supervisor decide, and perform."""
         for descriptor in self.sources():
             self.poller.register(descriptor, select.POLLIN)
+        if self.keeper is not None:
+            self.keeper.tell_hearing(self.config, self.supervisor.workers_wanted)
         self.obey(self.supervisor.start(monotonic()))
         while not self.supervisor.finished:
             for event in self.wait():
@@ -328,8 +361,7 @@ class Parent:
 
     def sources(self) -> list[int]:
         """Return the descriptors to watch that are there all the time."""
-        door = [] if self.door is None else [self.door.fileno()]
-        return [self.signals.fileno(), self.reports.fileno(), *self.caller_ends(), *door]
+        return [self.signals.fileno(), self.reports.fileno(), *self.caller_ends()]
 
     def caller_ends(self) -> list[int]:
         """Return what tells of the caller's orders and death.
@@ -343,9 +375,12 @@ class Parent:
         """Sleep until something happens, and return all that did, in an order in which it can have happened."""
         awake = {descriptor for descriptor, _ in self.poller.poll(self.patience())}
         self.notifier.beat(monotonic())
+        self.oom_kills.look(monotonic())
         # Deaths are looked for first and told last: what a worker has said before it died is in the socket by now.
         dead = [child for child in self.children.values() if has_died(child, awake)]
         events = [*self.read_signals(), *self.read_caller(awake)]
+        if self.doorstep and self.exchange is not None:
+            self.open_door(self.exchange)
         if self.door is not None:
             events = self.hear_next_generation(self.door, events)
         events += self.read_reports()
@@ -374,6 +409,8 @@ class Parent:
         waits = [] if deadline is None else [max(0.0, deadline - monotonic())]
         if self.door is not None and self.door.succession.next_deadline < math.inf:
             waits.append(max(0.0, self.door.succession.next_deadline - monotonic()))
+        if self.doorstep:
+            waits.append(TRY_DOOR_S)
         if self.adapter.files_changed is not None and self.look_at < math.inf:
             waits.append(LOOK_AT_FILES)
         if self.notifier.beat_at < math.inf:
@@ -397,7 +434,7 @@ class Parent:
             return True
         try:
             self.tls = self.new_context()
-        except PreforkError as error:
+        except (PreforkError, OSError) as error:
             why = {} if error.__cause__ is None else {"exc_info": error.__cause__}
             self.record("tls.not_renewed", reason=str(error), code="PF323", **why)
             return False
@@ -420,7 +457,10 @@ class Parent:
         match order:
             case "superseded":
                 by: int = facts["new_generation"]
-                return [Superseded(None if by == self.generation else by)]
+                if by != self.generation:
+                    return [Superseded(by)]
+                # It was given up as too late, and the keeper believes who has said since that it serves.
+                return [Superseded(None)] if origin.waits_for_us() else []
             case "deploying":
                 self.record("pool.deploying", reason="signal", **facts)
             case "deploy_failed":
@@ -450,16 +490,17 @@ class Parent:
         if child.pidfd is not None:
             self.poller.unregister(child.pidfd)
         code = child.process.exitcode
-        served, evidence = self.dissect(self.vitals.pop(child.worker), code)
+        served, evidence = self.dissect(child.worker, self.vitals.pop(child.worker), code)
         return WorkerExited(child.worker, code, signal_name(code), served, evidence)
 
-    def dissect(self, vitals: Vitals, code: int | None) -> tuple[int, dict[str, Any]]:
+    def dissect(self, worker: int, vitals: Vitals, code: int | None) -> tuple[int, dict[str, Any]]:
         """Return how many requests a dead worker has served, and what there is to say of its death."""
         with closing(vitals):
             reading = vitals.row.read()
             evidence = vitals.evidence(reading, monotonic())
-            if code == -signal.SIGKILL and (kills := self.oom_kills.new()):
+            if code == -signal.SIGKILL and worker not in self.killed and (kills := self.oom_kills.new()):
                 evidence["oom_kill"] = kills
+            self.killed.discard(worker)
             return reading.served, evidence
 
     def weigh(self, worker: int) -> None:
@@ -509,12 +550,13 @@ class Parent:
 
     def leave_listeners(self, *, for_good: bool) -> None:
         """Close the listening sockets here; ``for_good``: no other process serves them."""
-        # While another generation serves, the queues are its own.
-        if for_good and (self.keeper is None or not self.keeper.deploying):
+        # The queues belong to the generation that serves, or will: what refuses newcomers is never undone.
+        if for_good and (self.keeper is None or not self.keeper.goes_on):
             self.charge.listeners.refuse_newcomers()
         self.charge.listeners.close()
         if self.keeper is not None:
             self.keeper.tell_leaving()
+        self.doorstep = ""
         if self.door is not None:
             self.door.shut()
 
@@ -539,7 +581,7 @@ class Parent:
         for clean in self.adapter.hygiene:
             try:
                 clean()
-            except Exception as error:  # noqa: BLE001 - anybody's code
+            except (Exception, SystemExit) as error:  # noqa: BLE001 - anybody's code
                 self.records.emit("hook.failed", hook="hygiene", exc_info=error)
         self.hooks.run("before_fork", self.charge.pool, records=self.records)
         if not self.forked:
@@ -604,6 +646,7 @@ class Parent:
     def kill(self, worker: int) -> None:
         """Kill a worker, unless it is gone."""
         if (child := self.children.get(worker)) is not None:
+            self.killed.add(worker)
             child.kill()
 
     def look(self, worker: int) -> None:
@@ -632,7 +675,7 @@ class Parent:
 
     def emit(self, order: Emit) -> None:
         """Write a record, with the place and the process id of the worker that it is about."""
-        if self.keeper is not None and self.keeper.deploying and order.record in BOOT_FAILURES:
+        if self.keeper is not None and order.record in self.fatal(self.keeper):
             self.give_up(self.keeper, order)
             return
         fields = dict(order.fields)
@@ -652,6 +695,10 @@ class Parent:
             self.tell_of_deploy(self.keeper, order)
         elif self.charge.caller is not None:
             answer(self.charge.caller, order.record, fields)
+
+    def fatal(self, keeper: Keeper) -> frozenset[str]:
+        """Return the records of what ends this generation alone: with an old one that serves, each failure does."""
+        return BOOT_FAILURES if keeper.deploying else POOL_FAILURES if keeper.goes_on else frozenset()
 
     def tell_of_deploy(self, keeper: Keeper, order: Emit) -> None:
         """Record that another generation serves, when it does."""

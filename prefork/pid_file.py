@@ -16,18 +16,20 @@ _LAST_PID = 2**31 - 1
 
 
 @contextmanager
-def pid_file(name: str | None, keeper: int | None = None) -> Iterator[None]:
+def pid_file(name: str | None, keeper: int | None = None, *, replaces_sibling: bool = False) -> Iterator[None]:
     """Keep this process's id in a file for the length of a block; with ``None`` do nothing.
 
-    With the id of a ``keeper``, that one is written, and it is left to him to remove the file. A file that a dead process left is replaced; ``BootError`` if the process in it is alive, or the file cannot be
-    written.
+    With the id of a ``keeper``, that one is written, and it is left to him to remove the file. A file that a dead process
+    left is replaced, and with ``replaces_sibling`` that of a process which has the same parent; ``BootError`` if the process
+    in it is alive otherwise, or the file cannot be written.
     """
     if name is None:
         yield
         return
     path = Path(name).absolute()  # the directory may change meanwhile
     owner = os.getpid() if keeper is None else keeper
-    if (living := living_owner(path)) not in {None, owner}:
+    living = living_owner(path)
+    if living not in {None, owner} and not (replaces_sibling and are_siblings(living, owner)):
         raise BootError(
             "PF411",
             f"{path} belongs to process {living}, which is alive",
@@ -86,6 +88,18 @@ def living_owner(path: Path) -> int | None:
         pass
     began = beginning_of(pid)
     return None if began is not None and began > path.stat().st_mtime + 1 else pid
+
+
+def are_siblings(*pids: int | None) -> bool:
+    """Whether processes have the same parent; not where the system does not tell."""
+    with suppress(OSError, IndexError):
+        return len({parent_of(pid) for pid in pids}) == 1
+    return False
+
+
+def parent_of(pid: int | None) -> str:
+    """Return the id of a process's parent. Source: proc(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
 
 
 def beginning_of(pid: int) -> float | None:

@@ -85,6 +85,14 @@ class SignalInbox:
             if signal.getsignal(number) == self._note:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
+    def lose_patience(self) -> None:
+        """Become ``impatient``; raises ``StoppedEarly`` for a stop that has arrived already."""
+        self.impatient = True
+        arrived = self.read()
+        if not STOPS.isdisjoint(arrived):
+            raise StoppedEarly
+        os.write(self._writer, bytes(arrived))
+
     def _note(self, number: int, _frame: FrameType | None) -> None:
         # The byte is in the pipe already. A handler is needed nevertheless, and a Python one: unlike SIG_IGN it is not
         # inherited by programs that the application starts.

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from prefork.handover import Exchange
+from prefork.inheritance import STARTER_GENERATION
 from prefork.supervisor import SignalReceived, Superseded
 from prefork.vitals import stat_of
 
@@ -35,6 +36,8 @@ LOOK_S = 0.5
 """How often a generation that is to go looks whether there is a next one, in seconds."""
 ABSENCE_S = 5.0
 """How long it does without: one that fails is started again after a while."""
+HOPE_S = 30.0
+"""For how long it hopes for one that has been started and does not come in: that is the first thing that one does."""
 _NUMBER = struct.Struct("!Q")
 _MESSAGE_LIMIT = 64
 _NAMED = 4  # of the sockets: an address has 108 bytes
@@ -55,7 +58,8 @@ class Succession:
         self._serving: int | None = None
         self._left = False  # its clients are with the next one, or on their way
         self._asked: SignalReceived | None = None
-        self._hoped_at = 0.0  # when there was one the last time
+        self._hoped_at = 0.0  # when there was one the last time, or its start was expected
+        self._there_at = 0.0  # when there was one the last time, or it began to matter
         self.next_deadline = math.inf
         """When to ask what is ``due`` if nothing happens before."""
 
@@ -68,7 +72,7 @@ class Succession:
         if self._asked is None:
             if not self._hopes():
                 return [signal]
-            self._asked, self._hoped_at, self.next_deadline = signal, now, now + LOOK_S
+            self._asked, self._hoped_at, self._there_at, self.next_deadline = signal, now, now, now + LOOK_S
         return []
 
     def _hopes(self) -> bool:
@@ -92,7 +96,9 @@ class Succession:
         """Return what it means that so much time went by."""
         if now < self.next_deadline:
             return []
-        if self._hopes():
+        if self._there:
+            self._there_at = now
+        if self._hopes() and now - self._there_at < HOPE_S:
             self._hoped_at = now
         elif now - self._hoped_at >= ABSENCE_S:
             asked, self._asked, self.next_deadline = self._asked, None, math.inf
@@ -233,13 +239,30 @@ def address_of(listeners: Iterable[Listener], generation: int) -> str:
     return f"\0prefork/{'-'.join(map(str, sockets[:_NAMED]))}/{generation}"
 
 
-def has_younger_sibling(pid: int, proc: Path = Path("/proc")) -> bool:
-    """Whether the parent of a process has a child that is younger: of ``start_server``, its next generation."""
+def has_younger_sibling(pid: int, generation: int, proc: Path = Path("/proc")) -> bool:
+    """Whether the parent of a process of this ``generation`` has a child that is younger, and of a later one.
+
+    ``start_server`` may be process 1 of a container, who has orphans too. Of another user's the generation is not known.
+    """
     with suppress(OSError, ValueError, IndexError):
         parent, born = _parent_and_birth(proc, pid)
         children = (proc / str(parent) / "task" / str(parent) / "children").read_text().split()
-        return any(_parent_and_birth(proc, int(child))[1] > born for child in children if int(child) != pid)
+        return any(
+            _parent_and_birth(proc, int(child))[1] > born and _is_later(proc / child / "environ", generation)
+            for child in children
+        )
     return False
+
+
+def _is_later(environ: Path, generation: int) -> bool:
+    """Whether a process was started as a later generation, as far as its environment may be read."""
+    try:
+        variables = environ.read_bytes().split(b"\0")
+    except OSError:
+        return True
+    start = f"{STARTER_GENERATION}=".encode()
+    number = next((entry.removeprefix(start) for entry in variables if entry.startswith(start)), b"")
+    return number.isdigit() and int(number) > generation
 
 
 def _parent_and_birth(proc: Path, pid: int) -> tuple[int, int]:

@@ -514,13 +514,18 @@ class Supervisor:
         worker.heart.begin(now)
         self._first_ready = True
         actions: list[Action] = [Emit("worker.ready", {"boot_s": round(event.boot_s, 4)}, worker.worker)]
-        serving = len(self._live(Life.SERVING))
-        if not self._announced_ready and serving >= self._wanted:
-            self._announced_ready = True
-            actions.append(Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._started_at, 3)}))
+        actions += self._announce(now)
         if self._delayed_stop:
             actions.append(CloseAfterAnswer(worker.worker))
         return actions + self._relieve(worker, now) + self._dismiss() + self._restore(now)
+
+    def _announce(self, now: float) -> list[Action]:
+        """Say, once, that as many serve as are wanted."""
+        serving = len(self._live(Life.SERVING))
+        if self._announced_ready or serving < self._wanted:
+            return []
+        self._announced_ready = True
+        return [Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._started_at, 3)})]
 
     def _relieve(self, successor: Worker, now: float) -> list[Action]:
         """Let the one retire whom ``successor`` relieves; from now on it counts in his place."""
@@ -561,7 +566,7 @@ class Supervisor:
         """Say that all are replaced who were to be."""
         serving = self._live(Life.SERVING)
         self._to_replace.intersection_update(worker.worker for worker in serving)
-        if self._to_replace or self._stopping:
+        if self._to_replace or self._ending:
             return []
         return [Emit("pool.recycled", {"workers": len(serving)})]
 
@@ -734,7 +739,7 @@ class Supervisor:
         before, self._wanted = self._wanted, max(1, self._wanted + step)
         told = {"workers_from": before, "workers_to": self._wanted, "reason": name}
         actions: list[Action] = [Emit("pool.scaling", told)]
-        return actions + self._dismiss() + self._restore(now)
+        return actions + self._announce(now) + self._dismiss() + self._restore(now)
 
     def _dismiss(self) -> list[Action]:
         """Let the oldest go if more serve than are wanted. Who still starts is not missed, so that nobody goes too soon."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import math
 import mmap
 import os
 import signal
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 DUMP = signal.SIGRTMAX - 1 if hasattr(signal, "SIGRTMAX") else None
 """The signal upon which a worker writes down where its threads are; ``None`` where there is none to spare."""
+RECENT_S = 5.0
+"""What the kernel has killed longer ago than twice this is no death that is yet to be seen."""
 _MOST_WORDS = 64 * 1024
 _DUMP_S = 0.3
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -185,12 +188,19 @@ class OomKills:
 
     def __init__(self, proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> None:
         self._counts = _where_kills_are_counted(proc, root)
-        self._seen = self._count()
+        self._before = self._latest = self._count()
+        self._looked_at = -math.inf
+
+    def look(self, now: float) -> None:
+        """Take note, now and then, of those that were: they may have been no processes of ours, or are recorded."""
+        if now - self._looked_at >= RECENT_S:
+            self._before, self._latest, self._looked_at = self._latest, self._count(), now
 
     def new(self) -> int:
-        """Return how many there were since the last call."""
-        before, self._seen = self._seen, self._count()
-        return self._seen - before
+        """Return how many there were since the last call, or of late: since the last ``look`` but one."""
+        before, self._before = self._before, self._count()
+        self._latest = self._before
+        return self._before - before
 
     def _count(self) -> int:
         for path in self._counts:

@@ -34,9 +34,10 @@ def warm_up(app: Callable[..., Any], config: Config) -> list[tuple[Target, int]]
         # It would need an event loop, which no fork survives.
         raise ConfigError("PF414", "warm_up names paths, and the application is ASGI", "give a function instead")
     try:
-        if asks:
+        if callable(how) or isinstance(how, str):
+            load_hook(how, config.app_dir)(app)
+        else:
             return ask_for(app, how, config)
-        load_hook(how, config.app_dir)(app)
     except AppFailed:
         raise
     except Exception as error:

@@ -227,7 +227,10 @@ class _Run:
             listeners = stack.enter_context(open_listeners(config, owner=owner, inherited=inherited))
             with directory(config.chdir):
                 opened = Opened(outlet=Records(config).outlet, tls=read_certificate(config))
-                stack.enter_context(pid_file(config.pid_file, None if keeper is None else keeper.pid))
+                started = listeners.starter_generation is not None
+                stack.enter_context(
+                    pid_file(config.pid_file, None if keeper is None else keeper.pid, replaces_sibling=started)
+                )
             drop(config)
             app = self.load_app(config)
             late = self.with_first(config, self.resolve(app))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -16,7 +19,7 @@ import pytest
 from server_process import ROOT, LiveServer, Tally, until, wait_until_gone
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
 APP = """
 import os, sys, time
@@ -315,6 +318,34 @@ def test_broken_code_is_told_with_its_traceback_whoever_loads_it(
         assert server.get("/")[1] == b"2"
 
 
+def forbid_descriptors(pid: int) -> tuple[int, int]:
+    """Let a process open nothing more; return the limit that it had."""
+    there = {int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    free = next(number for number in range(len(there) + 1) if number not in there)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+    return before
+
+
+def test_a_pool_that_the_system_does_not_let_the_keeper_start_is_a_deploy_that_failed(shop: Shop) -> None:
+    with shop.served() as server:
+        shop.write(2)
+        there = psutil.Process(server.pid).num_fds()
+        before = forbid_descriptors(server.pid)
+        assert "Too many open files" in refuse(server)["reason"]
+        assert server.get("/")[1] == b"1"
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
+        assert psutil.Process(server.pid).num_fds() == there
+        deploy(server)
+        assert server.get("/")[1] == b"2"
+        before = forbid_descriptors(server.pid)
+        os.kill(server.all("pool.starting")[-1]["pid"], signal.SIGKILL)
+        assert "Too many open files" in server.wait_for("pool.deploy_failed", role="keeper")["reason"]
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
+        server.wait_for("pool.deployed", reason="death")
+        assert server.get("/")[1] == b"2"
+
+
 def test_a_program_without_us_is_refused_with_what_it_said(shop: Shop) -> None:
     with LiveServer(*COMMANDS["script"], cwd=shop.folder) as server:
         (shop.folder / "shop.py").write_text("raise LookupError('no server any more')")
@@ -418,6 +449,57 @@ def test_a_pool_that_cannot_be_started_anew_is_tried_again_until_it_can(shop: Sh
         assert server.get("/")[1] == b"3"
 
 
+@pytest.mark.parametrize("family", ["tcp", "unix"])
+@pytest.mark.parametrize("kind", ["raises", "exit at once"])
+def test_a_pool_whose_workers_cannot_be_started_anew_leaves_the_sockets_to_the_next(
+    shop: Shop, kind: str, family: str
+) -> None:
+    code, text = BROKEN[kind]
+    place = shop.folder / "shop.sock"
+    with shop.served("--no-preload", *([f"--bind=unix:{place}"] if family == "unix" else [])) as server:
+        shop.write(2, code)
+        os.kill(server.parent_pid, signal.SIGKILL)
+        record = server.wait_for("pool.deploy_failed")
+        assert record["role"] == "keeper"
+        assert text in record["reason"] + record.get("exception", "")
+        assert not server.all("pool.boot_failed")
+        shop.write(3)
+        server.wait_for("pool.deployed", reason="death")
+        with socket.socket(socket.AF_UNIX if family == "unix" else socket.AF_INET) as client:
+            client.settimeout(20)
+            client.connect(str(place) if family == "unix" else server.address)
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert client.makefile("rb").read().endswith(b"3")
+
+
+def test_a_pool_is_started_anew_although_nobody_reads_stderr(shop: Shop) -> None:
+    log = shop.folder / "log"
+
+    def written(event: str) -> list[dict[str, Any]]:
+        records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [record for record in records if record["event"] == event]
+
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    command = [*COMMANDS["prefork"], "--log-file", str(log), "--log-format", "json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=shop.folder, env=environment, stderr=writer) as process:
+        try:
+            until(lambda: bool(written("pool.ready")))
+            os.kill(written("pool.ready")[0]["pid"], signal.SIGKILL)
+            until(lambda: bool(written("pool.deployed")))
+            process.terminate()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            os.close(reader)
+            os.close(writer)
+
+
 @pytest.mark.over_both
 def test_pools_drain_and_leave_when_the_keeper_is_killed(shop: Shop) -> None:
     with shop.served() as server:
@@ -436,6 +518,52 @@ def test_a_stop_that_is_sent_to_the_pool_itself_ends_all(shop: Shop, number: sig
         deploy(server)
         server.send(number, to=server.all("pool.starting")[-1]["pid"])
         assert server.wait() == 0
+
+
+# A pool that serves as well as it can, although one of its workers cannot start.
+
+# The second worker fails, as soon as the first one serves.
+HALF = """
+def started(worker):
+    if worker.number:
+        while not os.path.exists("serves"):
+            time.sleep(0.01)
+        raise LookupError("no place")
+"""
+
+
+@contextmanager
+def incomplete(shop: Shop, *flags: str) -> Iterator[LiveServer]:
+    """Run a server whose first pool has one worker that serves, and wants two."""
+    shop.write(1, HALF)
+    hook = ("--worker-started", "shop:started", "--max-reqs-per-child", "0", "-w", "2", *flags)
+    with LiveServer.of("shop:app", *hook, cwd=shop.folder, ready="worker.ready") as server:
+        (shop.folder / "serves").touch()
+        server.wait_for("worker.boot_failed")
+        yield server
+
+
+def test_new_code_takes_the_place_of_a_pool_that_is_incomplete(shop: Shop) -> None:
+    with incomplete(shop) as server:
+        shop.write(2, "raise LookupError('no shop')")
+        assert "no shop" in refuse(server)["reason"]
+        shop.write(2, "def started(worker): pass")
+        deploy(server)
+        assert server.get("/")[1] == b"2"
+
+
+def test_an_incomplete_pool_is_stopped_in_its_own_time(shop: Shop) -> None:
+    with incomplete(shop, "--stop-delay", "11") as server:
+        assert server.stop() == 0
+        assert server.all("pool.stopped", exit_code=0)
+
+
+def test_an_incomplete_pool_is_complete_when_fewer_workers_are_wanted(shop: Shop) -> None:
+    with incomplete(shop) as server:
+        server.send(signal.SIGTTOU, to=server.pid)
+        assert server.wait_for("pool.ready")["workers"] == 1
+        deploy(server)
+        assert server.all("pool.ready")[-1]["workers"] == 1
 
 
 # What a pool inherits, and what not.
@@ -545,6 +673,37 @@ def test_new_code_starts_where_and_with_what_the_program_was_started(shop: Shop)
         for _ in range(2):
             assert server.get("/")[1].decode() == f"shopx{shop.folder}"
             deploy(server)
+
+
+@pytest.mark.parametrize("way", ["entered by a shell", "by chdir"])
+def test_new_code_is_that_behind_a_link_which_was_switched(tmp_path: Path, way: str) -> None:
+    link = tmp_path / "current"
+
+    def switch(version: int) -> None:
+        release = tmp_path / f"release-{version}"
+        release.mkdir()
+        Shop(release).write(version)
+        (tmp_path / "next").symlink_to(release.name)
+        (tmp_path / "next").rename(link)
+
+    switch(1)
+    where: dict[str, Any] = {"cwd": link, "env": {"PWD": str(link)}}
+    flags = ("--chdir", str(link)) if way == "by chdir" else ()
+    with LiveServer.of("shop:app", "-w", "2", *flags, **({"cwd": tmp_path} if flags else where)) as server:
+        for version in (2, 3):
+            switch(version)
+            deploy(server)
+            assert server.get("/")[1] == str(version).encode()
+
+
+@pytest.mark.parametrize("pwd", ["elsewhere", "there is none", "."])
+def test_a_name_of_the_directory_that_is_not_its_own_counts_for_nothing(shop: Shop, pwd: str) -> None:
+    (shop.folder / "elsewhere").mkdir()
+    name = pwd if pwd == "." else str(shop.folder / pwd)
+    with LiveServer(*COMMANDS["prefork"], cwd=shop.folder, env={"PWD": name}) as server:
+        shop.write(2)
+        deploy(server)
+        assert server.get("/")[1] == b"2"
 
 
 def test_no_process_keeps_what_it_does_not_need(shop: Shop) -> None:

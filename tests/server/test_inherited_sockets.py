@@ -13,7 +13,7 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import PATIENCE, POOL, ROOT, LiveServer, Tally, program, until
+from server_process import PATIENCE, POOL, ROOT, LiveServer, Tally, program, until, wait_until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -295,6 +295,53 @@ def test_a_generation_that_goes_for_another_finishes_politely_if_that_dies(
         connection.close()
         server.wait_for("pool.ready", count=3)  # by its keeper
         assert ask(server.address)["parent"] not in {server.pid_of(1), server.pid_of(2)}
+
+
+@pytest.mark.over_both
+def test_idle_connections_outlive_the_death_of_a_generations_parent(starter: Callable[..., Starter]) -> None:
+    with starter("--port=127.0.0.1:0", "--interval=1") as server, kept_connections(server.address, 4) as connections:
+        server.deploy()
+        server.wait_for_generation(2)
+        old = server.worker_pids
+        server.send(signal.SIGKILL, to=server.pid_of(2))
+        new = server.wait_for("pool.deployed", reason="death")["pid"]
+        wait_until_gone(old)
+        assert {served_by(connection) for connection in connections} == {new}
+        server.deploy()
+        server.wait_for_generation(3)
+        assert {served_by(connection) for connection in connections} == {server.pid_of(3)}
+
+
+def test_idle_connections_cross_from_a_generation_that_got_new_code_by_itself(starter: Callable[..., Starter]) -> None:
+    with starter("--port=127.0.0.1:0", "--interval=1") as server, kept_connections(server.address, 4) as connections:
+        server.send(signal.SIGHUP, to=server.all("pool.starting")[0]["keeper_pid"])
+        new = server.wait_for("pool.deployed", generation=2)["pid"]
+        server.wait_for("pool.stopped", pid=server.pid_of(1))
+        assert {served_by(connection) for connection in connections} == {new}
+        server.deploy()
+        server.wait_for_generation(2)
+        assert {served_by(connection) for connection in connections} == {server.all("pool.ready")[-1]["pid"]}
+        assert server.all("pool.superseded")[-1]["new_starter_generation"] == 2
+
+
+@pytest.mark.parametrize("redeploy", [[], ["--no-redeploy"]], ids=["keeper", "no keeper"])
+def test_the_pid_file_is_that_of_the_newest_generation(
+    redeploy: list[str], starter: Callable[..., Starter], folder: Path
+) -> None:
+    file = folder / "pid"
+    command = [*PREFORK, "--pid-file", str(file), *redeploy]
+    with starter("--port=127.0.0.1:0", "--interval=1", command=command) as server:
+        for number in (1, 2, 3):
+            if number > 1:
+                server.deploy()
+                server.wait_for_generation(number)
+            starting = server.wait_for("pool.starting", starter_generation=number)
+            assert int(file.read_text()) == starting.get("keeper_pid", starting["pid"])
+        (folder / "elsewhere").mkdir()
+        with Starter("--port=127.0.0.1:0", command=command, folder=folder / "elsewhere", ready="") as other:
+            other.wait_for_output("PF411")
+        assert server.stop() == 0
+    assert not file.exists()
 
 
 def test_term_again_is_the_same_drain(starter: Callable[..., Starter]) -> None:

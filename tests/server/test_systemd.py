@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,6 +35,14 @@ class Systemd:
     @property
     def environment(self) -> dict[str, str]:
         return {"NOTIFY_SOCKET": os.fsdecode(self.socket.getsockname()).replace("\0", "@", 1)}
+
+    def drain(self) -> None:
+        """Forget what was said so far."""
+        self.socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                self.socket.recv(4096)
+        self.socket.settimeout(PATIENCE)
 
     def wait_for(self, name: str) -> dict[str, str]:
         """Return the next message that has this field; what comes before it is kept too."""
@@ -89,6 +98,54 @@ def test_the_watchdog_hears_of_a_pool_that_is_idle(systemd: Systemd, flags: tupl
     with LiveServer.of(*flags, env=environment):
         for _ in range(5):
             assert systemd.wait_for("WATCHDOG") == {"WATCHDOG": "1"}
+
+
+# Imported again, it waits until it may go on, and then fails.
+FAILS_ANEW = """
+from pathlib import Path
+here = Path(__file__).parent
+if (here / "anew").exists():
+    while not (here / "on").exists():
+        time.sleep(0.01)
+    if not (here / "mended").exists():
+        raise LookupError("no shop")
+"""
+
+
+def test_a_pool_that_cannot_be_started_anew_yet_is_no_stop_of_the_service(
+    systemd: Systemd, write_app: Callable[..., Path]
+) -> None:
+    folder = write_app(FAILS_ANEW)
+    flags = ("sample:app", "--app-dir", str(folder), "-w", "2", "--no-preload", "--max-reqs-per-child", "0")
+    with LiveServer.of(*flags, env=systemd.environment) as server:
+        systemd.wait_for("READY")
+        (folder / "anew").touch()
+        (folder / "on").touch()
+        os.kill(server.parent_pid, signal.SIGKILL)
+        server.wait_for("pool.deploy_failed")
+        (folder / "mended").touch()
+        server.wait_for("pool.deployed")
+        systemd.wait_for("READY")
+        assert not any("STOPPING" in heard for heard in systemd.heard)
+
+
+def test_the_watchdog_hears_of_a_service_whose_pool_died_and_is_not_there_again_yet(
+    systemd: Systemd, write_app: Callable[..., Path]
+) -> None:
+    folder = write_app(FAILS_ANEW)
+    environment = {**systemd.environment, "WATCHDOG_USEC": "200000"}
+    with LiveServer.of("sample:app", "--app-dir", str(folder), "-w", "1", env=environment) as server:
+        systemd.wait_for("READY")
+        (folder / "anew").touch()
+        os.kill(server.parent_pid, signal.SIGKILL)
+        server.wait_for("pool.died")
+        systemd.drain()
+        for _ in range(5):
+            assert systemd.wait_for("WATCHDOG") == {"WATCHDOG": "1"}
+        assert not server.all("pool.deployed")
+        (folder / "mended").touch()
+        (folder / "on").touch()
+        server.wait_for("pool.deployed")
 
 
 def test_the_application_and_its_programs_have_no_line_to_systemd(

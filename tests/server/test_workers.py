@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 from collections import Counter
+from contextlib import closing
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -482,6 +483,60 @@ def test_a_fork_that_is_refused_is_tried_again(first: int, write_app: Callable[.
         exits_balance(server)
         _, *failed = [int(count) for count in server.output]  # at the first fork one is opened for all
         assert max(failed) - min(failed) <= 5  # a worker costs five descriptors, a refused one none
+
+
+# The parent calls it before each fork: the third one is that of a successor.
+RAISING = """
+import os, sys
+from prefork import WorkerPool
+from sample import app
+calls = []
+def hook(pool):
+    calls.append(pool)
+    if len(calls) > 2:
+        raise {}
+if __name__ == "__main__":
+    options = dict(bind="127.0.0.1:0", max_workers=2, log_format="json", log_level="debug")
+    {}
+"""
+RAISED = RAISING.replace("    {}\n", "    sys.exit(WorkerPool(app, before_fork=hook, **options).serve())\n")
+CLEANED = RAISING.replace(
+    "    {}\n", "    sys.exit(WorkerPool(app, hygiene=[lambda: hook(None)], **options).serve())\n"
+)
+
+
+@pytest.mark.parametrize(("program", "name"), [(RAISED, "before_fork"), (CLEANED, "hygiene")])
+def test_a_hook_that_exits_is_one_that_failed(program: str, name: str, write_app: Callable[..., Path]) -> None:
+    with LiveServer.script(program.format("SystemExit(3)"), cwd=write_app()) as server:
+        server.send(signal.SIGKILL, to=server.worker_pids[0])
+        server.wait_for("hook.failed", hook=name)
+        server.wait_for("worker.ready", count=3)
+        assert server.get()[0] == 200
+        assert server.stop() == 0
+
+
+def test_workers_of_a_parent_that_goes_by_an_exception_finish_and_leave(write_app: Callable[..., Path]) -> None:
+    slow = """
+def app(environ, start_response):
+    start_response("200 OK", [])
+    open("here", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+    return [b"done"]
+"""
+    folder = write_app(slow)
+    with LiveServer.script(RAISED.format("KeyboardInterrupt('enough')"), cwd=folder) as server:
+        victim, other = server.worker_pids
+        put_to_sleep(victim)
+        with closing(HTTPConnection(*server.address, timeout=20)) as connection:
+            connection.request("GET", "/")
+            until((folder / "here").exists)
+            os.kill(victim, signal.SIGKILL)
+            server.wait_for_output("KeyboardInterrupt: enough")
+            assert server.process.wait(20) != 0
+            (folder / "go").touch()
+            assert connection.getresponse().read() == b"done"
+        wait_until_gone([other])
 
 
 # What a worker is.

@@ -52,6 +52,10 @@ def ready(generation: int, workers: int = 4) -> Said:
     return Said(generation, "ready", {"workers": workers, "boot_timeout": BOOT})
 
 
+def hears(generation: int, workers: int = 4) -> Said:
+    return Said(generation, "hears", {"workers": workers, "boot_timeout": BOOT})
+
+
 def failed(generation: int, reason: str = "no shop", traceback: str = "Traceback") -> Said:
     return Said(generation, "failed", {"reason": reason, "traceback": traceback})
 
@@ -121,6 +125,99 @@ def test_hup_before_the_first_pool_is_ready_is_a_deploy_afterwards() -> None:
     assert keeping.handle(Signal("HUP"), 0) == []
     actions = keeping.handle(ready(1), 1)
     assert actions == [Adopt(1), Tell(1, "deploying", {"new_generation": 2}), Start(2, "deploy", None)]
+
+
+# A pool that serves as well as it can, although one of its workers does not start.
+
+
+def incomplete() -> Keeping:
+    """Return a keeper whose first pool is at work, and not ready."""
+    keeping = Keeping()
+    keeping.handle(listening(1), 0)
+    assert keeping.handle(hears(1), 0) == []
+    return keeping
+
+
+def test_new_code_is_deployed_beside_an_incomplete_pool_and_takes_its_place() -> None:
+    keeping = incomplete()
+    start = [Tell(1, "deploying", {"new_generation": 2}), Start(2, "deploy", None)]
+    assert keeping.handle(Signal("HUP"), 100) == start
+    assert keeping.handle(Signal("HUP"), 101) == []
+    assert keeping.handle(ready(2), 102)[:2] == [Adopt(2), Tell(1, "superseded", {"new_generation": 2})]
+    assert keeping.handle(leaving(1), 103) == keeping.handle(ended(1), 104) == []
+
+
+def test_an_incomplete_pool_tells_of_new_code_that_fails_and_may_be_ready_after_all() -> None:
+    keeping = incomplete()
+    keeping.handle(Signal("HUP"), 100)
+    assert keeping.handle(ready(1), 101) == [Adopt(1)]
+    assert keeping.handle(ended(2, 1), 102)[0].order == "deploy_failed"
+    keeping = incomplete()
+    keeping.handle(Signal("HUP"), 100)
+    assert keeping.handle(ended(2, 1), 102)[0] == Tell(
+        1, "deploy_failed", {"new_generation": 2, "reason": "its process ended with status 1", "traceback": ""}
+    )
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_an_incomplete_pool_stops_in_its_own_time(name: str) -> None:
+    keeping = incomplete()
+    assert keeping.handle(Signal(name), 1) == [Tell(1, name, {})]
+    assert keeping.next_deadline == NEVER
+    assert keeping.handle(leaving(1), 20) == [CloseListeners()]
+    assert keeping.handle(ended(1), 21) == [Finish(0)]
+
+
+def test_a_pool_that_begins_to_hear_when_it_was_struck_is_struck_no_more() -> None:
+    keeping = Keeping()
+    keeping.handle(Signal("TERM"), 0)
+    assert keeping.handle(hears(1), 0.5) == []
+    assert keeping.next_deadline == NEVER
+    assert keeping.handle(ended(1), 20) == [Finish(0)]
+
+
+def test_an_incomplete_first_pool_that_is_killed_ends_the_keeper_unless_new_code_is_under_way() -> None:
+    assert incomplete().handle(killed(1), 1) == [Finish(137)]
+    keeping = incomplete()
+    keeping.handle(Signal("HUP"), 100)
+    assert [type(action) for action in keeping.handle(killed(1), 101)] == [Say]
+    assert keeping.handle(ready(2), 102) == [Adopt(2)]
+
+
+def test_an_incomplete_pool_that_fails_closes_the_sockets() -> None:
+    keeping = incomplete()
+    keeping.handle(failed(1), 1)
+    assert keeping.handle(leaving(1), 1) == [CloseListeners(), Tell(1, "TERM", {})]
+    assert keeping.handle(ended(1, 1), 2) == [Finish(1)]
+
+
+def test_a_pool_in_the_place_of_a_dead_one_may_be_incomplete_for_as_long_as_it_likes() -> None:
+    keeping = serving()
+    keeping.handle(killed(1), 100)
+    keeping.handle(listening(2), 100)
+    assert keeping.handle(hears(2), 101) == []
+    assert keeping.next_deadline == NEVER
+    assert keeping.handle(Signal("HUP"), 300)[-1] == Start(3, "deploy", None)
+    assert keeping.handle(ready(3), 301) == [Adopt(3), Tell(2, "superseded", {"new_generation": 3})]
+
+
+def test_a_pool_in_the_place_of_a_dead_one_that_fails_leaves_it_to_new_code_that_is_under_way() -> None:
+    keeping = serving()
+    keeping.handle(killed(1), 100)
+    keeping.handle(hears(2), 101)
+    keeping.handle(Signal("HUP"), 102)
+    keeping.handle(failed(2), 103)
+    assert [type(action) for action in keeping.handle(leaving(2), 103)] == [Say]
+    assert keeping.next_deadline == 102 + BOOT + SLACK_S
+    assert keeping.handle(ready(3), 104) == [Adopt(3)]
+
+
+def test_new_code_that_hears_is_late_all_the_same() -> None:
+    keeping = deploying()
+    keeping.handle(hears(2), 101)
+    assert keeping.next_deadline == 100 + BOOT + SLACK_S
+    assert keeping.handle(Signal("TERM"), 102) == [Tell(1, "TERM", {}), Tell(2, "TERM", {})]
+    assert keeping.next_deadline == NEVER
 
 
 # Deploys.
@@ -198,6 +295,24 @@ def test_who_is_late_is_asked_to_go_then_shows_its_stack_and_then_is_killed() ->
     assert keeping.handle(killed(2, words="stack"), late + 5) == [Tell(1, "deploy_failed", told)]
 
 
+def test_who_became_ready_before_it_read_that_it_is_late_serves() -> None:
+    keeping = deploying()
+    late = 100 + BOOT + SLACK_S
+    keeping.handle(Tick(), late)
+    assert keeping.handle(ready(2), late + 0.01) == [Adopt(2), Tell(1, "superseded", {"new_generation": 2})]
+    assert keeping.next_deadline == NEVER
+
+
+def test_who_becomes_ready_when_it_is_struck_already_is_too_late() -> None:
+    keeping = deploying()
+    late = 100 + BOOT + SLACK_S
+    keeping.handle(Tick(), late)
+    keeping.handle(Tick(), late + PATIENCE_S)
+    assert keeping.handle(ready(2), late + PATIENCE_S) == []
+    told = {"new_generation": 2, "reason": "not ready after 65 s", "traceback": ""}
+    assert keeping.handle(killed(2, "SIGABRT"), late + PATIENCE_S) == [Tell(1, "deploy_failed", told)]
+
+
 def test_what_a_late_pool_has_said_stands() -> None:
     keeping = deploying()
     keeping.handle(failed(2), 101)
@@ -235,6 +350,33 @@ def test_a_first_pool_hears_of_its_number_when_it_can_hear() -> None:
     assert Keeping().handle(Signal("TTIN"), 0) == [Tell(1, "TTIN", {})]
 
 
+def test_a_number_that_was_chosen_before_the_first_pool_could_hear_outlives_a_deploy() -> None:
+    keeping = Keeping()
+    for _ in range(2):
+        assert keeping.handle(Signal("TTIN"), 0) == [Tell(1, "TTIN", {})]
+    assert keeping.handle(hears(1), 1) == []  # the orders lie before it
+    assert keeping.handle(ready(1, 6), 2) == [Adopt(1)]
+    assert keeping.handle(Signal("HUP"), 3)[-1] == Start(2, "deploy", 6)
+
+
+def test_a_number_that_is_chosen_while_there_is_no_pool_is_that_of_the_next() -> None:
+    keeping = serving()
+    keeping.handle(killed(1), 1)
+    keeping.handle(ended(2, 1), 2)
+    assert keeping.handle(Signal("TTIN"), 2) == []
+    assert keeping.handle(Tick(), 2 + LONGEST_DELAY_S) == [Start(3, "restart", 5)]
+
+
+def test_a_number_that_is_chosen_before_a_pool_in_the_place_of_a_dead_one_hears_is_told_to_it_then() -> None:
+    keeping = serving()
+    keeping.handle(killed(1), 1)
+    assert keeping.handle(Signal("TTOU"), 2) == []
+    assert keeping.handle(hears(2), 3) == [Tell(2, "TTOU", {})]
+    assert keeping.handle(Signal("TTOU"), 4) == [Tell(2, "TTOU", {})]
+    assert keeping.handle(ready(2, 4), 5) == [Adopt(2)]  # it has said so before it read what it was told
+    assert keeping.handle(Signal("HUP"), 6)[-1] == Start(3, "deploy", 2)
+
+
 def test_recycling_is_for_the_current_pool_and_log_files_for_all() -> None:
     keeping = deploying()
     assert keeping.handle(Signal("USR2"), 101) == [Tell(1, "USR2", {})]
@@ -268,6 +410,15 @@ def test_only_the_pool_that_stands_for_the_service_speaks_to_systemd() -> None:
     assert keeping.handle(notify(2), 103) == [Notify("STATUS=x")]
     keeping.handle(killed(2), 104)
     assert keeping.handle(notify(3), 105) == [Notify("STATUS=x")]
+
+
+def test_the_keeper_gives_signs_of_life_while_there_is_no_pool_that_could() -> None:
+    keeping = Keeping()
+    lonely = [keeping.alone]
+    for event in (hears(1), ready(1), killed(1), hears(2), killed(2), Signal("TERM")):
+        keeping.handle(event, 100)
+        lonely.append(keeping.alone)
+    assert lonely == [False, False, False, True, False, True, False]
 
 
 # Stops.
@@ -366,12 +517,12 @@ def test_a_pool_that_stops_by_itself_ends_the_keeper_and_a_deploy(status: int) -
 def test_a_pool_that_dies_as_a_whole_is_started_anew_at_once() -> None:
     keeping = serving()
     died = {"generation": 1, "reason": "its process was ended by SIGKILL", "code": "PF423"}
-    assert keeping.handle(killed(1), 100) == [Say("pool.died", died), Start(2, "restart", None)]
+    assert keeping.handle(killed(1), 100) == [Start(2, "restart", None), Say("pool.died", died)]
     assert keeping.handle(ready(2), 101) == [Adopt(2)]
 
 
 def test_a_pool_that_ends_without_saying_so_has_died() -> None:
-    assert serving().handle(ended(1, 0), 100)[-1] == Start(2, "restart", None)
+    assert serving().handle(ended(1, 0), 100)[0] == Start(2, "restart", None)
 
 
 def test_a_new_pool_that_is_under_way_takes_the_place_of_one_that_died() -> None:
@@ -388,7 +539,7 @@ def test_one_that_dies_again_and_again_is_waited_for() -> None:
     assert keeping.next_deadline == 3 + FIRST_DELAY_S
     assert keeping.handle(Tick(), 3 + FIRST_DELAY_S) == [Start(3, "restart", None)]
     keeping.handle(ready(3), 4)
-    assert keeping.handle(killed(3), 5 + YOUNG_S)[-1] == Start(4, "restart", None)
+    assert keeping.handle(killed(3), 5 + YOUNG_S)[0] == Start(4, "restart", None)
 
 
 def test_one_that_cannot_start_again_is_told_of_and_tried_again() -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import stat
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,6 +144,17 @@ def test_a_descriptor_is_listened_on_as_it_is(stack: ExitStack) -> None:
     assert not listener.socket.get_inheritable()
     assert listener.url == f"http://127.0.0.1:{given.getsockname()[1]}"
     stack.enter_context(socket.create_connection(given.getsockname()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nobody is kept out")
+def test_the_socket_of_a_pool_that_died_while_it_kept_newcomers_out_lets_them_in_again(stack: ExitStack) -> None:
+    before = stack.enter_context(opened(HERE))
+    before.refuse_newcomers()
+    (listener,) = before
+    descriptor = os.dup(listener.socket.fileno())
+    stack.enter_context(open_listeners(Config.of(bind=HERE), inherited={HERE: [descriptor]}))
+    with socket.create_connection(listener.socket.getsockname(), timeout=5):
+        pass
 
 
 @pytest.mark.skipif(not hasattr(socket, "SO_PEERCRED"), reason="abstract addresses are Linux's")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -43,6 +44,23 @@ def test_the_file_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
     assert f"{path} belongs to process {os.getppid()}, which is alive" in str(caught.value)
     assert "stop that pool first" in caught.value.hint
     assert read_pid(path) == os.getppid()
+
+
+def test_the_file_of_a_sibling_is_taken_over_if_siblings_are_generations(tmp_path: Path) -> None:
+    path = tmp_path / "pool.pid"
+    with subprocess.Popen(["sleep", "60"]) as sibling, subprocess.Popen(["sleep", "60"]) as newest:
+        try:
+            path.write_text(f"{sibling.pid}\n")
+            with pytest.raises(BootError, match="PF411"), pid_file(str(path), newest.pid):
+                pass
+            with pid_file(str(path), newest.pid, replaces_sibling=True):
+                assert read_pid(path) == newest.pid
+            path.write_text(f"{os.getppid()}\n")
+            with pytest.raises(BootError, match="PF411"), pid_file(str(path), newest.pid, replaces_sibling=True):
+                pass
+        finally:
+            sibling.kill()
+            newest.kill()
 
 
 @pytest.mark.parametrize("left", ["", "junk", "0", "-1\n", "999999999", "9" * 20, "ours"])

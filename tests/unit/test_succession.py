@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefork.handover import Exchange, Ticket
-from prefork.succession import ABSENCE_S, LOOK_S, Door, Predecessor, Succession, address_of, has_younger_sibling
+from prefork.succession import ABSENCE_S, HOPE_S, LOOK_S, Door, Predecessor, Succession, address_of, has_younger_sibling
 from prefork.supervisor import SignalReceived, Superseded
 
 if TYPE_CHECKING:
@@ -234,11 +234,46 @@ def test_who_was_started_later_by_the_same_process_is_the_next_generation(
     children = tmp_path / "10/task/10/children"
     children.parent.mkdir(parents=True)
     children.write_text(" ".join(map(str, births)))
-    assert has_younger_sibling(20, tmp_path) is expected
+    assert has_younger_sibling(20, 4, tmp_path) is expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        pytest.param(b"A=1\0SERVER_STARTER_GENERATION=5\0B=\0", True, id="the next generation"),
+        pytest.param(b"SERVER_STARTER_GENERATION=4\0", False, id="left behind by our own"),
+        pytest.param(b"SERVER_STARTER_GENERATION=3\0", False, id="left behind by an older one"),
+        pytest.param(b"A=1\0", False, id="an orphan of somebody's, for start_server is process 1"),
+        pytest.param(b"SERVER_STARTER_GENERATION=x\0", False, id="nonsense"),
+    ],
+)
+def test_a_younger_sibling_is_a_next_generation_only_if_start_server_has_told_it_so(
+    environ: bytes, expected: bool, tmp_path: Path
+) -> None:
+    for pid, born in ((20, 500), (21, 600)):
+        (tmp_path / str(pid)).mkdir()
+        fields = ["S", "10", *("0" for _ in range(17)), str(born), "0"]
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (a) {' '.join(fields)}\n")
+    (tmp_path / "21/environ").write_bytes(environ)
+    children = tmp_path / "10/task/10/children"
+    children.parent.mkdir(parents=True)
+    children.write_text("20 21")
+    assert has_younger_sibling(20, 4, tmp_path) is expected
+
+
+def test_one_that_is_expected_and_never_comes_is_not_waited_for_without_end() -> None:
+    succession = Succession(lambda: True)
+    assert succession.told(TERM, 1.0) == []
+    assert succession.due(HOPE_S) == []
+    succession.came()
+    assert succession.due(100.0) == []
+    assert succession.lost() == []
+    assert succession.due(99.0 + HOPE_S) == []
+    assert succession.due(100.0 + HOPE_S + ABSENCE_S) == [TERM]
 
 
 def test_where_the_system_does_not_tell_there_is_no_next_generation(tmp_path: Path) -> None:
-    assert not has_younger_sibling(20, tmp_path)
+    assert not has_younger_sibling(20, 4, tmp_path)
 
 
 def test_the_end_of_a_line_is_heard_once_although_a_child_has_it_open_still(listeners: Any, exchange: Exchange) -> None:

@@ -100,6 +100,18 @@ def spawns(actions: list[Action]) -> list[Spawn]:
     return [action for action in actions if isinstance(action, Spawn)]
 
 
+def test_a_pool_is_ready_once_as_many_are_wanted_as_serve() -> None:
+    pool = Pool(max_workers=3)
+    pool.send(WorkerReady(0, 0.01))
+    pool.send(WorkerReady(1, 0.01))
+    assert not pool.records("pool.ready")
+    pool.send(SignalReceived("TTOU"))
+    assert [emit.fields["workers"] for emit in pool.records("pool.ready")] == [2]
+    pool.send(WorkerReady(2, 0.01))
+    pool.send(SignalReceived("TTOU"))
+    assert len(pool.records("pool.ready")) == 1
+
+
 def test_every_life_has_its_row_and_ends() -> None:
     assert set(NEXT) == set(Life)
     assert all(row.get(WorkerExited) is Life.GONE for life, row in NEXT.items() if life is not Life.GONE)
@@ -482,6 +494,16 @@ def test_a_worker_that_crashes_while_all_are_recycled_counts_as_replaced() -> No
     pool.send(WorkerReady(first.worker, 0.1))
     pool.exit(1, None, "SIGKILL")
     assert len(pool.records("pool.recycled")) == 1
+
+
+def test_a_pool_that_goes_for_another_does_not_say_that_all_are_recycled() -> None:
+    pool = serving()
+    pool.send(SignalReceived("USR2"))
+    pool.send(Superseded(2))
+    for worker in list(pool.alive):
+        pool.exit(worker)
+    assert pool.machine.finished
+    assert not pool.records("pool.recycled")
 
 
 def test_a_pool_that_stops_does_not_say_that_all_are_recycled() -> None:

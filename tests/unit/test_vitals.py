@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefork.scoreboard import HELD, Row, hold, mark
-from prefork.vitals import OomKills, Vitals, is_stopped
+from prefork.vitals import RECENT_S, OomKills, Vitals, is_stopped
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -93,6 +93,25 @@ def test_oom_kills_are_counted_since_the_last_look(
     counted.write_text(f"oom_kill 5\n{others}")
     assert kills.new() == 2
     assert kills.new() == 0
+
+
+def test_what_was_killed_long_ago_is_no_death_of_now(tmp_path: Path) -> None:
+    proc = tmp_path / "cgroup"
+    proc.write_text("0::/\n")
+    counted = tmp_path / "memory.events"
+    counted.write_text("oom_kill 3\n")
+    kills = OomKills(proc, tmp_path)
+    kills.look(100.0)
+    counted.write_text("oom_kill 5\n")
+    kills.look(100.0 + RECENT_S)
+    assert kills.new() == 2, "that may be of a death which is seen in a moment"
+    counted.write_text("oom_kill 6\n")
+    kills.look(100.0 + 2 * RECENT_S)
+    kills.look(100.1 + 2 * RECENT_S)
+    kills.look(100.0 + 3 * RECENT_S)
+    assert kills.new() == 0
+    counted.write_text("oom_kill 7\n")
+    assert kills.new() == 1
 
 
 def test_where_there_is_no_control_group_nothing_is_counted(tmp_path: Path) -> None:
