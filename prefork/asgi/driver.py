@@ -802,7 +802,7 @@ class AsgiDriver(Reception[Client]):
             status=status or (answer.status or _CLIENT_GONE)[:3],
             fields=answer.fields,
             received=call.received,
-            sent=0 if client.connection.bodiless else answer.size,
+            sent=answer.size,
             duration_s=time.monotonic() - call.since,
             queue_s=client.queue_s,
             outcome=outcome,

@@ -341,7 +341,7 @@ class Answer:
                 connection.answer_close = True
             if not message.get("more_body") and self._trailers is None:
                 octets = connection.whole(self.status, self.fields, date, body)
-                self.size = len(body)
+                self.size = 0 if connection.bodiless else len(body)
                 self._state = _DONE
                 return octets
             head = connection.start(self.status, self.fields, date)
@@ -353,7 +353,7 @@ class Answer:
 
     def _piece(self, body: bytes, *, more: bool) -> bytes:
         octets = self._connection.data(body)
-        self.size += len(body)
+        self.size += 0 if self._connection.bodiless else len(body)
         if more:
             return octets
         if self._trailers is not None:

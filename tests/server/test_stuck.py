@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import LiveServer, Tally, until
+from server_process import LiveServer, Tally, all_asleep, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,6 +71,7 @@ def test_a_crash_names_each_request_that_was_being_served(serve: Callable[..., L
         for n in range(3):
             server.wait_for_output(f"in /wait/{n} ")
         (worker,) = server.worker_pids
+        until(lambda: all_asleep(worker))  # an application may return a moment after its answer was taken
         server.send(signal.Signals[f"SIG{name}"], to=worker)
         gone = server.wait_for("worker.exited")
         assert gone["signal"] == f"SIG{name}"
