@@ -18,7 +18,9 @@ import struct
 import time
 from collections import deque
 from contextlib import suppress
+from fcntl import ioctl
 from functools import partial
+from termios import FIONREAD
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from prefork.access_format import Entry
@@ -81,6 +83,8 @@ _LOOK = socket.MSG_PEEK | AT_ONCE
 _KNOWN_ORIGINS = 256
 NEVER = math.inf
 _RESET = struct.pack("ii", 1, 0)
+_INT = struct.Struct("@i")
+_NONE = bytes(_INT.size)
 _SPARED = "few descriptors are left, and those are for the application"
 _DAYS = (b"Mon", b"Tue", b"Wed", b"Thu", b"Fri", b"Sat", b"Sun")
 _MONTHS = (b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec")
@@ -153,19 +157,6 @@ class _Gate:
         self.tcp = listener.tcp
         self.of_proxies = of_proxies
         self.of_others = of_others
-
-    def next(self) -> tuple[_socket.socket, Any]:
-        """Return the next connection that is still one, and its address; raises ``OSError``."""
-        while True:
-            try:
-                # Not accept(): that makes an object of the class in front of this one, at half the price of a small request.
-                descriptor, address = self.accept()
-            except ConnectionAbortedError:
-                continue
-            try:
-                return _socket.socket(self.family, self.type, 0, descriptor), address
-            except OSError:  # some systems say so of a client that has left already
-                os.close(descriptor)
 
 
 class Guest:
@@ -244,10 +235,12 @@ class Guest:
 
     def has_unread(self) -> bool:
         """Whether it has sent what nobody has read: to close would tear its answer away (RFC 9112 section 9.6)."""
+        unread = bytearray(_INT.size)  # to be written into: a third of the price of anything else
         try:
-            return bool(self.sock.recv(1, _LOOK))
-        except OSError:  # there is nothing, or nobody
+            ioctl(self.fd, FIONREAD, unread)
+        except OSError:  # there is nobody
             return False
+        return unread != _NONE
 
     def takes(self) -> bool:
         """Whether the client takes what is in the outbox fast enough so far; if not, it is to be reset, not closed."""
@@ -344,6 +337,7 @@ class Reception(Generic[G]):
         self._hurry_again = 0.0
         self._clients: dict[int, G] = {}
         self._deadlines: Deadlines[G] = Deadlines()
+        self._sleeps_until = 0.0  # when another thread will look at deadlines, if it sleeps for that
         self._keep_alive = config.keep_alive_timeout
         self._batch: deque[tuple[int, int]] = deque()
         self._behind: deque[tuple[G, Step]] = deque()  # what is to be done that no event will tell of
@@ -850,12 +844,20 @@ class Reception(Generic[G]):
         """Take one connection in, if there is one."""
         gate = self._gates[fd]
         try:
-            sock, address = gate.next()
+            # Not accept(): that makes an object of the class in front of this one, at half the price of a small request.
+            descriptor, address = gate.accept()
         except BlockingIOError:
             return None
+        except ConnectionAbortedError:  # that one is gone: the next
+            return self._accept(fd)
         except OSError as error:
             self._pause(str(error))
             return None
+        try:
+            sock = _socket.socket(gate.family, gate.type, 0, descriptor)
+        except OSError:  # some systems say so of a client that has left already
+            os.close(descriptor)
+            return self._accept(fd)
         peer = (address[0], str(address[1])) if gate.tcp else None
         trusted = self._proxies.peers[address[0]] if gate.tcp else self._proxies.unix
         base = gate.of_proxies if trusted else gate.of_others
@@ -987,13 +989,11 @@ class Reception(Generic[G]):
 
     # What a connection waits for.
 
-    def _list(self, client: G) -> None:
-        """Have a client looked at by its deadline."""
-        self._deadlines.watch(client)
-
     def _watch(self, client: G, events: int) -> None:
         if client.deadline < client.listed:
-            self._list(client)
+            self._deadlines.watch(client)
+            if client.deadline < self._sleeps_until:
+                self._wake()
         if client.watched != events:
             change = self._poller.modify if client.watched else self._poller.register
             change(client.fd, events)

@@ -320,7 +320,6 @@ class WsgiDriver(Reception[Client]):
         self._served: set[Client] = set()
         self._away = 0  # how many threads were left alone with their requests
         self._looks_out = False  # whether the leader waits for whoever comes, and would be idle if nobody were away
-        self._sleeps_until = 0.0  # when the leader will look at deadlines, if it waits for that
         self._turn = 0
         self._clock: int | None = None  # the leader's CPU time
         self._effort = Effort(TICK)
@@ -660,11 +659,6 @@ class WsgiDriver(Reception[Client]):
         self._guests = 0
 
     # Connections.
-
-    def _list(self, client: Client) -> None:
-        super()._list(client)
-        if client.deadline < self._sleeps_until:
-            self._wake()
 
     def _welcome(self, fd: int) -> None:
         """Take one connection in and look at once for its request.
