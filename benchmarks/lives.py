@@ -360,6 +360,7 @@ def term(args):
             status = server.proc.wait()
             gone = time.monotonic()
             told, _ = clients.counted()
+            told["closed"] = 0  # they were told so
             after = 1000 * (gone - max(answered, told["last"]))
             tell(
                 "term",

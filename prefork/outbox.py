@@ -10,7 +10,7 @@ import math
 import os
 import tempfile
 from collections import deque
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from fcntl import ioctl
 from struct import Struct
 from termios import TIOCOUTQ
@@ -21,6 +21,7 @@ from prefork.room import Room, shared
 if TYPE_CHECKING:
     import _socket
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 MEMORY = 1024 * 1024
 """How many unsent bytes are kept in memory for one client."""
@@ -33,6 +34,7 @@ SPOOL = 256 * 1024 * 1024
 FILE = 16 * 1024 * 1024
 """How long one temporary file becomes; then another one is begun, and the room of the first is free once it is sent."""
 _BLOCK = 1024 * 1024
+_NO_LOCK = nullcontext()
 _INT = Struct("@i")
 
 
@@ -68,19 +70,15 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._items)
 
-    def add(self, data: bytes | memoryview) -> None:
-        """Keep ``data`` behind what is there; raises ``OSError`` if it must go to a disk that is full."""
-        self.size += len(data)
-        # Small pieces are joined: each for itself takes up many times its size.
-        item = memoryview(data) if len(data) > SMALL else bytearray(data)
-        last = self._items[-1] if self._items else None
-        if (self._memory + len(data) <= MEMORY or last is None) and self._room.take(_held_by(item)):
-            self._memory += len(data)
-            if isinstance(last, bytearray) and len(last) <= JOINED and isinstance(item, bytearray):
-                last += item
-            else:
-                self._items.append(item)
-            return
+    def add(self, data: bytes | memoryview, lock: AbstractContextManager[object] = _NO_LOCK) -> None:
+        """Keep ``data`` behind what is there; raises ``OSError`` if it must go to a disk that is full.
+
+        ``lock`` is for whoever flushes from another thread, which shall not have to wait for a disk.
+        """
+        with lock:
+            self.size += len(data)
+            if self._keep(data):
+                return
         if self._spool is None or self._spool.tell() >= FILE:
             self._close_spool()
             self._spool = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - closed with the outbox
@@ -88,10 +86,26 @@ class Outbox:
         at = spool.tell()
         spool.write(data)
         spool.flush()
-        if isinstance(last, Part) and last.spool is spool and last.end == at:
-            last.end += len(data)
+        with lock:
+            last = self._items[-1] if self._items else None
+            if isinstance(last, Part) and last.spool is spool and last.end == at:
+                last.end += len(data)
+            else:
+                self._items.append(Part(spool.fileno(), at, at + len(data), spool))
+
+    def _keep(self, data: bytes | memoryview) -> bool:
+        """Keep ``data`` in memory, if there is room for it."""
+        # Small pieces are joined: each for itself takes up many times its size.
+        item = memoryview(data) if len(data) > SMALL else bytearray(data)
+        last = self._items[-1] if self._items else None
+        if not ((self._memory + len(data) <= MEMORY or last is None) and self._room.take(_held_by(item))):
+            return False
+        self._memory += len(data)
+        if isinstance(last, bytearray) and len(last) <= JOINED and isinstance(item, bytearray):
+            last += item
         else:
-            self._items.append(Part(spool.fileno(), at, at + len(data), spool))
+            self._items.append(item)
+        return True
 
     def add_file(self, file: int, offset: int, size: int) -> None:
         """Keep a part of a file, which may be closed afterwards."""
@@ -113,10 +127,11 @@ class Outbox:
         total = 0
         try:
             while self._items and total < most:
-                total += self._send(sock, self._items[0])
+                sent = self._send(sock, self._items[0])
+                total += sent
+                self._sent += sent  # at once: another thread may ask how it goes on
         except BlockingIOError:
             pass
-        self._sent += total
         return total
 
     def taken(self, sock: _socket.socket) -> int:

@@ -5,6 +5,7 @@ One interface over epoll and, where there is none, poll: both take registrations
 
 from __future__ import annotations
 
+import os
 import select
 import threading
 from typing import Protocol
@@ -31,7 +32,7 @@ class Poller(Protocol):
         """Take note that a descriptor is about to be closed."""
 
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
-        """Wait for at most ``timeout`` seconds; return descriptors and events."""
+        """Wait for at most ``timeout`` seconds, or shorter; return descriptors and events."""
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when ``poll`` would not wait."""
@@ -63,16 +64,23 @@ class EpollPoller:
 
 
 class PollPoller:
-    """Everything else. A change made while a thread waits counts from its next wait: wake it if it matters."""
+    """Everything else. Who watches something while another thread waits wakes that."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watched: dict[int, int] = {}
+        self._waits = False
+        self._woken, self._wake = os.pipe()
+        for end in (self._woken, self._wake):
+            os.set_blocking(end, False)
 
     def register(self, descriptor: int, events: int, *, shared: bool = False) -> None:  # noqa: ARG002 - poll cannot
         """Watch a descriptor."""
         with self._lock:
             self._watched[descriptor] = events
+            if self._waits:
+                self._waits = False
+                os.write(self._wake, b".")
 
     def modify(self, descriptor: int, events: int) -> None:
         """Watch it for something else."""
@@ -91,10 +99,18 @@ class PollPoller:
     def poll(self, timeout: float | None) -> list[tuple[int, int]]:
         """Wait for at most ``timeout`` seconds; return descriptors and events."""
         poll = select.poll()
+        poll.register(self._woken, READ)
         with self._lock:
             for descriptor, events in self._watched.items():
                 poll.register(descriptor, events)
-        return poll.poll(None if timeout is None else timeout * 1000)
+            self._waits = True
+        found = poll.poll(None if timeout is None else timeout * 1000)
+        with self._lock:
+            self._waits = False
+        ready = [event for event in found if event[0] != self._woken]
+        if len(ready) < len(found):
+            os.read(self._woken, 1)
+        return ready
 
     def fileno(self) -> int:
         """Raise ``PlatformUnsupported``: an event loop could not wait for it."""
@@ -103,6 +119,8 @@ class PollPoller:
     def close(self) -> None:
         """Give everything back."""
         self._watched.clear()
+        os.close(self._woken)
+        os.close(self._wake)
 
 
 def new_poller() -> Poller:

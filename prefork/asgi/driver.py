@@ -341,7 +341,8 @@ class AsgiDriver(Reception[Client]):
         connection = client.connection
         if client.outbox is None and client.call is None:
             if connection.phase is _CLOSED:
-                if client.eof or not (connection.leftover or client.has_unread()):
+                connection.leftover = connection.leftover or client.has_unread()
+                if client.eof or not connection.leftover:
                     self._close(client)
                 elif client.step == self.read_out:
                     self._watch(client, READ)

@@ -151,7 +151,7 @@ class Client(Guest):
         with self._held():
             if not self.outbox:
                 self._begin_to_wait(self.outbox)
-            self.outbox.add(data)
+        self.outbox.add(data, self._held())
         self._push()
         self.driver.see_to_rest(self)
 
@@ -206,7 +206,8 @@ class Client(Guest):
         return Outbox(self.driver.config.spool_dir)
 
     def _push(self) -> None:
-        self.flush()
+        while self.flush(TURN) >= TURN:
+            pass  # who else has something to send to this client need not wait for all of it
         if self.outbox:
             self._see_it_take(self.outbox)
 
@@ -221,7 +222,7 @@ class Client(Guest):
             if outbox.size <= SPOOL:
                 return
             poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000)
-            self.flush()
+            self.flush(TURN)
 
     def _held(self) -> threading.Lock:
         assert self.lock is not None
@@ -498,7 +499,7 @@ class WsgiDriver(Reception[Client]):
                 return
             self._unwatch(client)
             if client.outbox:
-                self._open_tap(client)
+                self._open_tap(client, waits=False)
             self._away += 1
             self._pass_lead()
 
@@ -767,7 +768,8 @@ class WsgiDriver(Reception[Client]):
         elif client.outbox is not None and not self._emptied(client):
             self._watch_outbox(client)
         elif connection.phase is _CLOSED:
-            if not (connection.leftover or client.has_unread()):
+            connection.leftover = connection.leftover or client.has_unread()
+            if not connection.leftover:
                 self._close(client)
             elif client.step == self.read_out:
                 self._watch(client, READ)
@@ -834,19 +836,29 @@ class WsgiDriver(Reception[Client]):
 
     def see_to_rest(self, client: Client) -> None:
         """Have what waits for a client be sent, also while its thread does something else."""
-        if client not in self._served:  # else it leads, and will see to it, or be found to be away
+        # One that is served leads, and will see to it, or be found to be away; who is watched is the leader's.
+        if client not in self._served and not (client.watched and self._leader == threading.get_ident()):
             self._open_tap(client)
 
-    def _open_tap(self, client: Client) -> None:
+    def _open_tap(self, client: Client, *, waits: bool = True) -> None:
+        """Open one, if there is something to send; one that does not wait leaves it to the thread that is at it just now."""
         assert client.lock is not None
-        with client.lock:
+        if not client.lock.acquire(blocking=waits):
+            return
+        try:
             if client.tap < 0 and client.outbox:
+                tap = os.dup(client.fd)
                 try:
-                    client.tap = tap = os.dup(client.fd)
-                except OSError:  # none is left: then it is sent when the thread comes back
-                    return
+                    self._poller.register(tap, WRITE)
+                except OSError:
+                    os.close(tap)
+                    raise
+                client.tap = tap
                 self._taps[tap] = client
-                self._poller.register(tap, WRITE)
+        except OSError:
+            pass  # the system has no more of them: then it is sent when the thread comes back
+        finally:
+            client.lock.release()
 
     def _close_tap(self, client: Client) -> None:
         assert client.lock is not None
@@ -862,6 +874,9 @@ class WsgiDriver(Reception[Client]):
 
     def _drip(self, client: Client) -> None:
         """Send what a client takes now."""
+        if client.watched:  # no thread has it: its answer was held back, and sent by one that does not lead
+            self._serve(client, self.flush)
+            return
         assert client.lock is not None
         with client.lock:
             try:
@@ -947,6 +962,10 @@ class WsgiDriver(Reception[Client]):
             client.in_head = True
             client.deadline = time.monotonic() + self.config.head_timeout
         return False
+
+    def take_turn(self, client: Client) -> bool:
+        """Go on with a request that has waited for its turn, behind what is left of the answer before."""
+        return super().take_turn(client) if client.outbox is None else self.flush(client)
 
     def flush(self, client: Client) -> bool:
         """Send on what the client did not take at once; returns whether that was all."""
@@ -1154,7 +1173,7 @@ class WsgiDriver(Reception[Client]):
             self._count()
             # Under the lock, which its thread has to pass: when that is back it closes the socket.
             client.broken = True
-            answered = not running.sending
+            answered = not (running.sending or client.outbox)
             late = Refused(504, "the request took too long", "RFC 9110 section 15.6.5")
             head_only = running.request.line.method == "HEAD"
             octets = closing_answer(late, self.date(), head_only=head_only) if answered else b""

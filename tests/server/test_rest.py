@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import socket
 import struct
+import threading
+from contextlib import ExitStack
 from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
-from server_process import PATIENCE, LiveServer
+from server_process import PATIENCE, LiveServer, all_asleep, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +44,15 @@ def app(environ, start_response):
     if path == "/raises":
         wait_at_the_gate()
         raise LookupError("with nobody there")
+    if path == "/some":
+        environ["wsgi.input"].read()
+        start_response("200 OK", [("Content-Length", "12000")])
+        return [b"x" * 12000]
+    if path == "/later":
+        sys.stderr.write("later\\n")
+        time.sleep(0.1)
+        start_response("200 OK", [("Content-Length", "400000")])
+        return [b"x" * 400000]
     if path == "/":
         start_response("200 OK", [("Content-Length", "4")])
         return [b"tea\\n"]
@@ -61,7 +73,7 @@ def app(environ, start_response):
         return iter(["x" * SIZE])
     return [b"x" * SIZE] if path == "/big" else [b"open\\n"]
 """
-SIZE = 30_000_000
+SIZE, SOME, LATER = 30_000_000, 12000, 400_000
 
 
 @pytest.fixture
@@ -171,6 +183,74 @@ def test_a_request_whose_client_is_gone_when_its_application_fails_is_logged(
         (tmp_path / "open").touch()
         server.wait_for("request.failed")
         assert server.wait_for("request.finished", path="/raises")["status"] in {499, 500}
+
+
+# Ahead of its answers.
+
+
+def chat(server: LiveServer, path: str, over: threading.Event) -> None:
+    """Ask again and again, so that there is always somebody else who is ready."""
+    with connect(server) as client:
+        while not over.is_set():
+            client.sendall(request(path))
+            begin(client).read()
+
+
+def connect(server: LiveServer) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(PATIENCE)
+    client.connect(server.url.removeprefix("unix:"))
+    return client
+
+
+def request(path: str, body: bytes = b"") -> bytes:
+    method = "POST" if body else "GET"
+    return f"{method} {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@pytest.mark.over_both
+@pytest.mark.parametrize("body", [b"", b"xxx"], ids=["GET", "POST"])
+def test_who_sends_pairs_ahead_and_reads_late_gets_all_and_costs_nothing(
+    serve: Callable[..., LiveServer], tmp_path: Path, body: bytes
+) -> None:
+    """An answer that is held back meets a full socket while the next request of its client lies here already."""
+    over = threading.Event()
+    options: dict[str, Any] = {"threads": 2, "max_reqs_per_child": 0, "bind": f"unix:{tmp_path}/socket"}
+    with serve(**options) as server, ExitStack() as stack:
+        others = [threading.Thread(target=chat, args=(server, "/", over)) for _ in range(6)]
+        for other in others:
+            other.start()
+        clients = [stack.enter_context(connect(server)) for _ in range(30)]
+        for client in clients:
+            client.sendall(request("/some", body))
+            for _ in range(9):
+                client.sendall(request("/some", body) * 2)
+                over.wait(0.002)
+        over.set()
+        for other in others:
+            other.join()
+        worker = psutil.Process(server.worker_pids[0])
+        until(lambda: all_asleep(worker.pid))
+        for client in clients:
+            with client.makefile("rb") as answers:
+                for _ in range(19):
+                    assert next(answers).startswith(b"HTTP/1.1 200 OK")
+                    assert any(line == b"\r\n" for line in answers)
+                    assert answers.read(SOME) == b"x" * SOME
+        until(lambda: all_asleep(worker.pid))
+        assert not server.all("request.failed")
+        assert not server.all("worker.exited")
+
+
+@pytest.mark.over_both
+def test_a_large_last_answer_arrives_whole_although_its_client_asks_on(serve: Callable[..., LiveServer]) -> None:
+    with serve(keep_alive_timeout=0) as server, send(server, "/later", buffer=4096) as client:
+        server.wait_for_output("later")
+        client.sendall(request("/"))
+        threading.Event().wait(0.3)  # until it is answered, and the second one read and thrown away
+        client.sendall(request("/"))
+        threading.Event().wait(0.1)
+        assert read(begin(client), LATER) == LATER
 
 
 # Beside threads that are away.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import socket
+import tempfile
+import threading
 import time
 import tracemalloc
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -198,3 +202,22 @@ def test_small_pieces_go_out_in_order_and_take_up_little_more_than_their_size(
     assert taken(outbox, ends) == b"".join(pieces)
     assert outbox.size == 0
     assert room.take(MEMORY)
+
+
+def test_who_flushes_beside_it_waits_for_no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, writes = threading.Lock(), []
+
+    class Slow(io.BytesIO):
+        def write(self, data: Any) -> int:
+            writes.append(lock.locked())
+            return len(data)
+
+        def fileno(self) -> int:
+            return 1
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: Slow())
+    with closing(Outbox(None)) as outbox:
+        outbox.add(bytes(MEMORY), lock)
+        outbox.add(bytes(SMALL), lock)
+    assert writes == [False]
+    assert not lock.locked()

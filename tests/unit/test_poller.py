@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import select
 import socket
+import threading
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,11 +66,29 @@ def test_what_is_closed_after_it_was_forgotten_is_told_of_no_more(poller: Poller
         assert poller.poll(0) == []
 
 
+def test_what_another_thread_watches_wakes_who_waits(poller: Poller, ends: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = ends
+    theirs.send(b".")
+    told: list[tuple[int, int]] = []
+
+    def wait() -> None:
+        while not told:
+            told.extend(poller.poll(None))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    threading.Event().wait(0.1)
+    poller.register(ours.fileno(), READ)
+    waiting.join(10)
+    assert told == [(ours.fileno(), READ)]
+
+
 def test_without_epoll_there_is_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "epoll", raising=False)
-    assert isinstance(new_poller(), PollPoller)
+    with closing(new_poller()) as poller:
+        assert isinstance(poller, PollPoller)
 
 
 def test_an_event_loop_is_not_served_where_there_is_no_epoll() -> None:
-    with pytest.raises(PlatformUnsupported, match=r"serve them on Linux \[PF442\]"):
-        PollPoller().fileno()
+    with closing(PollPoller()) as poller, pytest.raises(PlatformUnsupported, match=r"serve them on Linux \[PF442\]"):
+        poller.fileno()
