@@ -341,11 +341,10 @@ class AsgiDriver(Reception[Client]):
         connection = client.connection
         if client.outbox is None and client.call is None:
             if connection.phase is _CLOSED:
-                connection.leftover = connection.leftover or client.has_unread()
-                if client.eof or not connection.leftover:
-                    self._close(client)
-                elif client.step == self.read_out:
+                if client.step == self.read_out and not client.eof:
                     self._watch(client, READ)
+                elif client.eof or not (connection.leftover or client.has_unread()):
+                    self._close(client)
                 else:
                     self._let_read(client)
                 return

@@ -768,13 +768,12 @@ class WsgiDriver(Reception[Client]):
         elif client.outbox is not None and not self._emptied(client):
             self._watch_outbox(client)
         elif connection.phase is _CLOSED:
-            connection.leftover = connection.leftover or client.has_unread()
-            if not connection.leftover:
-                self._close(client)
-            elif client.step == self.read_out:
+            if client.step == self.read_out:
                 self._watch(client, READ)
-            else:
+            elif connection.leftover or client.has_unread():
                 self._let_read(client)
+            else:
+                self._close(client)
         elif connection.idle:
             if answered or client.deadline == NEVER:  # of what lay here behind its last request nothing was one
                 now = time.monotonic()
