@@ -768,12 +768,13 @@ class WsgiDriver(Reception[Client]):
         elif client.outbox is not None and not self._emptied(client):
             self._watch_outbox(client)
         elif connection.phase is _CLOSED:
-            if client.step == self.read_out:
-                self._watch(client, READ)
-            elif connection.leftover or client.has_unread():
-                self._let_read(client)
-            else:
+            if not (connection.leftover or client.has_unread()):
                 self._close(client)
+            elif client.step == self.read_out:
+                self._watch(client, READ)
+            else:
+                connection.leftover = True  # until it leaves, or its time is up
+                self._let_read(client)
         elif connection.idle:
             if answered or client.deadline == NEVER:  # of what lay here behind its last request nothing was one
                 now = time.monotonic()
