@@ -77,6 +77,25 @@ def pytest_configure(config: pytest.Config) -> None:
             compileall.compile_dir(ROOT / package, quiet=1)
 
 
+LONG = (
+    "test_deploys",
+    "test_handover",
+    "test_inherited_sockets",
+    "test_django",
+    "test_soak",
+    "test_reload",
+    "test_workers",
+    "test_hostile",
+    "test_conformance",
+    "test_leavers",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long: in the end the short ones keep all processes busy (see SPREAD in the Makefile)."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a test that is marked ``over_both`` with its WSGI application served as it is, and as an ASGI one."""
     if metafunc.definition.get_closest_marker("over_both"):

@@ -89,7 +89,7 @@ def test_a_job_is_finished_behind_its_answer_however_its_worker_goes(
 @pytest.mark.parametrize("level", ["debug", "info"])
 def test_a_hold_that_outlives_the_patience_of_a_stop_is_named(write_app: Callable[..., Path], level: str) -> None:
     folder = write_app(WORK + APPS["plain"])
-    flags = ("--app-dir", str(folder), "-w", "1", "--graceful-timeout", "0.5", "--log-level", level)
+    flags = ("--app-dir", str(folder), "-w", "1", "--graceful-timeout", "2", "--log-level", level)
     with LiveServer.of("sample:application", *flags) as server:
         assert server.get() == (202, b"accepted")
         server.process.terminate()

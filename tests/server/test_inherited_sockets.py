@@ -335,6 +335,7 @@ def test_the_pid_file_is_that_of_the_newest_generation(
             if number > 1:
                 server.deploy()
                 server.wait_for_generation(number)
+                server.wait_for_output("died, status", count=number - 1)  # until then it may miss the next signal
             starting = server.wait_for("pool.starting", starter_generation=number)
             assert int(file.read_text()) == starting.get("keeper_pid", starting["pid"])
         (folder / "elsewhere").mkdir()
