@@ -69,6 +69,8 @@ BROKEN = {
 AT_A_DEATH = 2.0
 """How many seconds may lie between the end of a connection and the record of the death that ended it."""
 ENOUGH, GROWTH = 10, 1.25
+IN_HAND = 1
+"""A worker that is killed may just have let one in, and not have counted it yet."""
 names = count(1)
 
 
@@ -385,7 +387,7 @@ def unexplained(losses: Iterable[Loss], deaths: Iterable[Mapping[str, Any]]) -> 
         (
             datetime.fromisoformat(death["timestamp"]).timestamp(),
             {lost["path"] for lost in death["requests_lost"]},
-            [None] * (death["connections_lost"] + len(death["requests_lost"])),
+            [None] * (death["connections_lost"] + len(death["requests_lost"]) + IN_HAND),
         )
         for death in deaths
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from soak import Loss, growing, unexplained
+from soak import IN_HAND, Loss, growing, unexplained
 
 AT = 1_800_000_000.0
 
@@ -26,8 +26,9 @@ def test_a_request_that_was_named_and_yet_answered_leaves_its_connection_to_be_l
 
 
 def test_more_failures_than_a_death_counts_are_unexplained() -> None:
-    losses = [Loss(f"/{number}", "EOF", AT) for number in range(3)]
-    assert len(unexplained(losses, [death("/0", held=1)])) == 1
+    losses = [Loss(f"/{number}", "EOF", AT) for number in range(2 + IN_HAND)]
+    assert unexplained(losses, [death("/0", held=1)]) == []
+    assert len(unexplained([*losses, Loss("/more", "EOF", AT)], [death("/0", held=1)])) == 1
 
 
 def test_a_failure_without_a_death_near_it_is_unexplained() -> None:
