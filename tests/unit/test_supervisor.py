@@ -386,6 +386,18 @@ def test_worker_that_never_boots_is_killed_again_and_again() -> None:
     assert pool.send(WorkerReady(0, 0.1)) == []  # said before the kill, heard after it
 
 
+def test_workers_that_never_boot_before_the_first_was_ready_end_the_pool() -> None:
+    pool = Pool(max_workers=1, boot_timeout=5)
+    worker = 0
+    for _ in range(2):
+        assert Kill(worker) in pool.send(Tick(), after=5.0)
+        worker = spawns([*pool.exit(worker, None, "SIGKILL"), *pool.send(Tick(), after=1.0)])[0].worker
+    assert Kill(worker) in pool.send(Tick(), after=5.0)
+    assert pool.exit(worker, None, "SIGKILL")[-1] == Finish(1)
+    (told,) = pool.records("pool.boot_failed")
+    assert (told.fields["reason"], told.fields["code"]) == ("not ready after 5 s", "PF401")
+
+
 def test_who_is_late_and_dies_before_it_was_examined_has_crashed() -> None:
     pool = Pool(max_workers=1, boot_timeout=5)
     pool.now += 5.0
