@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefork.errors import BootError
+from prefork.proc import stat_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,7 @@ def pid_file(name: str | None, keeper: int | None = None, *, replaces_sibling: b
     path = Path(name).absolute()  # the directory may change meanwhile
     owner = os.getpid() if keeper is None else keeper
     living = living_owner(path)
-    if living not in {None, owner} and not (replaces_sibling and are_siblings(living, owner)):
+    if living is not None and living != owner and not (replaces_sibling and are_siblings(living, owner)):
         raise BootError(
             "PF411",
             f"{path} belongs to process {living}, which is alive",
@@ -90,23 +91,17 @@ def living_owner(path: Path) -> int | None:
     return None if began is not None and began > path.stat().st_mtime + 1 else pid
 
 
-def are_siblings(*pids: int | None) -> bool:
+def are_siblings(*pids: int) -> bool:
     """Whether processes have the same parent; not where the system does not tell."""
     with suppress(OSError, IndexError):
-        return len({parent_of(pid) for pid in pids}) == 1
+        return len({stat_of(pid)[1] for pid in pids}) == 1
     return False
-
-
-def parent_of(pid: int | None) -> str:
-    """Return the id of a process's parent. Source: proc(5)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
 
 
 def beginning_of(pid: int) -> float | None:
     """Return when a process began, in seconds since the epoch; ``None`` where the system does not tell."""
     with suppress(OSError, ValueError, IndexError, StopIteration):
-        # Source: proc(5). The name, in parentheses, may hold blanks itself; the start is the 22nd field.
-        ticks = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+        ticks = int(stat_of(pid)[19])
         boot = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime"))
         return int(boot.split()[1]) + ticks / os.sysconf("SC_CLK_TCK")
     return None

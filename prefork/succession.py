@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Self
 
 from prefork.handover import Exchange
 from prefork.inheritance import STARTER_GENERATION
+from prefork.proc import stat_of
 from prefork.supervisor import SignalReceived, Superseded
-from prefork.vitals import stat_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

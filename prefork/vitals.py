@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prefork.proc import stat_of
+
 if TYPE_CHECKING:
     from prefork.scoreboard import Reading, Row
 
@@ -175,12 +177,6 @@ def is_stopped(pid: int) -> bool:
     with suppress(OSError, IndexError):
         return stat_of(pid)[0] in {"T", "t"}
     return False
-
-
-def stat_of(pid: int, proc: Path = Path("/proc")) -> list[str]:
-    """Return what the kernel tells of a process, from its state on (proc(5)); raises ``OSError`` if it does not."""
-    # The name before that, in brackets, may hold anything.
-    return (proc / str(pid) / "stat").read_text().rpartition(")")[2].split()
 
 
 class OomKills:
