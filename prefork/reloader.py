@@ -318,7 +318,7 @@ class _Outer:
 
 def edited(watch: Watch) -> bool:
     """Return whether any file has changed, and take note of all that have."""
-    found = watch() is not None
+    found = False
     while watch() is not None:
-        pass
+        found = True
     return found

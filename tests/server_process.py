@@ -187,9 +187,11 @@ class LiveServer:
             print(self.log)
             raise
         finally:
+            status = self.process.poll()
             self._clean_up()
             if kind is not None:
                 print(self.log)
+                print("--- it still ran" if status is None else f"--- it had ended with status {status}")
 
     # What it said.
 

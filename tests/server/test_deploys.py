@@ -338,6 +338,7 @@ def test_a_pool_that_the_system_does_not_let_the_keeper_start_is_a_deploy_that_f
         assert psutil.Process(server.pid).num_fds() == there
         deploy(server)
         assert server.get("/")[1] == b"2"
+        until(lambda: psutil.Process(server.pid).num_fds() == there)  # it has buried the old pool
         before = forbid_descriptors(server.pid)
         os.kill(server.all("pool.starting")[-1]["pid"], signal.SIGKILL)
         assert "Too many open files" in server.wait_for("pool.deploy_failed", role="keeper")["reason"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -14,6 +14,7 @@ from prefork.errors import BindError
 from prefork.reloader import Watch, edited, project_roots
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -131,6 +132,14 @@ def test_edited_takes_note_of_all_edits_at_once(project: Path) -> None:
     look = watch(project, "notes.txt")
     (project / "shop" / "views.py").write_text("changed")
     (project / "notes.txt").write_text("changed")
+    assert edited(look)
+    assert not edited(look)
+
+
+def test_an_edit_between_two_looks_is_not_lost() -> None:
+    looks: Iterator[str | None] = iter([None, "/shop/views.py", None, None])
+    look = cast("Watch", lambda: next(looks))
+    assert not edited(look)
     assert edited(look)
     assert not edited(look)
 
