@@ -27,14 +27,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
 
-# A shell starts what it puts into the background with INT and QUIT ignored; a test must not depend on who started it.
-FRESH = """
-import os, signal, sys
-for number in (1, 2, 3, 10, 12, 14, 15, 17, 21, 22):
-    signal.signal(number, signal.SIG_DFL)
+# A shell starts what it puts into the background with INT and QUIT ignored; what a test starts must not inherit that.
+for _number in (number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN):
+    if _number not in {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own, which subprocess undoes
+        signal.signal(_number, signal.SIG_DFL)
 signal.pthread_sigmask(signal.SIG_SETMASK, ())
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 
 POOL = """
 import json, sys
@@ -109,7 +106,7 @@ class LiveServer:
         cwd: Path | None = None,
         ready: str = "pool.ready",
     ) -> None:
-        self.command = [sys.executable, "-ISc", FRESH, *command]
+        self.command = [*command]
         self.cwd = ROOT / "tests" if cwd is None else cwd
         self.env = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PREFORK_", "FLASK_"))},

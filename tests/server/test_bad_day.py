@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from server_process import FRESH, ROOT, LiveServer, wait_until_gone
+from server_process import ROOT, LiveServer, wait_until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -39,7 +39,7 @@ def run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFORK_")}
         return subprocess.run(
-            [sys.executable, "-ISc", FRESH, sys.executable, "-m", "prefork", *args],
+            [sys.executable, "-m", "prefork", *args],
             cwd=tmp_path,
             env={**clean, "PYTHONPATH": str(ROOT), "PREFORK_LOG_LEVEL": "warning", **(env or {})},
             capture_output=True,

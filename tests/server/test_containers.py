@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from server_process import FRESH, LiveServer, Tally, until
+from server_process import LiveServer, Tally, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,7 +32,7 @@ class Container(LiveServer):
         if subprocess.run([*UNSHARE, "true"], check=False, capture_output=True).returncode != 0:
             pytest.skip("this user cannot make a process namespace")
         super().__init__(*command, **more)  # type: ignore[arg-type]  # as it was given
-        self.command = [sys.executable, "-ISc", FRESH, "/usr/bin/env", *UNSHARE, *self.command]
+        self.command = ["/usr/bin/env", *UNSHARE, *self.command]
 
     @property
     def process_1(self) -> int:

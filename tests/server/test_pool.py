@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
-from server_process import FRESH, ROOT, LiveServer, until, wait_until_gone
+from server_process import ROOT, LiveServer, until, wait_until_gone
 
 from prefork import AppFailed, AppNotFound, BindError, BootError, ConfigError, MissingExtra, WorkerPool
 
@@ -680,7 +680,7 @@ def in_a_container(app: str, **options: Any) -> LiveServer:
     unshare = ["unshare", "--pid", "--fork", "--kill-child"]
     if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode != 0:
         pytest.skip("this user cannot make a process namespace")
-    server.command = [sys.executable, "-ISc", FRESH, "/usr/bin/env", *unshare, *server.command]
+    server.command = ["/usr/bin/env", *unshare, *server.command]
     return server
 
 

@@ -14,7 +14,7 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import FRESH, ROOT, LiveServer, Tally
+from server_process import ROOT, LiveServer, Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,7 +80,7 @@ structlog.configure(processors=[structlog.processors.JSONRenderer(sort_keys=True
 def run(setup: str, env: dict[str, str] | None = None) -> list[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFORK_")}
     done = subprocess.run(
-        [sys.executable, "-ISc", FRESH, sys.executable, "-c", PROGRAM.replace("{setup}", setup)],
+        [sys.executable, "-c", PROGRAM.replace("{setup}", setup)],
         env={**clean, "PYTHONPATH": str(ROOT), **(env or {})},
         capture_output=True,
         text=True,
@@ -148,7 +148,7 @@ def test_a_terminal_gets_lines_for_people(env: dict[str, str], coloured: bool) -
     ours, theirs = pty.openpty()
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PREFORK_")}
     with subprocess.Popen(
-        [sys.executable, "-ISc", FRESH, sys.executable, "-c", PROGRAM.replace("{setup}", NOTHING)],
+        [sys.executable, "-c", PROGRAM.replace("{setup}", NOTHING)],
         env={**clean, "PYTHONPATH": str(ROOT), "TERM": "xterm", **env},
         stdin=subprocess.DEVNULL,
         stdout=theirs,
