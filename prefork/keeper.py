@@ -474,6 +474,7 @@ class Keeper:
         self.processes = {1: Process(given["pool"], _socket.socket(fileno=given["line"]))}
         self.holder = self.processes[1]  # holds what the next pool inherits
         self.log = "console"
+        self.log_file: str | None = None
         self.beat_period = watchdog_period()
         self.beat_at = NEVER if self.beat_period == NEVER else 0.0
         self.poller = select.poll()
@@ -559,7 +560,7 @@ class Keeper:
         ]
         process.exchange = self.holder.exchange
         process.pid_file = said["pid_file"]
-        self.log = said["log"]
+        self.log, self.log_file = said["log"], said["log_file"]
 
     def own(self, descriptor: int) -> int:
         """Let no program have a descriptor that came along, unless it is told of it."""
@@ -702,7 +703,7 @@ class Keeper:
                 pass
 
     def say(self, record: str, facts: Mapping[str, Any]) -> None:
-        """Write a record to stderr, in the form of the others."""
+        """Write a record to where the others go, and in their form."""
         now = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1e6):06}Z"
         head = {"timestamp": stamp, "level": "error", "logger": "prefork", "event": record, "pid": os.getpid()}
@@ -713,8 +714,9 @@ class Keeper:
         else:
             shown = " ".join(f"{name}={value}" for name, value in fields.items())
             line = f"{stamp} [error] {record} {shown}\n" + (f"{trace.rstrip()}\n" if trace else "")
-        if self.log != "none":
-            write_to_stderr(line.encode(errors="backslashreplace"))
+        text = line.encode(errors="backslashreplace")
+        if self.log != "none" and not (self.log_file is not None and write_to_file(self.log_file, text)):
+            write_to_stderr(text)
 
     def let_go(self, process: Process) -> None:
         """Close and unlink what a pool listened on, but for what the holder does too."""
@@ -789,6 +791,19 @@ def with_signals_held(call: Any) -> None:
         call()
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+
+
+def write_to_file(path: str, text: bytes) -> bool:
+    """Append to a file that is there, and tell whether that went well. One of ours the workers could not open."""
+    try:
+        number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+        try:
+            os.write(number, text)
+        finally:
+            os.close(number)
+    except OSError:
+        return False
+    return True
 
 
 def write_to_stderr(text: bytes) -> None:

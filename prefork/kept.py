@@ -89,15 +89,19 @@ class Keeper(Caller):
             known.discard(fd)
         for fd in known:
             os.close(fd)  # nobody listens there any more, from this pool on
-        path = None if config.pid_file is None else str(Path(config.pid_file).absolute())
-        log = "console" if config.log_format == "auto" and is_terminal(sys.stderr) else config.log_format
+        log = config.log_format
+        if log == "auto":
+            log = "console" if config.log_file is None and is_terminal(sys.stderr) else "json"
+        elif log == "none" and config.log_file is not None:
+            log = "json"
         self.say(
             "listening",
             new,
             listeners=told,
-            pid_file=path,
+            pid_file=_absolute(config.pid_file),
             boot_timeout=config.boot_timeout,
-            log="json" if log == "auto" else log,
+            log=log,
+            log_file=_absolute(config.log_file),
         )
         listeners.disown()
 
@@ -140,6 +144,10 @@ class Relay(Notifier):
         """Send a message."""
         if self.address:
             self._keeper.say("notify", text=message(**fields).decode())
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())
 
 
 _known: list[Keeper] = []

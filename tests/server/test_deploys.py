@@ -424,6 +424,24 @@ def test_usr1_and_usr2_reach_the_pool(shop: Shop) -> None:
 # Deaths.
 
 
+def test_what_the_keeper_records_is_in_the_log_file_with_the_rest(shop: Shop) -> None:
+    log = shop.folder / "log"
+    log.touch()
+    flags = ("--bind", "127.0.0.1:0", "-w", "2", "--log-file", "log")
+    with LiveServer(sys.executable, "-m", "prefork", "shop:app", *flags, cwd=shop.folder, ready="") as server:
+
+        def recorded(event: str) -> list[dict[str, Any]]:
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            return [line for line in lines if line["event"] == event]
+
+        until(lambda: bool(recorded("pool.ready")))
+        os.kill(recorded("pool.ready")[0]["pid"], signal.SIGKILL)
+        until(lambda: bool(recorded("pool.deployed")))
+        (died,) = recorded("pool.died")
+        assert (died["pid"], died["role"], died["code"]) == (server.pid, "keeper", "PF423")
+        assert not server.records
+
+
 @pytest.mark.over_both
 def test_a_pool_whose_parent_is_killed_is_started_anew(shop: Shop) -> None:
     with shop.served() as server:
