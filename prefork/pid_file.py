@@ -42,9 +42,8 @@ def pid_file(name: str | None, keeper: int | None = None, *, replaces_sibling: b
     finally:
         # By its owner only: a worker is a copy of this process, and a later pool may have replaced the file.
         if os.getpid() == owner and read_pid(path) == owner:
-            with suppress(
-                OSError
-            ):  # after privileges were dropped the directory may refuse; the next start replaces it
+            # After privileges were dropped the directory may refuse; the next start replaces it.
+            with suppress(OSError):
                 path.unlink()
 
 

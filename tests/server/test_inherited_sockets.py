@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from server_process import PATIENCE, POOL, ROOT, LiveServer, Tally, program, until, wait_until_gone
 
@@ -122,6 +123,8 @@ class Starter(LiveServer):
 
     def deploy(self) -> None:
         """Ask for the next generation."""
+        # It looks for signals, and then waits for a child: one that comes in between would be heard with the next one.
+        until(lambda: psutil.Process(self.pid).status() == psutil.STATUS_SLEEPING)
         self.process.send_signal(signal.SIGHUP)
 
     def pid_of(self, generation: int) -> int:
