@@ -15,6 +15,7 @@ import sys
 import sysconfig
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cache
@@ -271,7 +272,8 @@ class _Outer:
                 if self.is_ending() or status == 0:
                     return 0
                 if status != CHANGED:
-                    sys.stderr.write(f"prefork: the program ended with status {status}: {_AGAIN} [PF601]\n")
+                    with suppress(AttributeError, OSError, ValueError):  # there may be none, or one that is closed
+                        sys.stderr.write(f"prefork: the program ended with status {status}: {_AGAIN} [PF601]\n")
                     self.await_edit(watch)
                 elif not edited(watch) and time.monotonic() - began < _RESPITE:
                     time.sleep(_RESPITE)

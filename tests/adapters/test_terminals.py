@@ -8,6 +8,7 @@ import pty
 import sys
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from django_project import write_project
 from server_process import LiveServer, until
@@ -35,6 +36,19 @@ def test_a_stream_that_is_closed_is_no_terminal(tmp_path: Path, command: str, cl
     flags = ("--workers", "1", "--log-file", str(log))
     with LiveServer(*without, *COMMANDS[command], *flags, cwd=tmp_path, env=env, ready="") as server:
         until(lambda: server.process.poll() is not None or (log.exists() and "pool.ready" in log.read_text()))
+        assert server.stop() == 0
+
+
+def test_a_reloader_that_cannot_tell_of_a_broken_program_waits_for_its_mend(tmp_path: Path) -> None:
+    app, log = tmp_path / "app.py", tmp_path / "log"
+    app.write_text("(((")
+    without = ("/bin/sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable)
+    flags = ("--workers", "1", "--reload", "--log-file", str(log))
+    with LiveServer(*without, *COMMANDS["prefork"], *flags, cwd=tmp_path, ready="") as server:
+        until(lambda: log.exists() and "pool.starting" in log.read_text())
+        until(lambda: not psutil.Process(server.pid).children())
+        app.write_text("def app(environ, start_response):\n    return []\n")
+        until(lambda: server.process.poll() is not None or "pool.ready" in log.read_text())
         assert server.stop() == 0
 
 
