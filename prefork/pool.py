@@ -24,6 +24,7 @@ from prefork.parent import Adapter, Charge, Parent
 from prefork.privileges import resolve_ids
 from prefork.records import Records
 from prefork.supervised import STOP, STOP_QUICKLY, Caller, Supervised, supervise
+from prefork.terminal import open_closed_streams
 from prefork.values import Value
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ class WorkerPool:
             assert status is not None  # noqa: RUF100, S101
             return status
         self._begin()
+        open_closed_streams()
         keeper = keep(self.config) if self._adapter.files_changed is None else None
         self._parent_here = os.getpid()
         try:
@@ -229,6 +231,7 @@ class WorkerPool:
     def _be_supervised(self, listeners: Listeners, known: Sequence[Finding], caller: Caller) -> int:
         """Be the parent of the workers in a process of its own."""
         self._parent_here = os.getpid()  # a hook that stops the pool stops this
+        open_closed_streams()
         listeners.adopt()
         with listeners:
             return self._lead(listeners, known, caller)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from prefork.config import OPTIONS
 from prefork.errors import BindError
 from prefork.listeners import open_listeners
+from prefork.terminal import open_closed_streams
 from prefork.values import replace
 
 if TYPE_CHECKING:
@@ -244,6 +245,7 @@ def run_outer(
     """
     if threading.current_thread() is not threading.main_thread():
         raise OPTIONS["reload"].wrong(True, "no other thread than the main thread gets signals: serve from that one")
+    open_closed_streams()
     with open_listeners(config) as listeners:
         listeners.speak(config.scheme)
         if on_listening is not None:
@@ -272,7 +274,7 @@ class _Outer:
                 if self.is_ending() or status == 0:
                     return 0
                 if status != CHANGED:
-                    with suppress(AttributeError, OSError, ValueError):  # there may be none, or one that is closed
+                    with suppress(OSError, ValueError):  # nobody may read it any more
                         sys.stderr.write(f"prefork: the program ended with status {status}: {_AGAIN} [PF601]\n")
                     self.await_edit(watch)
                 elif not edited(watch) and time.monotonic() - began < _RESPITE:

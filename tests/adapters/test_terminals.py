@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,9 +15,6 @@ from django_project import write_project
 from server_process import LiveServer, until
 
 from prefork.terminal import is_terminal
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 COMMANDS = {
     "prefork": ("-m", "prefork", "app:app", "--bind", "127.0.0.1:0"),
@@ -36,6 +34,33 @@ def test_a_stream_that_is_closed_is_no_terminal(tmp_path: Path, command: str, cl
     flags = ("--workers", "1", "--log-file", str(log))
     with LiveServer(*without, *COMMANDS[command], *flags, cwd=tmp_path, env=env, ready="") as server:
         until(lambda: server.process.poll() is not None or (log.exists() and "pool.ready" in log.read_text()))
+        assert server.stop() == 0
+
+
+CHATTY = """
+import os
+def app(environ, start_response):
+    environ["wsgi.errors"].write("to nobody")
+    for number in (1, 2):
+        os.write(number, b"to nobody")
+    start_response("200 OK", [])
+    return [" ".join(os.readlink(f"/proc/self/fd/{number}") for number in range(3)).encode()]
+"""
+
+
+@pytest.mark.parametrize("flags", [(), ("--reload",), ("--no-redeploy",)], ids=["kept", "reload", "alone"])
+def test_what_is_written_where_no_stream_is_goes_nowhere(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    (tmp_path / "app.py").write_text(CHATTY)
+    log = tmp_path / "log"
+    without = ("/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable)
+    flags = ("--workers", "1", "--log-file", str(log), *flags)
+    with LiveServer(*without, *COMMANDS["prefork"], *flags, cwd=tmp_path, ready="") as server:
+        until(lambda: log.exists() and "pool.ready" in log.read_text())
+        server.records += [json.loads(line) for line in log.read_text().splitlines()]
+        assert server.get() == (200, b"/dev/null /dev/null /dev/null")
+        for process in server.group():
+            for number in range(3):
+                assert Path(f"/proc/{process}/fd/{number}").readlink() == Path(os.devnull)
         assert server.stop() == 0
 
 
