@@ -87,6 +87,7 @@ CODES: dict[str, str] = {
     "PF503": "a field that speaks for a client was ignored",
     "PF504": "clients were turned away",
     "PF505": "the system refused a further thread",
+    "PF506": "an answer cannot wait on a disk",
     "PF510": "a request was cancelled because the pool stops",
     "PF601": "the program is started anew after the next edit",
     "PF602": "there are no sockets of a reloader",

@@ -1,7 +1,7 @@
 """Where does an answer wait for a slow client?
 
-In memory first, then in a temporary file, so that the thread that made it is free. What is to be sent from a file is
-not read at all: the kernel sends it.
+In memory first, then in a temporary file, so that the thread that made it is free; where no file can be written, in
+memory again, and then the thread has to wait as well. What is to be sent from a file is not read at all: the kernel sends it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SMALL = 4096
 JOINED = 65536
 """How long what is joined becomes before another one is begun."""
 SPOOL = 256 * 1024 * 1024
-"""How many unsent bytes are kept at all; beyond it the application's thread waits for the client."""
+"""How many unsent bytes are kept at all, for as long as files can be written."""
 FILE = 16 * 1024 * 1024
 """How long one temporary file becomes; then another one is begun, and the room of the first is free once it is sent."""
 _BLOCK = 1024 * 1024
@@ -53,7 +53,19 @@ class Part:
 class Outbox:
     """What was answered and not yet taken by the client, in order."""
 
-    __slots__ = ("_items", "_memory", "_room", "_sent", "_spool", "_spool_dir", "size", "then")
+    __slots__ = (
+        "_diskless",
+        "_items",
+        "_memory",
+        "_room",
+        "_sent",
+        "_spool",
+        "_spool_dir",
+        "failed",
+        "most",
+        "size",
+        "then",
+    )
 
     def __init__(self, spool_dir: str | None, room: Room = shared) -> None:
         self._spool_dir = spool_dir
@@ -61,9 +73,14 @@ class Outbox:
         self._items: deque[bytearray | memoryview | Part] = deque()
         self._memory = 0
         self._sent = 0
+        self._diskless = False
         self._spool: IO[bytes] | None = None
         self.size = 0
         """Unsent bytes, those of files that the kernel sends not counted."""
+        self.most = SPOOL
+        """Beyond so many unsent bytes the application's thread is to wait for the client."""
+        self.failed: Callable[[OSError], object] | None = None
+        """Called when a file cannot be written, once."""
         self.then: Callable[..., object] | None = None
         """Called at the end, with ``whole``, which says whether all was sent."""
 
@@ -71,21 +88,24 @@ class Outbox:
         return bool(self._items)
 
     def add(self, data: bytes | memoryview, lock: AbstractContextManager[object] = _NO_LOCK) -> None:
-        """Keep ``data`` behind what is there; raises ``OSError`` if it must go to a disk that is full.
+        """Keep ``data`` behind what is there.
 
         ``lock`` is for whoever flushes from another thread, which shall not have to wait for a disk.
         """
         with lock:
             self.size += len(data)
-            if self._keep(data):
+            if self._keep(data, anyhow=self._diskless):
                 return
-        if self._spool is None or self._spool.tell() >= FILE:
+        try:
+            spool, at = self._write(data)
+        except OSError as error:
             self._close_spool()
-            self._spool = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - closed with the outbox
-        spool = self._spool
-        at = spool.tell()
-        spool.write(data)
-        spool.flush()
+            with lock:
+                self._diskless, self.most = True, MEMORY
+                self._keep(data, anyhow=True)
+            if self.failed is not None:
+                self.failed(error)
+            return
         with lock:
             last = self._items[-1] if self._items else None
             if isinstance(last, Part) and last.spool is spool and last.end == at:
@@ -93,12 +113,24 @@ class Outbox:
             else:
                 self._items.append(Part(spool.fileno(), at, at + len(data), spool))
 
-    def _keep(self, data: bytes | memoryview) -> bool:
-        """Keep ``data`` in memory, if there is room for it."""
+    def _write(self, data: bytes | memoryview) -> tuple[IO[bytes], int]:
+        """Write ``data`` to a temporary file; return that, and where in it they begin."""
+        if self._spool is None or self._spool.tell() >= FILE:
+            self._close_spool()
+            self._spool = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - closed with the outbox
+        at = self._spool.tell()
+        self._spool.write(data)
+        self._spool.flush()
+        return self._spool, at
+
+    def _keep(self, data: bytes | memoryview, *, anyhow: bool) -> bool:
+        """Keep ``data`` in memory, if there is room for it or ``anyhow``."""
         # Small pieces are joined: each for itself takes up many times its size.
         item = memoryview(data) if len(data) > SMALL else bytearray(data)
         last = self._items[-1] if self._items else None
-        if not ((self._memory + len(data) <= MEMORY or last is None) and self._room.take(_held_by(item))):
+        if anyhow:
+            self._room.give(-_held_by(item))
+        elif not ((self._memory + len(data) <= MEMORY or last is None) and self._room.take(_held_by(item))):
             return False
         self._memory += len(data)
         if isinstance(last, bytearray) and len(last) <= JOINED and isinstance(item, bytearray):

@@ -326,6 +326,7 @@ class Reception(Generic[G]):
         self._parted_at = 0.0  # when the last one was; infinity: whatever lies there is to be taken
         self._takes_over = False  # whether one is on his way in
         self._awaits_room = False
+        self._told_of_spool = False
         self._waited = 0.0  # for how many seconds the last one that was taken lay in the exchange
         self._accepting = False
         self._resume_at = NEVER
@@ -986,6 +987,12 @@ class Reception(Generic[G]):
             for name in names:
                 field = name.decode("latin-1").lower()
                 self.records.emit("request.forwarding_ignored", field=field, client=address, code="PF503")
+
+    def tell_of_spool(self, error: OSError) -> None:
+        """Tell that slow clients hold threads up, since what they do not take cannot be put on a disk."""
+        if not self._told_of_spool:
+            self._told_of_spool = True
+            self.records.emit("worker.spool_failed", reason=str(error), code="PF506")
 
     # What a connection waits for.
 

@@ -607,6 +607,7 @@ class AsgiDriver(Reception[Client]):
     def _open_outbox(self, client: Client) -> Outbox:
         client.sock.setblocking(False)  # sendfile() has no flags
         client.outbox, config = client.new_outbox(self.config.spool_dir), self.config
+        client.outbox.failed = self.tell_of_spool
         client.pace = Pace(
             config.write_timeout, config.write_min_rate, time.monotonic(), client.outbox.taken(client.sock)
         )

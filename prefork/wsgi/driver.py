@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from prefork.access_format import Entry, field
 from prefork.http1.connection import NamedConnection, Phase, closing_answer
 from prefork.http1.messages import Body, End, Misanswered, Refused, Request
-from prefork.outbox import SPOOL, Outbox
+from prefork.outbox import Outbox
 from prefork.overload import GONE, QUEUED
 from prefork.overtime import GivenUp, Running, take
 from prefork.pace import Pace
@@ -145,7 +145,9 @@ class Client(Guest):
             except BlockingIOError:
                 sent = 0
             if sent < len(data):
-                self._open_outbox(memoryview(data)[sent:])
+                outbox = self._open_outbox(memoryview(data)[sent:])
+                if outbox.size > outbox.most:
+                    self._push()
                 self.driver.see_to_rest(self)
             return
         with self._held():
@@ -189,6 +191,7 @@ class Client(Guest):
         self.sock.setblocking(False)  # sendfile() has no flags
         self.lock = threading.Lock()
         outbox = self.new_outbox()
+        outbox.failed = self.driver.tell_of_spool
         if first:
             outbox.add(first)
         self._begin_to_wait(outbox)
@@ -219,7 +222,7 @@ class Client(Guest):
             if not self.takes():
                 self.broken = True
                 raise TimeoutError("the client takes too little")
-            if outbox.size <= SPOOL:
+            if outbox.size <= outbox.most:
                 return
             poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000)
             self.flush(TURN)

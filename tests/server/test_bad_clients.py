@@ -200,8 +200,8 @@ def test_who_reads_at_a_creep_is_given_up_and_who_reads_slowly_is_not(
 
 
 WAITS = """
-import prefork.wsgi.driver
-prefork.wsgi.driver.SPOOL = 1_000_000
+import prefork.outbox
+prefork.outbox.SPOOL = 1_000_000
 """
 
 
@@ -301,15 +301,30 @@ def test_a_body_that_the_disk_does_not_hold_is_refused_and_the_worker_lives_on(
         assert not server.all("worker.exited")
 
 
-def test_an_answer_whose_rest_the_disk_does_not_hold_is_cut_and_the_worker_lives_on(
+def test_an_answer_whose_rest_no_disk_holds_goes_out_in_the_time_of_its_client(
     serve: Callable[..., LiveServer],
 ) -> None:
     with serve(LIMITED) as server:
         with connect(server, get("/stream")) as client:
+            server.wait_for("worker.spool_failed", code="PF506", reason="[Errno 27] File too large")
+            assert not server.output  # the application is at it, for as long as nothing is read
+            status, body = answer(client)
+            assert (status, len(body)) == (200, BIG)
             server.wait_for_output("closed 1")
-            assert len(until_closed(client)) < BIG
+        with connect(server, get("/stream")) as client:
+            assert len(answer(client)[1]) == BIG
         assert server.get() == (200, b"0")
+        assert len(server.all("worker.spool_failed")) == 1
         assert not server.all("worker.exited")
+        assert not server.all("request.failed")
+
+
+def test_a_client_that_stalls_without_a_disk_is_given_up_in_time(serve: Callable[..., LiveServer]) -> None:
+    with serve(LIMITED, write_timeout=0.5) as server, connect(server, get("/stream")) as client:
+        server.wait_for_output("closed 1")
+        assert server.get() == (200, b"0")
+        assert len(until_closed(client)) < BIG
+        assert not server.all("request.failed")
 
 
 def test_without_descriptors_nothing_is_accepted_nothing_spins_and_all_is_well_afterwards(

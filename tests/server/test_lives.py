@@ -41,6 +41,9 @@ def app(environ, start_response):
     if environ["PATH_INFO"] == "/stuck":
         print("stuck", flush=True)
         time.sleep(60)
+    if environ["PATH_INFO"] == "/big":
+        start_response("200 OK", [])
+        return (bytes(100_000) for _ in range(300))
     if environ["PATH_INFO"] == "/hold":
         environ["prefork.exit_guard"].begin("tea")
     start_response("200 OK", [])
@@ -58,6 +61,9 @@ def raise_if_marked(worker):
 
 def limit_descriptors(worker):
     resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+
+def limit_files(worker):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 def refuse_forks():
     fork = os.fork
@@ -281,6 +287,19 @@ def one_thread(folder: Path) -> LiveServer:
     return server
 
 
+def full_disk(folder: Path) -> LiveServer:
+    """A client that takes nothing of an answer for which there is no room on the disk."""
+    with (
+        pool(folder, worker_started="tea:limit_files") as server,
+        socket.create_connection(server.address) as client,
+    ):
+        client.sendall(b"GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.wait_for("worker.spool_failed")
+        client.close()
+        server.stop()
+    return server
+
+
 def full_house(folder: Path) -> LiveServer:
     """One client more than there may be."""
     with pool(folder, limit_concurrency=1) as server, socket.create_connection(server.address):
@@ -366,6 +385,7 @@ LIVES: tuple[Callable[[Path], LiveServer], ...] = (
     never_ready,
     crowd,
     one_thread,
+    full_disk,
     full_house,
     edit,
     deploys,

@@ -101,18 +101,28 @@ def test_a_file_that_becomes_shorter_ends_the_connection(
     outbox.close()
 
 
-def test_a_full_disk_is_told_of_once_and_leaves_the_rest_to_be_thrown_away(tmp_path: Path) -> None:
+def test_what_a_full_disk_refuses_is_kept_in_memory_in_its_place_and_told_of_once(
+    tmp_path: Path, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    told: list[OSError] = []
     outbox = Outbox(str(tmp_path))
+    outbox.failed = told.append
     outbox.add(bytes(MEMORY))
+    outbox.add(b"on disk")
+    assert outbox.most > MEMORY
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # Python ignores SIGXFSZ, so a write fails
     try:
-        with pytest.raises(OSError, match="File too large"):
-            outbox.add(b"more")
-        outbox.close()
+        outbox.add(b", in memory")
+        outbox.add(b", and so on")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not outbox
+    outbox.add(b" for good")
+    assert [error.strerror for error in told] == ["File too large"]
+    assert outbox.most == MEMORY
+    assert outbox.size == MEMORY + len(b"on disk, in memory, and so on for good")
+    assert taken(outbox, ends) == bytes(MEMORY) + b"on disk, in memory, and so on for good"
+    outbox.close()
 
 
 def test_a_client_that_always_lags_costs_no_more_room_than_it_lags(
@@ -175,9 +185,10 @@ def test_what_all_clients_leave_is_in_memory_as_far_as_there_is_room_and_then_on
     boxes[1].add(memoryview(answer)[-10:])  # which is copied
     boxes[1].add(b"b" * SMALL)
     boxes[1].add(b"c" * SMALL)
-    with pytest.raises(FileNotFoundError):
-        boxes[0].add(answer)
     boxes[2].add(answer)
+    assert boxes[2].most > MEMORY
+    boxes[0].add(answer)
+    assert boxes[0].most == MEMORY  # it has no disk, and goes beyond the room
     boxes[2].add(b"d")
     assert taken(boxes[2], ends) == answer + b"d"
     for outbox in boxes:
