@@ -7,6 +7,8 @@ from prefork.values import Value
 
 _PORTS = 65536
 PORT_HINT = "a port is a number from 0 to 65535"
+UNIX_SERVER_NAME = "localhost"
+"""The server's name where it is reached by a UNIX socket. By TCP it is an address."""
 
 
 class Address(Value):

@@ -15,13 +15,13 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from prefork.addresses import bracketed
+from prefork.addresses import UNIX_SERVER_NAME, bracketed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-VERSION = 2
+VERSION = 3
 MESSAGE_LIMIT = 4096
 """How many bytes of a message are read: more than any has."""
 
@@ -29,7 +29,7 @@ MESSAGE_LIMIT = 4096
 _START = struct.Struct("!Bd")
 _NUMBERS = struct.Struct("!dQB")
 _TEXTS = (4, 6)
-_DIRECT, _RELAYED, _AWAITS_HEADER = range(3)
+_DIRECT, _RELAYED, _AWAITS_HEADER, _UNNAMED = range(4)
 _DESCRIPTOR = struct.Struct("@i")
 
 
@@ -40,7 +40,7 @@ class Ticket(NamedTuple):
     ``None`` where it has none. ``deadline`` is when its idle time ends, on the monotonic clock, which all processes of
     a machine share. ``requests`` were answered on it so far; 0: its client has said nothing yet. ``proxy`` is the address
     of the proxy whose PROXY header told the peer, empty if that came by a UNIX socket, ``None`` where there was no header;
-    ``awaits_header`` says that it is still to come.
+    ``awaits_header`` says that it is still to come, ``unnamed`` that it named nobody.
     """
 
     scheme: str
@@ -51,12 +51,18 @@ class Ticket(NamedTuple):
     requests: int
     proxy: str | None = None
     awaits_header: bool = False
+    unnamed: bool = False
 
 
 def encode(ticket: Ticket, now: float) -> bytes:
     """Return the message that travels with a connection."""
     texts = (ticket.scheme, ticket.name, ticket.port, ticket.proxy or "", *(ticket.peer or ()))
-    way = _AWAITS_HEADER if ticket.awaits_header else _DIRECT if ticket.proxy is None else _RELAYED
+    if ticket.awaits_header:
+        way = _AWAITS_HEADER
+    elif ticket.proxy is not None:
+        way = _RELAYED
+    else:
+        way = _UNNAMED if ticket.unnamed else _DIRECT
     numbers = _NUMBERS.pack(ticket.deadline, ticket.requests, way)
     return _START.pack(VERSION, now) + numbers + "\0".join(texts).encode("utf-8", "surrogateescape")
 
@@ -71,7 +77,7 @@ def decode(message: bytes) -> Ticket:
     texts = message[_START.size + _NUMBERS.size :].decode("utf-8", "surrogateescape").split("\0")
     if version != VERSION:
         raise ValueError(f"a ticket of version {version}, not {VERSION}")
-    if len(texts) not in _TEXTS or not math.isfinite(deadline) or way > _AWAITS_HEADER:
+    if len(texts) not in _TEXTS or not math.isfinite(deadline) or way > _UNNAMED:
         raise ValueError("not a ticket: malformed")
     scheme, name, port, proxy, *peer = texts
     return Ticket(
@@ -83,6 +89,7 @@ def decode(message: bytes) -> Ticket:
         requests,
         proxy if way == _RELAYED else None,
         way == _AWAITS_HEADER,
+        way == _UNNAMED,
     )
 
 
@@ -107,7 +114,7 @@ def _ticket_of(descriptor: int, deadline: float) -> Ticket:
     finally:
         sock.detach()
     if not isinstance(here, tuple):
-        return Ticket("http", "localhost", "80", None, deadline, 0)
+        return Ticket("http", UNIX_SERVER_NAME, "80", None, deadline, 0)
     there = ("", "") if peer is None else (str(peer[0]), str(peer[1]))
     return Ticket("http", bracketed(here[0]), str(here[1]), there, deadline, 0)
 

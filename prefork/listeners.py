@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from prefork.addresses import Address, bracketed, parse_bind
+from prefork.addresses import UNIX_SERVER_NAME, Address, bracketed, parse_bind
 from prefork.errors import BindError, ConfigError
 from prefork.inheritance import Inheritance, Passed, forget_inheritance, inheritance_of
 from prefork.values import Value, replace
@@ -68,7 +68,7 @@ class Listener(Value):
 
         Never empty (PEP 3333). It counts only for requests without a Host field.
         """
-        return bracketed(self.address.host) if self.tcp else "localhost"
+        return bracketed(self.address.host) if self.tcp else UNIX_SERVER_NAME
 
     @property
     def server_port(self) -> str:

@@ -24,6 +24,7 @@ from termios import FIONREAD
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from prefork.access_format import Entry
+from prefork.addresses import UNIX_SERVER_NAME
 from prefork.deadlines import Deadlines
 from prefork.errors import PlatformUnsupported
 from prefork.handover import Ticket, read, sent_at
@@ -134,7 +135,7 @@ class Origin(NamedTuple):
 
     ``scheme``, ``name`` and ``port`` are those of the listener. ``trusted`` says whether he may speak for others, in
     fields that are believed. ``proxy`` is the address of the one who spoke for him by the PROXY protocol, empty if that
-    came by a UNIX socket, ``None`` if nobody did.
+    came by a UNIX socket, ``None`` if nobody did; ``unnamed`` says that a PROXY header named nobody, or is still to come.
     """
 
     scheme: str
@@ -142,6 +143,12 @@ class Origin(NamedTuple):
     port: str
     trusted: bool
     proxy: str | None = None
+    unnamed: bool = False
+
+    @property
+    def unix(self) -> bool:
+        """Whether it is by a UNIX socket: those alone have a name, and no address."""
+        return self.name == UNIX_SERVER_NAME
 
 
 class _Gate:
@@ -315,12 +322,11 @@ class Reception(Generic[G]):
         self._gates: dict[int, _Gate] = {}
         self._awaits_headers = config.proxy_protocol
         for listener in listeners:
-            origins = [
-                Origin(listener.scheme, listener.server_name, listener.server_port, trusted)
-                # What comes through by the PROXY protocol is a client's, also where the header names nobody (UNKNOWN).
-                for trusted in (not self._awaits_headers, False)
-            ]
-            self._gates[listener.socket.fileno()] = _Gate(listener, *map(self._base, origins))
+            where = listener.scheme, listener.server_name, listener.server_port
+            # What comes through by the PROXY protocol is a client's, also where the header names nobody (UNKNOWN).
+            of_proxies = Origin(*where, trusted=not self._awaits_headers, unnamed=self._awaits_headers)
+            of_others = Origin(*where, trusted=False)
+            self._gates[listener.socket.fileno()] = _Gate(listener, self._base(of_proxies), self._base(of_others))
         self._taking = False  # whether what siblings hand over is looked for
         self._parting: deque[G] = deque()  # to be handed over as soon as the exchange has room
         self._parted_at = 0.0  # when the last one was; infinity: whatever lies there is to be taken
@@ -708,7 +714,8 @@ class Reception(Generic[G]):
         origin = self._origin(client.base)
         listener = (origin.scheme, origin.name, origin.port)
         awaits_header = client.opening is not None
-        ticket = Ticket(*listener, client.peer, client.deadline, client.requests, origin.proxy, awaits_header)
+        header = origin.proxy, awaits_header, origin.unnamed and not awaits_header
+        ticket = Ticket(*listener, client.peer, client.deadline, client.requests, *header)
         if not self._exchange.send(ticket, client.fd):
             return False
         self._parted_at = max(self._parted_at, time.monotonic())
@@ -762,8 +769,10 @@ class Reception(Generic[G]):
         deadline = ticket.deadline
         if self._leaving:
             deadline = min(deadline, time.monotonic() + self._keep_alive)
-        trusted = self._believes(ticket.peer, ticket.proxy)
-        base = self._base(Origin(ticket.scheme, ticket.name, ticket.port, trusted, ticket.proxy))
+        # As it began, whatever proxy_protocol says here by now.
+        unnamed = ticket.unnamed or ticket.awaits_header
+        trusted = self._believes(ticket.peer, ticket.proxy, unnamed=unnamed)
+        base = self._base(Origin(ticket.scheme, ticket.name, ticket.port, trusted, ticket.proxy, unnamed))
         client = self._admit(sock, base, ticket.peer, deadline)
         if ticket.awaits_header:
             self._open(client)
@@ -906,6 +915,7 @@ class Reception(Generic[G]):
             said = client.receive(RECEIVE, AT_ONCE)
         except BlockingIOError:
             said = b""
+        client.opening = None
         client.connection.close()
         self._reply(client, closing_answer(OVERLOADED, self.date(), head_only=said.startswith(b"HEAD ")))
         return False
@@ -927,13 +937,14 @@ class Reception(Generic[G]):
             base = self._bases[origin] = self._new_base(origin)
         return base
 
-    def _believes(self, peer: tuple[str, str] | None, proxy: str | None) -> bool:
+    def _believes(self, peer: tuple[str, str] | None, proxy: str | None, *, unnamed: bool) -> bool:
         """Whether a client is believed about others; ``proxy`` is who spoke for it by the PROXY protocol, if anybody did."""
-        if proxy is None and self._awaits_headers:
+        if unnamed:
             return False
         if peer is None:  # behind a proxy it is none of our own UNIX sockets
             return proxy is None and self._proxies.unix
-        return self._proxies.peers[peer[0]]
+        # It is the proxy who is connected, and of whoever is connected that * speaks.
+        return self._proxies.peers[peer[0]] if proxy is None else peer[0] in self._proxies
 
     def _open(self, client: G) -> None:
         """Have a client begin with a PROXY header."""
@@ -963,6 +974,7 @@ class Reception(Generic[G]):
 
     def _refuse_opening(self, client: G, reason: str) -> None:
         """Close a connection, and say why if a proxy that speaks HTTP can read it."""
+        client.opening = None
         refused = Refused(400, reason, "PROXY protocol, section 2")
         if self._origin(client.base).scheme == "http":
             self._refuse(client, refused)
@@ -978,8 +990,9 @@ class Reception(Generic[G]):
         client.step = self.receive
         if header.relayed:
             proxy, client.peer = client.address, header.source
-            trusted = self._believes(client.peer, proxy)
-            client.base = self._base(self._origin(client.base)._replace(trusted=trusted, proxy=proxy))
+            trusted = self._believes(client.peer, proxy, unnamed=False)
+            origin = self._origin(client.base)._replace(trusted=trusted, proxy=proxy, unnamed=False)
+            client.base = self._base(origin)
 
     def _tell_of_ignored(self, names: Sequence[bytes], address: str) -> None:
         """Tell of a proxy that may have been forgotten; who is out in the internet claims what he likes."""

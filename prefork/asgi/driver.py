@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from prefork.access_format import Outcome
     from prefork.config import Config
     from prefork.http1.connection import Connection
+    from prefork.http1.proxy_protocol import Header
     from prefork.listeners import Listener
     from prefork.outbox import Outbox
     from prefork.tls import Session
@@ -502,9 +503,10 @@ class AsgiDriver(Reception[Client]):
         if self._access is not None:
             self._log_own_answer(client, request, str(OVERLOADED.status), answer, "turned_away")
             client.queue_s = 0.0  # for what it has sent ahead
-        client.deadline = time.monotonic() + self._keep_alive
-        if connection.buffered:
-            self._let_wait(client)
+        if client.outbox is None:
+            client.deadline = time.monotonic() + self._keep_alive
+            if connection.buffered:
+                self._let_wait(client)
 
     def _expect_more(self, call: Call) -> None:
         """See that the rest of a body comes fast enough, unless its application makes it wait."""
@@ -735,9 +737,9 @@ class AsgiDriver(Reception[Client]):
             client.free_at = time.monotonic()
             self._log(call, "complete")
         connection = client.connection
-        if connection.phase is _HEAD:
+        if connection.phase is _HEAD and client.outbox is None:
             client.deadline = time.monotonic() + self._keep_alive
-            if not connection.idle and client.outbox is None:
+            if not connection.idle:
                 self._let_wait(client)
             elif client.watched == READ and client.deadline >= client.listed and not (self._handing_over or client.eof):
                 return
@@ -958,9 +960,14 @@ class AsgiDriver(Reception[Client]):
     def _new_client(
         self, sock: _socket.socket, connection: Connection, base: Base, peer: tuple[str, str] | None
     ) -> Client:
-        if peer is None and isinstance(path := sock.getsockname(), (str, bytes)):
-            base = self._base_on_unix(base, os.fsdecode(path))
+        if base.origin.unix:
+            base = self._base_on_unix(base, sock)
         return self._kinds_of_clients[base.origin.scheme](self, sock, connection, base, peer)
+
+    def _introduce(self, client: Client, header: Header) -> None:
+        super()._introduce(client, header)
+        if client.base.origin.unix:
+            client.base = self._base_on_unix(client.base, client.sock)
 
     def _origin(self, base: Base) -> Origin:
         return base.origin
@@ -974,7 +981,8 @@ class AsgiDriver(Reception[Client]):
         )
         return Base(scope, origin, self._belief if origin.trusted else None, self._tell_of_ignored)
 
-    def _base_on_unix(self, base: Base, path: str) -> Base:
+    def _base_on_unix(self, base: Base, sock: _socket.socket) -> Base:
+        path = os.fsdecode(sock.getsockname())
         key = (base.origin, path)
         if (found := self._bases.get(key)) is None:
             found = self._bases[key] = base.extended({"server": (path, None)})

@@ -336,9 +336,7 @@ class Answer:
         body = message.get("body", b"")
         if state == _STARTED:
             connection = self._connection
-            if connection.awaits_body:
-                # What is still to come of the request would stand where the next one begins.
-                connection.answer_close = True
+            self._end_behind_unread()
             if not message.get("more_body") and self._trailers is None:
                 octets = connection.whole(self.status, self.fields, date, body)
                 self.size = 0 if connection.bodiless else len(body)
@@ -350,6 +348,11 @@ class Answer:
         if state == _SENDING:
             return self._piece(body, more=message.get("more_body", False))
         raise self._unexpected("http.response.body")
+
+    def _end_behind_unread(self) -> None:
+        """See that what is still to come of the request does not stand where the next one begins."""
+        if self._connection.awaits_body:
+            self._connection.answer_close = True
 
     def _piece(self, body: bytes, *, more: bool) -> bytes:
         octets = self._connection.data(body)
@@ -377,6 +380,7 @@ class Answer:
         if self._state != _STARTED:
             raise self._unexpected("http.response.pathsend")
         connection = self._connection
+        self._end_behind_unread()
         try:
             head = connection.start(self.status, self.fields, date, size)
             self._state = _SENDING
@@ -397,7 +401,8 @@ class Answer:
         self.status = "500 Internal Server Error"
         self.fields = (("content-type", "text/plain; charset=utf-8"),)
         connection = self._connection
-        if self.fault is not None or connection.awaits_body:
+        self._end_behind_unread()
+        if self.fault is not None:
             connection.answer_close = True
         self._state = _DONE
         self.size = len(body)

@@ -406,6 +406,18 @@ def test_a_file_is_sent_by_its_path(server: LiveServer) -> None:
     assert answer_to(server, "/no-file")[0].startswith(b"HTTP/1.1 500 ")
 
 
+@pytest.mark.parametrize(("path", "end"), [("/file", b"0123456789"), ("/early", b"early")])
+def test_an_answer_before_the_body_is_here_ends_the_connection_and_the_body_is_no_request(
+    path: str, end: bytes, server: LiveServer
+) -> None:
+    inner = b"GET /early HTTP/1.1\r\nHost: evil\r\n\r\n"
+    head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(inner) + 1)
+    answers = talk(server, head, inner)
+    assert answers.count(b"HTTP/1.1 ") == 1
+    assert b"\r\nConnection: close\r\n" in answers
+    assert answers.endswith(end)
+
+
 def test_trailers_go_to_who_takes_them(server: LiveServer) -> None:
     assert answer_to(server, "/trailers", "TE: trailers")[1] == b"3\r\none\r\n0\r\nx-sum: 1\r\nx-more: 2\r\n\r\n"
     assert answer_to(server, "/trailers")[1] == b"3\r\none\r\n0\r\n\r\n"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from server_process import LiveServer
+from server_process import LiveServer, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -44,6 +44,9 @@ def app(environ, start_response):
     if path == "/stream":
         start_response("200 OK", [("Content-Length", str(BIG))])
         return Answer(PIECE for _ in range(BIG // len(PIECE)))
+    if path == "/whole":
+        start_response("200 OK", [("Content-Length", str(BIG))])
+        return Answer(iter([b"x" * BIG]))
     if path == "/long":
         def pieces():
             for _ in range(6):
@@ -178,6 +181,15 @@ def test_a_body_that_creeps_has_its_time_and_no_more(
             assert until_closed(client).startswith(b"HTTP/1.1 408 ")
         assert drops < 20
         assert server.get() == (200, b"0")
+
+
+@pytest.mark.over_both
+def test_who_takes_nothing_of_a_whole_answer_is_not_let_stay_as_who_is_idle(serve: Callable[..., LiveServer]) -> None:
+    with serve(write_timeout=0.5, keep_alive_timeout=60) as server, connect(server, get("/whole")) as client:
+        server.wait_for_output("closed 1")
+        worker, port = psutil.Process(server.worker_pids[0]), client.getsockname()[1]
+        until(lambda: all(there.raddr[1:] != (port,) for there in worker.net_connections("tcp")))
+        assert len(until_closed(client)) < BIG
 
 
 @pytest.mark.over_both

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any, Self
 
+import psutil
 import pytest
 from server_process import PATIENCE, ROOT, LiveServer, until
 from websockets.exceptions import ConnectionClosed
@@ -43,7 +44,7 @@ async def atold(scope, receive, send):
     address, port = scope["client"] or ("", "")
     fields = {"HTTP_" + name.decode().upper().replace("-", "_"): value.decode() for name, value in scope["headers"]}
     told = {"REMOTE_ADDR": address, "REMOTE_PORT": str(port), "wsgi.url_scheme": scope["scheme"], **fields}
-    told["SERVER_PORT"] = str(scope["server"][1])
+    told["SERVER"], told["SERVER_PORT"] = scope["server"], str(scope["server"][1])
     if "prefork.peer" in scope["extensions"]:
         told["prefork.peer"] = scope["extensions"]["prefork.peer"]
     body = json.dumps({"pid": os.getpid(), **told}).encode()
@@ -360,6 +361,79 @@ def test_a_header_is_required_of_proxies_and_refused_from_others(
         answer = client.makefile("rb").read()
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.endswith(b"400 Bad Request: " + reason + b"\n")
+
+
+@pytest.mark.parametrize("octets", [REQUEST, b"PROXY UNKNOWN\r\nHEAD / HTTP/1.1\r\nHost: a\r\n\r\n"])
+@pytest.mark.parametrize("app", BOTH)
+def test_who_is_turned_away_with_his_header_is_closed_although_he_stays(
+    app: str, octets: bytes, tmp_path: Path
+) -> None:
+    (tmp_path / "sample.py").write_text("import os\n" + APP)
+    flags = ("--proxy-protocol", "--trusted-proxies", PROXY, "--max-workers", "1", "--limit-concurrency", "1")
+    with LiveServer.of(f"sample:{app.removeprefix('sample:')}", *flags, cwd=tmp_path) as server, ExitStack() as stack:
+        if octets != REQUEST:
+            assert told_on(stack.enter_context(connect(server)), b"PROXY UNKNOWN\r\n" + REQUEST)
+        stays = stack.enter_context(connect(server))
+        stays.sendall(octets)
+        assert stays.makefile("rb").read().startswith(b"HTTP/1.1 400 " if octets == REQUEST else b"HTTP/1.1 503 ")
+        worker, port = psutil.Process(server.worker_pids[0]), stays.getsockname()[1]
+        until(lambda: all(there.raddr[1:] != (port,) for there in worker.net_connections("tcp")))
+        assert server.stop() == 0
+
+
+def test_everybody_is_who_connects_and_not_whom_a_header_names(tmp_path: Path) -> None:
+    (tmp_path / "sample.py").write_text("import os\n" + APP)
+    flags = ("--proxy-protocol", "--trusted-proxies", "*", "--max-workers", "1")
+    request = REQUEST.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\r\n")
+    with LiveServer.of("sample:told", *flags, cwd=tmp_path) as server, connect(server) as client:
+        told = told_on(client, line("203.0.113.9") + request)
+    assert (told["REMOTE_ADDR"], told["wsgi.url_scheme"], told["prefork.peer"]) == ("203.0.113.9", "http", PROXY)
+    assert "HTTP_X_FORWARDED_FOR" not in told
+
+
+def test_a_connection_stays_as_it_began_when_a_deploy_changes_the_protocol(tmp_path: Path) -> None:
+    (tmp_path / "sample.py").write_text("import os\n" + APP)
+    config = tmp_path / "prefork.toml"
+    config.write_text("proxy_protocol = true\n")
+    flags = ("--config", "prefork.toml", "--trusted-proxies", PROXY, "--max-workers", "1")
+    forwarded = REQUEST.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n")
+    with LiveServer.of("sample:told", *flags, cwd=tmp_path) as server, ExitStack() as stack:
+
+        def deploy(setting: str, count: int) -> None:
+            config.write_text(setting)
+            server.send(signal.SIGHUP, to=server.pid)
+            server.wait_for("pool.deployed", count=count)
+            server.wait_for("pool.stopped", count=count)
+
+        unnamed, awaits = (stack.enter_context(connect(server)) for _ in range(2))
+        assert told_on(unnamed, b"PROXY UNKNOWN\r\n" + forwarded)["REMOTE_ADDR"] == PROXY
+        deploy("", 1)
+        assert told_on(unnamed, forwarded)["REMOTE_ADDR"] == PROXY
+        assert told_on(awaits, b"PROXY UNKNOWN\r\n" + forwarded)["REMOTE_ADDR"] == PROXY
+        plain = stack.enter_context(connect(server))
+        assert told_on(plain, forwarded)["REMOTE_ADDR"] == "192.0.2.7"
+        deploy("proxy_protocol = true\n", 2)
+        assert told_on(unnamed, forwarded)["REMOTE_ADDR"] == PROXY
+        assert told_on(plain, forwarded)["REMOTE_ADDR"] == "192.0.2.7"
+
+
+def test_the_server_of_a_scope_is_the_socket_whoever_is_named_on_it(tmp_path: Path) -> None:
+    (tmp_path / "sample.py").write_text("import os\n" + APP)
+    path = str(tmp_path / "shop.sock")
+    flags = (f"--bind=unix:{path}", "--proxy-protocol", "--max-workers", "1")
+    with (
+        LiveServer.of("sample:atold", *flags, cwd=tmp_path) as server,
+        socket.socket(socket.AF_UNIX) as client,
+    ):
+        client.settimeout(PATIENCE)
+        client.connect(path)
+        before = told_on(client, line() + REQUEST)
+        assert (before["REMOTE_ADDR"], before["SERVER"]) == ("192.0.2.1", [path, None])
+        server.send(signal.SIGUSR2, to=server.pid)
+        server.wait_for("worker.exited")
+        after = told_on(client)
+        assert after["pid"] != before["pid"]
+        assert {**after, "pid": before["pid"]} == before
 
 
 def test_somebody_else_is_served_without_a_header(relayed: LiveServer) -> None:

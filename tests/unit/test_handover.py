@@ -29,6 +29,7 @@ TICKETS = [
     Ticket("http", "127.0.0.1", "8000", ("192.0.2.1", "4711"), 1.0, 3, proxy="10.0.0.1"),
     Ticket("http", "localhost", "80", None, 1.0, 3, proxy=""),
     Ticket("http", "127.0.0.1", "8000", ("10.0.0.1", "4711"), 1.0, 0, awaits_header=True),
+    Ticket("http", "127.0.0.1", "8000", ("10.0.0.1", "4711"), 1.0, 3, unnamed=True),
 ]
 
 
@@ -71,7 +72,7 @@ def test_what_is_no_ticket_is_told_apart(message: bytes) -> None:
         (0, b"http\0a\080"),
         (0, b"http\0a\080\0\0peer"),
         (0, b"http\0a\080\0\0b\0001\0more"),
-        (3, b"http\0a\080\0"),
+        (4, b"http\0a\080\0"),
     ],
 )
 def test_a_ticket_has_all_its_fields_and_no_more(way: int, texts: bytes) -> None:
