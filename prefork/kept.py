@@ -26,7 +26,7 @@ from prefork.fork_audit import Finding, audit
 from prefork.sd_notify import Notifier, message
 from prefork.signals import ORDERS, held_back
 from prefork.supervised import Caller
-from prefork.terminal import is_terminal
+from prefork.terminal import is_terminal, open_closed_streams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, MutableMapping, Sequence
@@ -101,7 +101,8 @@ class Keeper(Caller):
             pid_file=_absolute(config.pid_file),
             boot_timeout=config.boot_timeout,
             log=log,
-            log_file=_absolute(config.log_file),
+            # As root it would write to whatever somebody else puts there, who may write to the directory.
+            log_file=_absolute(config.log_file) if config.user is config.group is None else None,
         )
         listeners.disown()
 
@@ -187,6 +188,7 @@ def keep(config: Config) -> Keeper | None:
     For the main thread, and before the application is loaded where that is possible: the caller is another process
     afterwards, without the threads of the one that it was.
     """
+    open_closed_streams()
     if (known := keeper_here()) is not None or not config.redeploy or config.reload or not _can_be_kept():
         return known
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -238,6 +240,9 @@ def _become_keeper(line: socket.socket, pool: int, mask: set[int], name: str | N
     reader, writer = os.pipe()
     os.write(writer, json.dumps(given).encode())
     os.close(writer)
+    for number in range(3):
+        if not os.get_inheritable(number):  # the program was started without the stream, and has a file there
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
     line.set_inheritable(True)
     os.set_inheritable(reader, True)
     program = [sys.executable, "-I", "-S", _program() or "", str(reader), *origin.COMMAND]

@@ -50,10 +50,11 @@ def read_answer(octets: bytes) -> tuple[int, str]:
 
     Interim answers in front of it, such as 103 Early Hints, are passed over (RFC 9110 section 15.2).
     """
-    head, _, body = octets.partition(b"\r\n\r\n")
-    match = re.match(rb"HTTP/1\.[01] ([1-5][0-9]{2}) ", head)
-    if match is None:
-        return 0, octets[:_FIRST_WORDS].decode(errors="replace")
-    if match[1].startswith(b"1"):
-        return read_answer(body)
-    return int(match[1]), body[:_FIRST_WORDS].decode(errors="replace")
+    while True:
+        head, _, body = octets.partition(b"\r\n\r\n")
+        match = re.match(rb"HTTP/1\.[01] ([1-5][0-9]{2}) ", head)
+        if match is None:
+            return 0, octets[:_FIRST_WORDS].decode(errors="replace")
+        if not match[1].startswith(b"1"):
+            return int(match[1]), body[:_FIRST_WORDS].decode(errors="replace")
+        octets = body

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from typing import Any
 
 
+@cache
 def open_closed_streams() -> None:
-    """Let /dev/null stand where this process was started without stdin, stdout or stderr.
+    """Let /dev/null stand where this process was started without stdin, stdout or stderr; a second call does nothing.
 
     Else the next socket gets the number, and into that goes what a library, or the interpreter when it dies, has to say.
-    And ``wsgi.errors`` is a stream (PEP 3333).
+    And ``wsgi.errors`` is a stream (PEP 3333). A number that the program has given to a file of its own meanwhile is left
+    alone.
     """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest that is free
-    sys.stdin = sys.stdin or os.fdopen(0, closefd=False)
-    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
-    sys.stderr = sys.stderr or os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, f"__{name}__") is None:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.set_inheritable(null, null == number)
+            if getattr(sys, name) is None:
+                stream = os.fdopen(null, "w" if number else "r", errors="backslashreplace", closefd=False)
+                setattr(sys, name, stream)
 
 
 def is_terminal(stream: Any) -> bool:

@@ -64,6 +64,30 @@ def test_what_is_written_where_no_stream_is_goes_nowhere(tmp_path: Path, flags: 
         assert server.stop() == 0
 
 
+OCCUPIED = """
+import os, sys
+data = open("data", "r+b")
+assert data.fileno() == 2
+from prefork import WorkerPool
+options = {"max_workers": 1, "bind": "127.0.0.1:0", "log_file": "log", "log_format": "json", "redeploy": True}
+sys.exit(WorkerPool("app:app", **options).serve())
+"""
+
+
+def test_a_file_that_a_program_has_where_no_stream_is_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("def app(environ, start_response):\n    print('x', file=environ['wsgi.errors'])\n")
+    log, data = tmp_path / "log", tmp_path / "data"
+    data.write_bytes(b"precious" * 100)
+    without = ("/bin/sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", OCCUPIED)
+    with LiveServer(*without, cwd=tmp_path, ready="") as server:
+        until(lambda: log.exists() and "pool.ready" in log.read_text())
+        server.records += [json.loads(line) for line in log.read_text().splitlines()]
+        assert server.get()[0] == 500
+        assert Path(f"/proc/{server.pid}/fd/2").readlink() == Path(os.devnull)
+        assert server.stop() == 0
+    assert data.read_bytes() == b"precious" * 100
+
+
 def test_a_reloader_that_cannot_tell_of_a_broken_program_waits_for_its_mend(tmp_path: Path) -> None:
     app, log = tmp_path / "app.py", tmp_path / "log"
     app.write_text("(((")

@@ -42,6 +42,10 @@ def test_a_probe_takes_any_status_below_500(status: int) -> None:
     assert probe(b"HTTP/1.1 %d Such\r\n\r\n" % status).startswith(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
 
 
+def test_a_probe_takes_any_number_of_hints_before_its_answer() -> None:
+    assert probe(b"HTTP/1.1 103 E\r\n\r\n" * 1500 + b"HTTP/1.1 200 OK\r\n\r\n")
+
+
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
