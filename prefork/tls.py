@@ -10,6 +10,7 @@ A connection that has said something stays in its process, for the keys are here
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -210,7 +211,7 @@ class TlsGuest(Guest):
             self.base = self.reception.base_of_session(self.base, session)
         if not (said or session.ended):
             raise BlockingIOError
-        return said
+        return self._said(session, said)
 
     def _decrypt(self, size: int, flags: int) -> bytes:
         session = self.session
@@ -228,6 +229,13 @@ class TlsGuest(Guest):
             if unsent := session.unsent:
                 self._send_behind(unsent)
             raise BlockingIOError
+        return self._said(session, said)
+
+    def _said(self, session: Session, said: bytes) -> bytes:
+        """Return what was said; if it was the last, have the poller tell so, as it does of a client who hangs up."""
+        if session.ended and said:
+            with suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RD)
         return said
 
     def _answer_plainly(self) -> None:

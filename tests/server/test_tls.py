@@ -13,7 +13,7 @@ import socket
 import ssl
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -373,6 +373,33 @@ def test_a_session_is_resumed_by_another_worker(place: Place, version: ssl.TLSVe
             with talk(server, context, session=session) as client:
                 other = get(client)[1]
                 assert client.session_reused
+
+
+@pytest.mark.over_both
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_who_says_that_it_was_the_last_request_in_one_go_is_answered_and_closed(
+    place: Place, version: ssl.TLSVersion
+) -> None:
+    come, going = ssl.MemoryBIO(), ssl.MemoryBIO()
+    session = place.trusting(maximum_version=version).wrap_bio(come, going, server_hostname="localhost")
+    with (
+        place.serve(keep_alive_timeout=600) as server,
+        socket.create_connection(server.address, timeout=PATIENCE) as client,
+    ):
+        while True:
+            try:
+                session.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                client.sendall(going.read())
+                come.write(client.recv(65536))
+        session.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        with suppress(ssl.SSLWantReadError):
+            session.unwrap()
+        client.sendall(going.read())
+        while data := client.recv(65536):
+            come.write(data)
+        assert session.read().startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 # Slow ones.
