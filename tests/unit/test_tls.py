@@ -153,6 +153,8 @@ def test_an_application_is_told_how_it_is_spoken(pair: tuple[Peer, Session]) -> 
         ([[("commonName", "#a ")]], "CN=\\#a\\ "),
         ([[("commonName", " ")]], "CN=\\ "),
         ([[("emailAddress", "a@b")]], "emailAddress=a@b"),
+        ([[("x500UniqueIdentifier", b"tea")]], "x500UniqueIdentifier=#030400746561"),
+        ([[("x500UniqueIdentifier", b"\xff" * 300)]], "x500UniqueIdentifier=#0382012D00" + "FF" * 300),
         ([], ""),
     ],
 )
