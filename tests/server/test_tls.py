@@ -448,6 +448,18 @@ def test_a_certificate_whose_names_cannot_be_read_is_told_without_them_and_ends_
     assert not verifying.all("worker.exited")
 
 
+def test_a_name_is_told_in_octets_as_an_environ_has_them_and_as_text_in_a_scope(
+    place: Place, verifying: LiveServer
+) -> None:
+    place.write("client", place.authority.issue_cert("zoe@tea.example", common_name="Зоя Zoë"))
+    with talk(verifying, showing(place, "client")) as client:
+        told = told_of_tls(client)
+    name = (
+        told["client_cert_name"] if "client_cert_name" in told else told["SSL_CLIENT_S_DN"].encode("latin-1").decode()
+    )
+    assert name.startswith("CN=Зоя Zoë,OU=")
+
+
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_a_session_is_resumed_by_another_worker(place: Place, version: ssl.TLSVersion) -> None:
     context = place.trusting(maximum_version=version)
