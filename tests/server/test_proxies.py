@@ -241,6 +241,8 @@ def test_a_trusted_peer_that_cannot_be_understood_is_refused(server: LiveServer)
     server.wait_for("request.rejected", reason="malformed X-Forwarded-For", status=400)
     status, _ = server.get(method="POST", body=b"x" * 100_000, headers={"Forwarded": 'for="'})
     assert status == 400
+    status, body = server.get(headers={"Forwarded": 'for=192.0.2.1;host=":80"'})
+    assert (status, body) == (400, b"400 Bad Request: malformed host\n")
     assert server.get()[0] == 200
 
 
