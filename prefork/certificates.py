@@ -167,18 +167,19 @@ def _load_adhoc(context: ssl.SSLContext, config: Config) -> None:
         hint = "pip install 'prefork[tls]', or give a certificate and its key"
         raise MissingExtra("PF322", "cert is adhoc, but the library cryptography is not installed", hint) from None
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     names = dict.fromkeys(["localhost", "127.0.0.1", "::1", *(parse_bind(text).host for text in config.bind)])
+    general_names = [general for name in names if name and (general := _general_name(name))]
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
+        .subject_name(subject)
+        .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(hours=1))
         .not_valid_after(now + timedelta(days=ADHOC_DAYS))
-        .add_extension(x509.SubjectAlternativeName([_general_name(name) for name in names if name]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(general_names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(key, hashes.SHA256())
     )
@@ -192,9 +193,12 @@ def _load_adhoc(context: ssl.SSLContext, config: Config) -> None:
         context.load_cert_chain(both)
 
 
-def _general_name(text: str) -> GeneralName:
+def _general_name(text: str) -> GeneralName | None:
+    """Return how a certificate has an address or a name, ``None`` for a name that none can have."""
     from cryptography import x509
 
     with suppress(ValueError):
         return x509.IPAddress(ip_address(text))
-    return x509.DNSName(text)
+    with suppress(UnicodeError):
+        return x509.DNSName(text.encode("idna").decode())
+    return None

@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from prefork.addresses import UNIX_SERVER_NAME, bracketed
+from prefork.trust import read_address
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,7 +116,7 @@ def _ticket_of(descriptor: int, deadline: float) -> Ticket:
         sock.detach()
     if not isinstance(here, tuple):
         return Ticket("http", UNIX_SERVER_NAME, "80", None, deadline, 0)
-    there = ("", "") if peer is None else (str(peer[0]), str(peer[1]))
+    there = ("", "") if peer is None else (str(read_address(peer[0])), str(peer[1]))
     return Ticket("http", bracketed(here[0]), str(here[1]), there, deadline, 0)
 
 

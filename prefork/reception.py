@@ -37,7 +37,7 @@ from prefork.overload import CROWDED, TurnedAway
 from prefork.poller import READ, WRITE, new_poller
 from prefork.queueing import has_left
 from prefork.scoreboard import HELD, Row, hold
-from prefork.trust import TrustedProxies, is_private
+from prefork.trust import TrustedProxies, is_private, read_address
 from prefork.values import Value
 
 if TYPE_CHECKING:
@@ -151,17 +151,38 @@ class Origin(NamedTuple):
         return self.name == UNIX_SERVER_NAME
 
 
+def _peer_by_ipv4(address: tuple[str, int]) -> tuple[str, str]:
+    return address[0], str(address[1])
+
+
+def _peer_by_ipv6(address: tuple[str, int, int, int]) -> tuple[str, str]:
+    # A socket for both families, which an inherited one may be.
+    text = str(read_address(address[0])) if address[0].startswith("::ffff:") else address[0]
+    return text, str(address[1])
+
+
+def _peer_by_unix(_address: object) -> None:
+    """Know nobody by the name of his socket."""
+
+
+_PEERS: Mapping[int, Callable[[Any], tuple[str, str] | None]] = {
+    socket.AF_INET: _peer_by_ipv4,
+    socket.AF_INET6: _peer_by_ipv6,
+    socket.AF_UNIX: _peer_by_unix,
+}
+
+
 class _Gate:
     """A listener, and what is the same for all who come through it, from a trusted proxy or not."""
 
-    __slots__ = ("accept", "family", "of_others", "of_proxies", "socket", "tcp", "type")
+    __slots__ = ("accept", "family", "of_others", "of_proxies", "peer", "socket", "type")
 
     def __init__(self, listener: Listener, of_proxies: Any, of_others: Any) -> None:
         self.socket = listener.socket
         self.accept: Callable[[], tuple[int, Any]] = listener.socket._accept  # type: ignore[attr-defined]  # noqa: SLF001
         self.family = int(listener.socket.family)
         self.type = int(listener.socket.type)
-        self.tcp = listener.tcp
+        self.peer = _PEERS[self.family]
         self.of_proxies = of_proxies
         self.of_others = of_others
 
@@ -868,8 +889,8 @@ class Reception(Generic[G]):
         except OSError:  # some systems say so of a client that has left already
             os.close(descriptor)
             return self._accept(fd)
-        peer = (address[0], str(address[1])) if gate.tcp else None
-        trusted = self._proxies.peers[address[0]] if gate.tcp else self._proxies.unix
+        peer = gate.peer(address)
+        trusted = self._proxies.unix if peer is None else self._proxies.peers[peer[0]]
         base = gate.of_proxies if trusted else gate.of_others
         client = self._admit(sock, base, peer, time.monotonic() + self.config.head_timeout)
         if trusted and self._awaits_headers:

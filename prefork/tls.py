@@ -108,29 +108,47 @@ class Session:
         return self._out.read()
 
     def facts(self) -> dict[str, str]:
-        """Return what an application may know of it, with the names that mod_ssl has for it."""
-        cipher, certificate = self._tls.cipher(), self._tls.getpeercert()
+        """Return what an application may know of it, with the names that mod_ssl has for it.
+
+        Of a certificate in which a name cannot be read all names and the number are left out.
+        """
+        cipher, names = self._tls.cipher(), self._names()
         facts = {
             "SSL_PROTOCOL": self._tls.version() or "",
             "SSL_CIPHER": cipher[0] if cipher else "",
-            "SSL_CLIENT_VERIFY": "SUCCESS" if certificate else "NONE",
+            "SSL_CLIENT_VERIFY": "NONE" if names is None else "SUCCESS",
         }
-        if certificate:
-            facts["SSL_CLIENT_S_DN"] = distinguished_name(certificate["subject"])  # type: ignore[arg-type]  # as the documentation has it
-            facts["SSL_CLIENT_I_DN"] = distinguished_name(certificate["issuer"])  # type: ignore[arg-type]  # likewise
-            facts["SSL_CLIENT_M_SERIAL"] = str(certificate["serialNumber"])
+        if names is not None:
+            facts |= names
             facts["SSL_CLIENT_CERT"] = ssl.DER_cert_to_PEM_cert(self._tls.getpeercert(binary_form=True) or b"")
         return facts
 
+    def _names(self) -> dict[str, str] | None:
+        """Return whose certificate the client has shown, as far as that can be read; ``None``: it has shown none."""
+        try:
+            certificate = self._tls.getpeercert()
+            if not certificate:
+                return None
+            return {
+                "SSL_CLIENT_S_DN": distinguished_name(certificate["subject"]),  # type: ignore[arg-type]  # as the documentation has it
+                "SSL_CLIENT_I_DN": distinguished_name(certificate["issuer"]),  # type: ignore[arg-type]  # likewise
+                "SSL_CLIENT_M_SERIAL": str(certificate["serialNumber"]),
+            }
+        except (ValueError, ssl.SSLError):
+            # It is verified. Python reads all of it or nothing, and wants UTF-8 also where others write latin-1.
+            return {}
 
-def distinguished_name(parts: Iterable[Iterable[tuple[str, str]]]) -> str:
+
+def distinguished_name(parts: Iterable[Iterable[tuple[str, str | bytes]]]) -> str:
     """Return the name of a certificate's subject or issuer as a text (RFC 4514): the last part first."""
     named = ["+".join(f"{_SHORT_NAMES.get(kind, kind)}={_escaped(value)}" for kind, value in part) for part in parts]
     return ",".join(reversed(named))
 
 
-def _escaped(value: str) -> str:
-    """Return a value as RFC 4514 section 2.4 has it."""
+def _escaped(value: str | bytes) -> str:
+    """Return a value as RFC 4514 section 2.4 has it; raises ``ValueError`` for one that is no text."""
+    if isinstance(value, bytes):
+        raise ValueError("a bit string")  # noqa: TRY004 - as for what cannot be decoded
     text = value.translate(_ESCAPED)
     if value.endswith(" ") and len(value) > 1:
         text = f"{text[:-1]}\\ "

@@ -12,6 +12,9 @@ Network: TypeAlias = IPv4Network | IPv6Network
 
 EVERYBODY, UNIX, NOBODY = "*", "unix", "none"
 _KNOWN_ADDRESSES = 4096
+# RFC 4291 section 2.5.5.2.
+_MAPPED = IPv6Network("::ffff:0:0/96")
+_IPV4 = 0xFFFF_FFFF
 
 
 def parse_proxy(text: str) -> Network | None:
@@ -25,6 +28,8 @@ def parse_proxy(text: str) -> Network | None:
         raise ValueError("give addresses, networks such as 10.0.0.0/8, unix, none, or * for whoever connects") from None
     if length and str(network.network_address) != str(ip_address(address)):
         raise ValueError(f"{text} has bits behind its prefix: give {network}, or {address} alone")
+    if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):  # its peers are of IPv4, see read_address()
+        return IPv4Network((int(network.network_address) & _IPV4, network.prefixlen - _MAPPED.prefixlen))
     return network
 
 

@@ -246,7 +246,8 @@ def _scheme(value: bytes, name: str, source: str) -> str:
 
 
 def _host(value: bytes, name: str, source: str) -> str:
-    if not value or not is_host(value):
+    # One without a name would leave SERVER_NAME empty, which PEP 3333 forbids.
+    if not value.partition(b":")[0] or not is_host(value):
         raise Refused(400, f"malformed {name}", source)
     return value.decode("ascii")
 

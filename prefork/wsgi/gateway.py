@@ -110,8 +110,9 @@ class Base(dict[str, Any]):
         """What to call with the names of fields that are ignored, once for each, and the address of the peer."""
 
     def extended(self, facts: dict[str, str]) -> Base:
-        """Return the same with further facts in the environ."""
-        return Base({**self, **facts}, self.origin, self.belief, self.on_ignored)
+        """Return the same with further facts in the environ: PEP 3333 wants the octets of a text there, as latin-1."""
+        octets = {name: value.encode().decode("latin-1") for name, value in facts.items()}
+        return Base({**self, **octets}, self.origin, self.belief, self.on_ignored)
 
 
 class _Forwarded:

@@ -242,7 +242,34 @@ def test_a_trusted_peer_that_cannot_be_understood_is_refused(server: LiveServer)
     server.wait_for("request.rejected", reason="malformed X-Forwarded-For", status=400)
     status, _ = server.get(method="POST", body=b"x" * 100_000, headers={"Forwarded": 'for="'})
     assert status == 400
+    status, body = server.get(headers={"Forwarded": 'for=192.0.2.1;host=":80"'})
+    assert (status, body) == (400, b"400 Bad Request: malformed host\n")
     assert server.get()[0] == 200
+
+
+MAPPED = """
+import os, socket, sys
+held = socket.create_server(("::ffff:127.0.0.1", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+held.set_inheritable(True)
+os.execv(sys.executable, [sys.executable, "-m", "prefork", *sys.argv[1:], "--bind", f"fd://{held.fileno()}"])
+"""
+
+
+@pytest.mark.parametrize("app", BOTH, ids=["wsgi", "asgi"])
+def test_an_ipv4_client_of_a_socket_for_both_families_is_one_of_ipv4(
+    app: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    flags = ("--trusted-proxies", f"::ffff:{PROXY}", "--max-workers", "1", "--access-log", "-")
+    with LiveServer.script(MAPPED, app, *flags, cwd=module(tmp_path_factory)) as server:
+        port = server.wait_for("pool.listening")["port"]
+        for source, client in ((CLIENT, CLIENT), (PROXY, "192.0.2.7")):
+            with socket.create_connection((PROXY, port), timeout=PATIENCE, source_address=(source, 0)) as asking:
+                told = told_on(asking, REQUEST.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n"))
+            assert (told["REMOTE_ADDR"], told.get("prefork.peer", source)) == (client, source)
+            server.wait_for("request.finished", client=client)
+        assert [record["client"] for record in server.all("request.forwarding_ignored")] == [CLIENT]
 
 
 FOR = "X-Forwarded-For: 192.0.2.1"

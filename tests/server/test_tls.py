@@ -14,11 +14,21 @@ import ssl
 import subprocess
 import time
 from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from server_process import PATIENCE, LiveServer, Tally
 
 if TYPE_CHECKING:
@@ -102,6 +112,31 @@ class Place:
         issued = self.authority.issue_cert(*(names or NAMES), **more)
         self.write(name, issued)
         return issued
+
+    def issue_unreadable(self, name: str, part: str) -> str:
+        """Sign a certificate in which a ``part`` cannot be read; return it without its key."""
+        mail = "zoë@tea.example".encode("latin-1")
+        # RFC 5280 section 4.2.1.6: a sequence of one rfc822Name, which should be ASCII.
+        names = bytes([0x30, len(mail) + 2, 0x81, len(mail)]) + mail if part == "alternative name" else b"\x30\0"
+        subject = x509.NameAttribute(x509.NameOID.COMMON_NAME, "Zoe")
+        if part == "subject":
+            subject._type = SimpleNamespace(value=7)  # type: ignore[assignment]  # an ObjectDescriptor, which is no text
+        key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.UTC)
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([subject]))
+            .issuer_name(x509.load_pem_x509_certificate(self.authority.cert_pem.bytes()).subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, names), critical=False)
+            .sign(load_pem_private_key(self.authority.private_key_pem.bytes(), None), hashes.SHA256())  # type: ignore[arg-type]  # an authority's signs
+        )
+        secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        shown = certificate.public_bytes(Encoding.PEM)
+        (self.folder / f"{name}.pem").write_bytes(secret + shown)
+        return shown.decode()
 
     def write(self, name: str, issued: trustme.LeafCert) -> None:
         """Write a key and its certificate into one file, at once."""
@@ -294,16 +329,19 @@ def test_a_client_may_change_its_keys(server: LiveServer) -> None:
 
 
 ASGI = """
-import asyncio
+import json
 
 async def app(scope, receive, send):
     if scope["type"] == "http":
+        body = b"tea"
         if scope["path"] == "/slow":
             print("slow", flush=True)
             while (await receive())["type"] != "http.disconnect":
                 pass
+        elif scope["path"] == "/environ":
+            body = json.dumps(scope["extensions"]["tls"]).encode()
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"tea"})
+        await send({"type": "http.response.body", "body": body})
 """
 
 
@@ -359,6 +397,65 @@ def test_a_clients_certificate_is_asked_for_and_told(place: Place, verify: str) 
             server.wait_for("tls.handshake_failed", reason="PEER_DID_NOT_RETURN_A_CERTIFICATE")
         else:
             assert json.loads(without.stdout)["SSL_CLIENT_VERIFY"] == "NONE"
+
+
+@pytest.fixture(params=["wsgi", "asgi"])
+def verifying(request: pytest.FixtureRequest, place: Place) -> Iterator[LiveServer]:
+    """Give a server that asks for certificates, and has one worker."""
+    (place.folder / "later.py").write_text(ASGI)
+    server = LiveServer.pool(
+        {"wsgi": "tea:app", "asgi": "later:app"}[request.param],
+        max_workers=1,
+        max_reqs_per_child=0,
+        app_dir=str(place.folder),
+        cert=str(place.folder / "good.pem"),
+        ca_certs=str(place.folder / "ca.pem"),
+    )
+    with server:
+        yield server
+
+
+def showing(place: Place, name: str) -> ssl.SSLContext:
+    """Return a context for a client that shows a certificate."""
+    context = place.trusting()
+    context.load_cert_chain(place.folder / f"{name}.pem")
+    return context
+
+
+def told_of_tls(client: ssl.SSLSocket) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(get(client, "/environ")[1])
+    return told
+
+
+@pytest.mark.parametrize("part", ["alternative name", "subject"])
+def test_a_certificate_whose_names_cannot_be_read_is_told_without_them_and_ends_nobody(
+    place: Place, verifying: LiveServer, part: str
+) -> None:
+    place.issue("client")
+    pem = place.issue_unreadable("odd", part)
+    with talk(verifying, showing(place, "client")) as other:
+        get(other)
+        with talk(verifying, showing(place, "odd")) as client:
+            told = told_of_tls(client)
+        get(other)
+    if "client_cert_chain" in told:
+        assert (told["client_cert_chain"], told["client_cert_name"]) == ([pem], None)
+    else:
+        names = ("SSL_CLIENT_VERIFY", "SSL_CLIENT_CERT", "SSL_CLIENT_S_DN", "SSL_CLIENT_I_DN", "SSL_CLIENT_M_SERIAL")
+        assert [told.get(name) for name in names] == ["SUCCESS", pem, None, None, None]
+    assert not verifying.all("worker.exited")
+
+
+def test_a_name_is_told_in_octets_as_an_environ_has_them_and_as_text_in_a_scope(
+    place: Place, verifying: LiveServer
+) -> None:
+    place.write("client", place.authority.issue_cert("zoe@tea.example", common_name="Зоя Zoë"))
+    with talk(verifying, showing(place, "client")) as client:
+        told = told_of_tls(client)
+    name = (
+        told["client_cert_name"] if "client_cert_name" in told else told["SSL_CLIENT_S_DN"].encode("latin-1").decode()
+    )
+    assert name.startswith("CN=Зоя Zoë,OU=")
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
@@ -640,6 +737,9 @@ def test_the_configuration_is_checked_with_its_certificate(place: Place) -> None
     with LiveServer.of("tea:app", "--check-config", "--cert", "nothing.pem", **where) as server:
         assert server.wait() == 2
     with LiveServer.of("tea:app", "--check-config", "--cert", "good.pem", **where) as server:
+        assert server.wait() == 0
+    flags = ("--check-config", "--bind", "bücher.example:8443", "--cert", "adhoc")
+    with LiveServer.of("tea:app", *flags, **where) as server:
         assert server.wait() == 0
 
 

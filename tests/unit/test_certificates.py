@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from prefork.certificates import make_context
@@ -136,8 +137,16 @@ def test_options_that_contradict_each_other_are_refused(options: dict[str, Any],
     assert caught.value.code == "PF103"
 
 
-def test_a_certificate_for_development_is_made_up_for_this_machine() -> None:
-    context = make_context(Config.of(cert="adhoc", bind="tea.example:8000,0.0.0.0:1"))
+@pytest.mark.parametrize(
+    ("bind", "names"),
+    [
+        pytest.param("tea.example:8000,0.0.0.0:1", {"tea.example", "0.0.0.0"}, id="a name and an address"),
+        pytest.param("bücher.example:8000", {"xn--bcher-kva.example"}, id="a name beyond ASCII"),
+        pytest.param("ü..example:8000", set(), id="no name that a certificate can have"),
+    ],
+)
+def test_a_certificate_for_development_is_made_up_for_this_machine(bind: str, names: set[str]) -> None:
+    context = make_context(Config.of(cert="adhoc", bind=bind))
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
     ours, theirs = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -146,9 +155,9 @@ def test_a_certificate_for_development_is_made_up_for_this_machine() -> None:
         with pytest.raises(ssl.SSLWantReadError):
             end.do_handshake()
     client.do_handshake()
-    shown = client.getpeercert(binary_form=True) or b""
-    assert b"tea.example" in shown
-    assert b"localhost" in shown
+    shown = x509.load_der_x509_certificate(client.getpeercert(binary_form=True) or b"")
+    told = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert {str(name.value) for name in told} == {"localhost", "127.0.0.1", "::1", *names}
 
 
 def test_without_the_library_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

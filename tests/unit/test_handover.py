@@ -99,6 +99,15 @@ def test_an_unreadable_message_is_made_up_for_by_what_the_connection_says() -> N
             assert gone.peer in {("", ""), ticket.peer}
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_what_is_made_up_for_an_ipv4_client_of_a_socket_for_both_families_has_its_ipv4_address() -> None:
+    where = ("::ffff:127.0.0.1", 0)
+    with socket.create_server(where, family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client, listener.accept()[0] as accepted:
+            assert read(b"?", accepted.fileno(), 9.0).peer == ("127.0.0.1", str(client.getsockname()[1]))
+
+
 def test_a_local_client_has_no_address() -> None:
     one, other = socket.socketpair()
     with one, other:

@@ -160,6 +160,11 @@ def test_a_name_is_written_as_in_rfc_4514(parts: Any, name: str) -> None:
     assert distinguished_name(parts) == name
 
 
+def test_a_name_with_something_that_is_no_text_cannot_be_written() -> None:
+    with pytest.raises(ValueError, match="a bit string"):
+        distinguished_name([[("x500UniqueIdentifier", b"tea")]])
+
+
 class Pipe:
     """Takes ``room`` octets, then says that it is full."""
 
