@@ -189,13 +189,13 @@ class Client(Guest):
 
     def _open_outbox(self, first: memoryview = _NOTHING) -> Outbox:
         self.sock.setblocking(False)  # sendfile() has no flags
-        self.lock = threading.Lock()
+        if self.lock is None:  # one for all its outboxes: somebody may still wait for it
+            self.lock = threading.Lock()
         outbox = self.new_outbox()
         outbox.failed = self.driver.tell_of_spool
         if first:
             outbox.add(first)
         self._begin_to_wait(outbox)
-        self.step = self.driver.flush
         self.outbox = outbox  # last: the thread that has the client may come back to it now, and not find it empty
         return outbox
 
@@ -830,6 +830,7 @@ class WsgiDriver(Reception[Client]):
                     client.broken = True  # the poller tells of it
                 # Who leads may have a client in its hands, or have closed it: to anybody else there is the tap.
                 if client.outbox is not None and client.watched and leads and client.takes():
+                    client.step = self.flush
                     self._watch(client, WRITE)
             if self._access is not None:
                 self._access.flush()
@@ -882,6 +883,8 @@ class WsgiDriver(Reception[Client]):
             return
         assert client.lock is not None
         with client.lock:
+            if client.tap < 0:
+                return  # its thread came back meanwhile, and has the outbox for itself
             try:
                 if client.outbox is not None:
                     client.outbox.flush(client.sock, TURN)
@@ -974,6 +977,11 @@ class WsgiDriver(Reception[Client]):
         """Send on what the client did not take at once; returns whether that was all."""
         client.flush(TURN)
         return self._emptied(client)
+
+    def _watch_outbox(self, client: Client) -> None:
+        # Here, and not where an outbox is opened: that may be another thread, and whose the client is has a step as well.
+        client.step = self.flush
+        super()._watch_outbox(client)
 
     def _emptied(self, client: Client) -> bool:
         outbox = client.outbox
