@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from contextlib import contextmanager
 from functools import partial
 from io import FileIO
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -64,7 +65,7 @@ from prefork.wsgi.gateway import (
 
 if TYPE_CHECKING:
     import _socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from prefork.access_format import Outcome
     from prefork.config import Config
@@ -160,8 +161,8 @@ class Client(Guest):
     send_now = send_octets
     """Send what is not encrypted yet, where that is to be, before all that is held back."""
 
-    def sendfile(self, file: Any, offset: int, size: int) -> None:
-        """Let the kernel send a part of a file."""
+    def sendfile(self, file: Any, offset: int, size: int, *, last: bool) -> None:  # noqa: ARG002 - for who has a limit
+        """Let the kernel send a part of a file, which may be the ``last`` of an answer."""
         self.driver.send_held_back()
         outbox = self._open_outbox() if self.outbox is None else self.outbox
         with self._held():
@@ -256,15 +257,36 @@ class TimedClient(Client):
 
     def complete(self, data: bytes) -> None:
         """Send the last of an answer, unless somebody else has answered."""
-        if self.running is not None:
-            self.running.complete()
+        running = self.running
+        if running is not None:
+            running.complete()
         super().complete(data)
+        if running is not None:
+            running.whole = True
 
-    def sendfile(self, file: Any, offset: int, size: int) -> None:
+    def sendfile(self, file: Any, offset: int, size: int, *, last: bool) -> None:
         """Let the kernel send a part of a file, unless somebody else has answered."""
-        if self.running is not None:
-            self.running.begin_to_send()
-        super().sendfile(file, offset, size)
+        running = self.running
+        if running is None:
+            super().sendfile(file, offset, size, last=last)
+            return
+        if last:
+            running.complete()
+        else:
+            running.begin_to_send()
+        super().sendfile(file, offset, size, last=last)
+        running.whole = last
+
+    def _see_it_take(self, outbox: Outbox) -> None:
+        if self.running is None or outbox.size <= outbox.most:
+            super()._see_it_take(outbox)
+            return
+        with self.driver.paused(self.running):
+            super()._see_it_take(outbox)
+
+
+class _Detached(Exception):
+    """The client is the leader's: its thread was given up behind a whole answer."""
 
 
 class _Turn(threading.Semaphore):
@@ -757,6 +779,8 @@ class WsgiDriver(Reception[Client]):
             answered = step(client)
         except OSError:
             client.broken = True
+        except _Detached:
+            return
         self._settle(client, answered=answered)
         if self._behind and self._leader != threading.get_ident():
             self._wake()
@@ -1139,10 +1163,23 @@ class WsgiDriver(Reception[Client]):
         finally:
             del self._running[running]
             client.running = None
-            if not take(running.claim):
-                client.broken = True
-                with self._lock:
-                    pass  # until the monitor is done with it
+        if not take(running.claim):
+            with self._lock:
+                pass  # until the monitor is done with it
+            if running.detached:
+                raise _Detached
+            client.broken = True
+
+    @contextmanager
+    def paused(self, running: Running) -> Iterator[None]:
+        """Let a request's time stand still while its thread waits for its client, which has limits of its own."""
+        left = running.deadline - time.monotonic()
+        running.deadline = NEVER
+        try:
+            yield
+        finally:
+            running.deadline = time.monotonic() + left
+            self._tell_monitor()  # which may sleep, for it knew of no deadline
 
     def _end_overtime(self, patience: int | None) -> int | None:
         """Answer for those whose time is over; return for how many milliseconds the monitor may sleep."""
@@ -1159,7 +1196,10 @@ class WsgiDriver(Reception[Client]):
         return patience
 
     def _give_up(self, running: Running, client: Client, claim: list[bool]) -> None:
-        """Answer for a thread, cut its connection, and have another thread in its place; unless it just comes back."""
+        """Answer for a thread, and have another thread in its place; unless it just comes back.
+
+        Its connection is cut, but if only a client that takes its time is left of the request: what waits for that goes out.
+        """
         frame = sys._current_frames().get(running.thread.ident or 0)  # noqa: SLF001 - the only way to another thread's stack
         stack = "".join(traceback.format_stack(frame))
         age_s = round(time.monotonic() - running.since, 3)
@@ -1180,15 +1220,20 @@ class WsgiDriver(Reception[Client]):
                 self._away -= 1
             if leads or self._vacant:
                 self._pass_lead()
-            self._clients.pop(client.fd, None)
-            self._count()
-            # Under the lock, which its thread has to pass: when that is back it closes the socket.
-            client.broken = True
+            # Under the lock, which its thread has to pass: when that is back it closes the socket, or leaves it alone.
             answered = not (running.sending or client.outbox)
             late = Refused(504, "the request took too long", "RFC 9110 section 15.6.5")
             head_only = running.request.line.method == "HEAD"
             octets = closing_answer(late, self.date(), head_only=head_only) if answered else b""
-            client.cut(octets)
+            if running.whole and client.outbox:
+                running.detached = True
+                client.connection.close()
+                self._watch_outbox(client)
+            else:
+                self._clients.pop(client.fd, None)
+                self._count()
+                client.broken = True
+                client.cut(octets)
         self.records.emit(
             "request.timeout",
             method=running.request.line.method,
@@ -1267,8 +1312,9 @@ class WsgiDriver(Reception[Client]):
             client.connection.request_id,
             bound_context(),
         )
-        if client.outbox and not client.broken:
-            client.outbox.then = partial(self._log_taken, entry, time.monotonic())
+        outbox = client.outbox  # once: if the thread is given up just now, the leader may have thrown it away
+        if outbox and not client.broken:
+            outbox.then = partial(self._log_taken, entry, time.monotonic())
         else:
             self._write_log(entry)
 
@@ -1305,5 +1351,8 @@ def no_deadline(_seconds: float) -> None:
 
 def _is_gone(sock: _socket.socket) -> bool:
     poll = select.poll()
-    poll.register(sock, 0)
+    try:
+        poll.register(sock, 0)
+    except ValueError:  # the leader had it, and has closed it
+        return True
     return bool(poll.poll(0))
