@@ -559,6 +559,7 @@ class WsgiDriver(Reception[Client]):
             ours = {fd for fd, events in self._batch if events}
             self._batch.clear()
             self._see_if_hopeless()
+            self._end_late()
             if self._parting:
                 self._part()
             if self._exchange is None:
@@ -578,6 +579,27 @@ class WsgiDriver(Reception[Client]):
             # Nobody serves them, nor looks at their deadlines, and the worker would stay for them for ever.
             for given_up in list(self._clients.values()):
                 self._close(given_up)
+
+    def _end_late(self) -> None:
+        """End what took too long, as far as that takes no thread: what came of a request may be all of it."""
+        due, now = self._deadlines.next, time.monotonic()
+        if due is None or now < due:
+            return
+        for client in self._deadlines.expired(now):
+            asks = client.outbox is None and (client.step == self.receive or client.opening is not None)
+            if client.watched and asks and not client.has_unread():
+                self._serve(client, self._end_silent)
+            else:
+                self._expire(client)
+
+    def _end_silent(self, client: Client) -> bool:
+        """End a connection on which nothing came in time."""
+        if self._late(client):
+            if client.connection.idle:
+                client.broken = True
+            else:
+                self._time_out(client)
+        return False
 
     def _share_newcomers(self, ready: set[int]) -> None:
         for fd in ready & self._gates.keys() if self._accepting else ():
