@@ -98,26 +98,31 @@ class Outbox:
                 return
         try:
             spool, at = self._write(data)
-        except OSError as error:
+            with lock:
+                last = self._items[-1] if self._items else None
+                if isinstance(last, Part) and last.spool is spool and last.end == at:
+                    last.end += len(data)
+                else:
+                    self._items.append(Part(spool.fileno(), at, at + len(data), spool))
+        except OSError as error:  # for want of a disk, or of a descriptor, then of what was written no part is sent
             self._close_spool()
             with lock:
                 self._diskless, self.most = True, MEMORY
                 self._keep(data, anyhow=True)
             if self.failed is not None:
                 self.failed(error)
-            return
-        with lock:
-            last = self._items[-1] if self._items else None
-            if isinstance(last, Part) and last.spool is spool and last.end == at:
-                last.end += len(data)
-            else:
-                self._items.append(Part(spool.fileno(), at, at + len(data), spool))
 
     def _write(self, data: bytes | memoryview) -> tuple[IO[bytes], int]:
         """Write ``data`` to a temporary file; return that, and where in it they begin."""
         if self._spool is None or self._spool.tell() >= FILE:
             self._close_spool()
-            self._spool = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - closed with the outbox
+            try:
+                self._spool = tempfile.TemporaryFile(prefix="prefork-", dir=self._spool_dir)  # noqa: SIM115 - closed with the outbox
+            except FileNotFoundError:
+                # To tempfile no directory is usable where no descriptor is left either: then the system says so here.
+                for end in os.pipe():
+                    os.close(end)
+                raise
         at = self._spool.tell()
         self._spool.write(data)
         self._spool.flush()

@@ -27,7 +27,20 @@ class Running:
     It has ``limit`` seconds until its answer is complete, and then as long for what the application does behind that.
     """
 
-    __slots__ = ("cell", "claim", "deadline", "limit", "received", "request", "sending", "since", "thread", "untold")
+    __slots__ = (
+        "cell",
+        "claim",
+        "deadline",
+        "detached",
+        "limit",
+        "received",
+        "request",
+        "sending",
+        "since",
+        "thread",
+        "untold",
+        "whole",
+    )
 
     def __init__(self, thread: threading.Thread, cell: int, request: Request, received: int, limit: float) -> None:
         self.thread = thread
@@ -39,6 +52,10 @@ class Running:
         self.deadline = self.since + limit
         self.sending = False
         """Whether the thread has begun to answer; it changes only in the hands of whoever has the claim."""
+        self.whole = False
+        """Whether all of the answer was sent, or waits for the client."""
+        self.detached = False
+        """Whether what waits goes out without the thread, which has nothing to do with the client any more."""
         self.claim = [True]
         self.untold = [True]
         """To be taken by whoever writes it into the access log."""

@@ -369,7 +369,7 @@ class Connection:
         """End the connection: nothing more is read from it, and the parser is let go."""
         if self.phase is not _ANSWER or self.buffered:
             self.leftover = True
-        self.answer_close = True
+        self.answer_close = self._ends = True
         self.phase = _CLOSED
         self._buffer = b""
         self._at = 0

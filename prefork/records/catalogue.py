@@ -196,7 +196,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "log.reopen_failed": _spec("error", "either", "A log file cannot be opened anew; the old one is written on.", "log error", code="PF105"),
     "request.finished": _spec("info", "worker", "A request was answered. Only with `access_log`.", "method path query http_version status duration_s queue_s request_bytes response_bytes client scheme host user_agent referer outcome", "request_id", logger="prefork.access", worse="error"),
     "request.failed": _spec("error", "worker", "The application raised.", "method path", "client exception request_id", logger="prefork.error"),
-    "request.timeout": _spec("error", "worker", "A request took longer than `request_timeout`: it was answered with 504, or cut if an answer had begun. Its worker is replaced.", "method path client status age_s stack", "request_id", code="PF502"),
+    "request.timeout": _spec("error", "worker", "A request took longer than `request_timeout`: it was answered with 504, or cut if an answer had begun and was not complete. Its worker is replaced.", "method path client status age_s stack", "request_id", code="PF502"),
     "request.cancelled": _spec("warning", "worker", "ASGI: the pool stops, the time for that is nearly over or an endless answer had its `stream_grace`, and the task was cancelled.", "method path client age_s stack", code="PF510"),
     "websocket.unavailable": _spec("warning", "worker", "ASGI: a client asked for a WebSocket, and was answered with 501: the library for that is not installed. Once a worker.", "path", code="PF441"),
     "websocket.failed": _spec("info", "worker", "ASGI: a WebSocket was closed because of its client: `close_code` says to it what `reason` says here.", "path client close_code reason"),

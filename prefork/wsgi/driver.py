@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from contextlib import contextmanager
 from functools import partial
 from io import FileIO
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -64,7 +65,7 @@ from prefork.wsgi.gateway import (
 
 if TYPE_CHECKING:
     import _socket
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from prefork.access_format import Outcome
     from prefork.config import Config
@@ -160,8 +161,8 @@ class Client(Guest):
     send_now = send_octets
     """Send what is not encrypted yet, where that is to be, before all that is held back."""
 
-    def sendfile(self, file: Any, offset: int, size: int) -> None:
-        """Let the kernel send a part of a file."""
+    def sendfile(self, file: Any, offset: int, size: int, *, last: bool) -> None:  # noqa: ARG002 - for who has a limit
+        """Let the kernel send a part of a file, which may be the ``last`` of an answer."""
         self.driver.send_held_back()
         outbox = self._open_outbox() if self.outbox is None else self.outbox
         with self._held():
@@ -189,13 +190,13 @@ class Client(Guest):
 
     def _open_outbox(self, first: memoryview = _NOTHING) -> Outbox:
         self.sock.setblocking(False)  # sendfile() has no flags
-        self.lock = threading.Lock()
+        if self.lock is None:  # one for all its outboxes: somebody may still wait for it
+            self.lock = threading.Lock()
         outbox = self.new_outbox()
         outbox.failed = self.driver.tell_of_spool
         if first:
             outbox.add(first)
         self._begin_to_wait(outbox)
-        self.step = self.driver.flush
         self.outbox = outbox  # last: the thread that has the client may come back to it now, and not find it empty
         return outbox
 
@@ -256,15 +257,36 @@ class TimedClient(Client):
 
     def complete(self, data: bytes) -> None:
         """Send the last of an answer, unless somebody else has answered."""
-        if self.running is not None:
-            self.running.complete()
+        running = self.running
+        if running is not None:
+            running.complete()
         super().complete(data)
+        if running is not None:
+            running.whole = True
 
-    def sendfile(self, file: Any, offset: int, size: int) -> None:
+    def sendfile(self, file: Any, offset: int, size: int, *, last: bool) -> None:
         """Let the kernel send a part of a file, unless somebody else has answered."""
-        if self.running is not None:
-            self.running.begin_to_send()
-        super().sendfile(file, offset, size)
+        running = self.running
+        if running is None:
+            super().sendfile(file, offset, size, last=last)
+            return
+        if last:
+            running.complete()
+        else:
+            running.begin_to_send()
+        super().sendfile(file, offset, size, last=last)
+        running.whole = last
+
+    def _see_it_take(self, outbox: Outbox) -> None:
+        if self.running is None or outbox.size <= outbox.most:
+            super()._see_it_take(outbox)
+            return
+        with self.driver.paused(self.running):
+            super()._see_it_take(outbox)
+
+
+class _Detached(Exception):
+    """The client is the leader's: its thread was given up behind a whole answer."""
 
 
 class _Turn(threading.Semaphore):
@@ -537,6 +559,7 @@ class WsgiDriver(Reception[Client]):
             ours = {fd for fd, events in self._batch if events}
             self._batch.clear()
             self._see_if_hopeless()
+            self._end_late()
             if self._parting:
                 self._part()
             if self._exchange is None:
@@ -556,6 +579,27 @@ class WsgiDriver(Reception[Client]):
             # Nobody serves them, nor looks at their deadlines, and the worker would stay for them for ever.
             for given_up in list(self._clients.values()):
                 self._close(given_up)
+
+    def _end_late(self) -> None:
+        """End what took too long, as far as that takes no thread: what came of a request may be all of it."""
+        due, now = self._deadlines.next, time.monotonic()
+        if due is None or now < due:
+            return
+        for client in self._deadlines.expired(now):
+            asks = client.outbox is None and (client.step == self.receive or client.opening is not None)
+            if client.watched and asks and not client.has_unread():
+                self._serve(client, self._end_silent)
+            else:
+                self._expire(client)
+
+    def _end_silent(self, client: Client) -> bool:
+        """End a connection on which nothing came in time."""
+        if self._late(client):
+            if client.connection.idle:
+                client.broken = True
+            else:
+                self._time_out(client)
+        return False
 
     def _share_newcomers(self, ready: set[int]) -> None:
         for fd in ready & self._gates.keys() if self._accepting else ():
@@ -757,6 +801,8 @@ class WsgiDriver(Reception[Client]):
             answered = step(client)
         except OSError:
             client.broken = True
+        except _Detached:
+            return
         self._settle(client, answered=answered)
         if self._behind and self._leader != threading.get_ident():
             self._wake()
@@ -830,6 +876,7 @@ class WsgiDriver(Reception[Client]):
                     client.broken = True  # the poller tells of it
                 # Who leads may have a client in its hands, or have closed it: to anybody else there is the tap.
                 if client.outbox is not None and client.watched and leads and client.takes():
+                    client.step = self.flush
                     self._watch(client, WRITE)
             if self._access is not None:
                 self._access.flush()
@@ -882,6 +929,8 @@ class WsgiDriver(Reception[Client]):
             return
         assert client.lock is not None
         with client.lock:
+            if client.tap < 0:
+                return  # its thread came back meanwhile, and has the outbox for itself
             try:
                 if client.outbox is not None:
                     client.outbox.flush(client.sock, TURN)
@@ -974,6 +1023,11 @@ class WsgiDriver(Reception[Client]):
         """Send on what the client did not take at once; returns whether that was all."""
         client.flush(TURN)
         return self._emptied(client)
+
+    def _watch_outbox(self, client: Client) -> None:
+        # Here, and not where an outbox is opened: that may be another thread, and whose the client is has a step as well.
+        client.step = self.flush
+        super()._watch_outbox(client)
 
     def _emptied(self, client: Client) -> bool:
         outbox = client.outbox
@@ -1131,10 +1185,23 @@ class WsgiDriver(Reception[Client]):
         finally:
             del self._running[running]
             client.running = None
-            if not take(running.claim):
-                client.broken = True
-                with self._lock:
-                    pass  # until the monitor is done with it
+        if not take(running.claim):
+            with self._lock:
+                pass  # until the monitor is done with it
+            if running.detached:
+                raise _Detached
+            client.broken = True
+
+    @contextmanager
+    def paused(self, running: Running) -> Iterator[None]:
+        """Let a request's time stand still while its thread waits for its client, which has limits of its own."""
+        left = running.deadline - time.monotonic()
+        running.deadline = NEVER
+        try:
+            yield
+        finally:
+            running.deadline = time.monotonic() + left
+            self._tell_monitor()  # which may sleep, for it knew of no deadline
 
     def _end_overtime(self, patience: int | None) -> int | None:
         """Answer for those whose time is over; return for how many milliseconds the monitor may sleep."""
@@ -1151,7 +1218,10 @@ class WsgiDriver(Reception[Client]):
         return patience
 
     def _give_up(self, running: Running, client: Client, claim: list[bool]) -> None:
-        """Answer for a thread, cut its connection, and have another thread in its place; unless it just comes back."""
+        """Answer for a thread, and have another thread in its place; unless it just comes back.
+
+        Its connection is cut, but if only a client that takes its time is left of the request: what waits for that goes out.
+        """
         frame = sys._current_frames().get(running.thread.ident or 0)  # noqa: SLF001 - the only way to another thread's stack
         stack = "".join(traceback.format_stack(frame))
         age_s = round(time.monotonic() - running.since, 3)
@@ -1172,15 +1242,20 @@ class WsgiDriver(Reception[Client]):
                 self._away -= 1
             if leads or self._vacant:
                 self._pass_lead()
-            self._clients.pop(client.fd, None)
-            self._count()
-            # Under the lock, which its thread has to pass: when that is back it closes the socket.
-            client.broken = True
+            # Under the lock, which its thread has to pass: when that is back it closes the socket, or leaves it alone.
             answered = not (running.sending or client.outbox)
             late = Refused(504, "the request took too long", "RFC 9110 section 15.6.5")
             head_only = running.request.line.method == "HEAD"
             octets = closing_answer(late, self.date(), head_only=head_only) if answered else b""
-            client.cut(octets)
+            if running.whole and client.outbox:
+                running.detached = True
+                client.connection.close()
+                self._watch_outbox(client)
+            else:
+                self._clients.pop(client.fd, None)
+                self._count()
+                client.broken = True
+                client.cut(octets)
         self.records.emit(
             "request.timeout",
             method=running.request.line.method,
@@ -1259,8 +1334,9 @@ class WsgiDriver(Reception[Client]):
             client.connection.request_id,
             bound_context(),
         )
-        if client.outbox and not client.broken:
-            client.outbox.then = partial(self._log_taken, entry, time.monotonic())
+        outbox = client.outbox  # once: if the thread is given up just now, the leader may have thrown it away
+        if outbox and not client.broken:
+            outbox.then = partial(self._log_taken, entry, time.monotonic())
         else:
             self._write_log(entry)
 
@@ -1297,5 +1373,8 @@ def no_deadline(_seconds: float) -> None:
 
 def _is_gone(sock: _socket.socket) -> bool:
     poll = select.poll()
-    poll.register(sock, 0)
+    try:
+        poll.register(sock, 0)
+    except ValueError:  # the leader had it, and has closed it
+        return True
     return bool(poll.poll(0))

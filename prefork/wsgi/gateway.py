@@ -46,8 +46,8 @@ class Stream(Protocol):
     def measure(self, file: Any) -> tuple[int, int] | None:
         """Return offset and size of what is left of a regular file, ``None`` for anything else."""
 
-    def sendfile(self, file: Any, offset: int, size: int) -> None:
-        """Send a part of a regular file."""
+    def sendfile(self, file: Any, offset: int, size: int, *, last: bool) -> None:
+        """Send a part of a regular file, which may be the ``last`` of an answer."""
 
 
 class _EnvironKeys(dict[bytes, str]):
@@ -446,7 +446,7 @@ class Answer:
             self.size += size
             self._stream.send(head)
             head = b""
-            self._stream.sendfile(wrapper.filelike, offset, size)
+            self._stream.sendfile(wrapper.filelike, offset, size, last=self._connection.complete)
         elif not self._connection.bodiless:
             for chunk in wrapper:
                 piece = head + self._connection.data(chunk)
@@ -456,7 +456,7 @@ class Answer:
         rest = head + self._connection.finish()
         self.sent = True
         if rest:
-            self._stream.send(rest)
+            self._stream.complete(rest)
         return True
 
     def _head(self, whole: int | None) -> bytes:

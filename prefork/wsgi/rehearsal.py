@@ -45,7 +45,7 @@ class _Reader:
     def measure(self, _file: Any) -> None:
         return None
 
-    def sendfile(self, _file: Any, _offset: int, _size: int) -> None:
+    def sendfile(self, _file: Any, _offset: int, _size: int, *, last: bool) -> None:  # noqa: ARG002 - no file is measured
         raise AssertionError("no file was measured")
 
 

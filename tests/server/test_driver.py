@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import signal
 import socket
@@ -16,7 +17,8 @@ from server_process import PATIENCE, LiveServer, put_to_sleep, until
 from prefork.config import Config
 from prefork.exit_guard import ExitGuard
 from prefork.handover import Exchange, Ticket, decode
-from prefork.reception import Outfit, WorkerFacts
+from prefork.http1.connection import Connection
+from prefork.reception import Origin, Outfit, WorkerFacts
 from prefork.records import Records
 from prefork.wsgi.driver import WsgiDriver
 
@@ -263,7 +265,7 @@ def test_a_worker_that_retires_answers_who_has_asked_already_as_far_as_its_budge
     assert (requests["0"], requests["3"], requests["1"] + requests["2"]) == (2, 1, served - 3)
 
 
-def alone(exchange: Exchange, **options: Any) -> WsgiDriver:
+def alone(exchange: Exchange | None = None, **options: Any) -> WsgiDriver:
     """Return a driver in this process that answers each request with its path, and is sent its clients by ``exchange``."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
@@ -278,11 +280,13 @@ def alone(exchange: Exchange, **options: Any) -> WsgiDriver:
     )
 
 
-def hand_over(exchange: Exchange, *, deadline: float) -> socket.socket:
+def hand_over(exchange: Exchange, *, deadline: float, buffer: int = 0) -> socket.socket:
     """Return a client whose connection was sent into the exchange."""
     client, theirs = socket.socketpair()
     client.settimeout(PATIENCE)
     with theirs:
+        if buffer:
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         assert exchange.send(Ticket("http", "a", "80", ("client", "1"), deadline, 0), theirs.fileno())
     return client
 
@@ -335,6 +339,74 @@ def test_who_asks_at_the_moment_in_which_his_time_is_up_is_answered_and_may_ask_
             assert asked(client, "/third") == b"/third"
 
     driver = alone(exchange, keep_alive_timeout=0.5)
+    driver.run(lambda: None, talk)
+    driver.close()
+    exchange.close()
+
+
+# Two threads and the rest of one answer.
+
+
+def test_a_thread_that_is_back_has_the_rest_of_its_answer_for_itself() -> None:
+    """Also when the leader was told before that more can be sent, and comes to it only now."""
+    driver = alone()
+    ours, theirs = socket.socketpair()
+    origin = Origin("http", "a", "80", trusted=False)
+    client = driver._admit(
+        _socket.socket(fileno=theirs.detach()), driver._base(origin), ("client", "1"), monotonic() + PATIENCE
+    )
+    client.send_octets(bytes(1_000_000))
+    outbox = client.outbox
+    assert outbox
+    (told,) = driver._taps.values()
+    driver._close_tap(client)
+    before = outbox.size
+    ours.recv(1_000_000)
+    driver._drip(told)
+    assert outbox.size == before
+    driver._close(client)
+    driver._drip(told)
+    driver.close()
+    ours.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET"), reason="this system hands nothing over")
+def test_the_rest_of_an_answer_that_another_thread_sent_goes_out_behind_whatever_its_leader_is_at() -> None:
+    exchange = Exchange.open()
+    assert exchange
+    meanwhile = threading.Event()
+
+    class Interrupted(Connection):
+        @property
+        def idle(self) -> bool:
+            """Have the monitor send what is held back at a moment when the leader gives the client back."""
+            if any(client.connection is self for client, _ in driver._held_back):
+                monitor = threading.Thread(target=driver.send_held_back)
+                monitor.start()
+                monitor.join(PATIENCE)
+                meanwhile.set()
+            return super().idle
+
+    def talk() -> None:
+        with (
+            hand_over(exchange, deadline=monotonic() + PATIENCE, buffer=1) as client,
+            hand_over(exchange, deadline=monotonic() + PATIENCE) as other,
+        ):
+            assert [asked(one, "/first") for one in (client, other)] == [b"/first"] * 2
+            with driver._sending:  # until this is free the leader cannot come to its poller, and then finds both
+                driver._wake()
+                client.sendall(request(long) * 2)
+                other.sendall(request("/other"))
+            assert meanwhile.wait(PATIENCE)
+            assert answer(other) == b"/other"
+            with client.makefile("rb") as answers:
+                for _ in range(2):
+                    assert any(line == b"\r\n" for line in answers)
+                    assert answers.read(len(long)) == long.encode()
+
+    long = "/" + "x" * 5000
+    driver = alone(exchange)
+    driver._kind_of_connection = Interrupted
     driver.run(lambda: None, talk)
     driver.close()
     exchange.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import socket
 import struct
@@ -277,6 +278,36 @@ def test_all_clients_of_a_retiring_worker_whose_threads_are_away_are_handed_over
         (tmp_path / "open").touch()
         assert begin(held).read() == b"open\n"
         held.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET"), reason="this system hands nothing over")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_who_is_late_while_all_threads_are_away_costs_nothing_any_more_and_who_is_not_is_served_by_the_next(
+    serve: Callable[..., LiveServer], tmp_path: Path, threads: int
+) -> None:
+    limits = {"head_timeout": 1, "body_timeout": 1, "write_timeout": 1, "keep_alive_timeout": 1}
+    with serve(threads=threads, **limits) as server, ExitStack() as stack:
+        stalled = stack.enter_context(send(server, "/big", buffer=65536))
+        assert begin(stalled).status == 200
+        idle = stack.enter_context(send(server, "/"))
+        assert begin(idle).read() == b"tea\n"
+        body = stack.enter_context(send(server, "/", head="Content-Length: 4\r\n"))
+        slow, silent = (stack.enter_context(socket.create_connection(server.address, PATIENCE)) for _ in range(2))
+        slow.sendall(b"GET /")
+        silent.sendall(b"GET /")
+        assert server.get() == (200, b"tea\n")  # who came before is taken in before
+        held = [stack.enter_context(send(server, "/gate")) for _ in range(threads)]
+        server.wait_for_output("at the gate", count=threads)
+        slow.sendall(b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert [begin(client).status for client in (body, silent)] == [408, 408]
+        assert idle.recv(1) == b""
+        reset = select.poll()
+        reset.register(stalled, 0)
+        until(lambda: bool(reset.poll(0)))
+        assert len(server.all("request.rejected")) == 2
+        (tmp_path / "open").touch()
+        assert [begin(client).read() for client in held] == [b"open\n"] * threads
+        assert begin(slow).read() == b"tea\n"
 
 
 REFUSED = """

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+SIZE = 12_000_000
 APP = """
-import threading
+import io, threading
+
+SIZE = 12_000_000
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
@@ -31,6 +34,11 @@ def wait_for(name):
 class Closing(list):
     def close(self):
         never_comes()
+
+class ClosingFile(io.FileIO):
+    def close(self):
+        if not self.closed:
+            never_comes()
 
 def app(environ, start_response):
     path = environ["PATH_INFO"]
@@ -55,9 +63,58 @@ def app(environ, start_response):
         return body()
     if path == "/closing":
         return Closing([b"whole"])
+    if path == "/large":
+        return Closing([b"x" * SIZE])
+    if path == "/pieces":
+        def pieces():
+            for _ in range(12):
+                yield b"x" * (SIZE // 12)
+            never_comes()
+        return pieces()
+    if path == "/file":
+        name = os.path.join(os.path.dirname(__file__), "file")
+        with open(name, "wb") as file:
+            file.truncate(SIZE)
+        return environ["wsgi.file_wrapper"](ClosingFile(name))
     if path == "/late":
         say("back")
     return [path.encode() if path.startswith("/sleep") else b"%d" % os.getpid()]
+"""
+
+RETURNS = """
+class Returning(list):
+    def close(self):
+        if self.late:
+            while self.client.sock.fileno() >= 0:
+                time.sleep(0.01)
+            say("back")
+        else:
+            wait_for("open")
+        raise OSError("behind the answer")
+
+stuck_app = app
+def app(environ, start_response):
+    if environ["PATH_INFO"] != "/returns":
+        return stuck_app(environ, start_response)
+    start_response("200 OK", [])
+    answer = Returning([b"x" * SIZE])
+    answer.late, answer.client = environ["QUERY_STRING"] == "late", environ["prefork.client_gone"].__self__
+    return answer
+"""
+SLOW_FILE = """
+class SlowFile(io.FileIO):
+    def close(self):
+        if not self.closed:
+            time.sleep(0.5)
+            super().close()
+
+quick_app = app
+def app(environ, start_response):
+    if environ["PATH_INFO"] != "/slow-file":
+        return quick_app(environ, start_response)
+    time.sleep(0.5)
+    start_response("200 OK", [])
+    return environ["wsgi.file_wrapper"](SlowFile(__file__))
 """
 
 
@@ -65,9 +122,9 @@ def app(environ, start_response):
 def serve(write_app: Callable[..., Path]) -> Callable[..., LiveServer]:
     """Return a server of the app above, with options."""
 
-    def serve(**options: Any) -> LiveServer:
+    def serve(more: str = "", **options: Any) -> LiveServer:
         options = {"max_workers": 1, "request_timeout": 0.3, **options}
-        return LiveServer.pool("sample:app", app_dir=str(write_app(APP)), **options)
+        return LiveServer.pool("sample:app", app_dir=str(write_app(APP + more)), **options)
 
     return serve
 
@@ -143,6 +200,75 @@ def test_a_whole_answer_arrives_although_the_application_is_stuck_behind_it(serv
         assert client.recv(1) == b""
         server.wait_for("worker.exited", exit_code=0)
         client.close()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("path", ["/large", "/file"])
+def test_a_whole_answer_of_which_a_part_still_waits_arrives_although_the_application_is_stuck_behind_it(
+    serve: Callable[..., LiveServer], path: str, threads: int
+) -> None:
+    with serve(threads=threads) as server, send(server, path) as client:
+        record = server.wait_for("request.timeout")
+        assert "in never_comes" in record["stack"]
+        assert record["status"] is None
+        status, body = answer(client)
+        assert (status, len(body)) == (200, SIZE)
+        assert client.recv(1) == b""
+        server.wait_for("worker.exited", exit_code=0, stuck=1)
+
+
+def test_who_comes_back_behind_a_whole_answer_takes_nothing_of_it(
+    serve: Callable[..., LiveServer], tmp_path: Path
+) -> None:
+    with serve(RETURNS, threads=1) as server, send(server, "/returns") as client:
+        server.wait_for("request.timeout")
+        (tmp_path / "open").touch()
+        server.wait_for("request.failed")
+        status, body = answer(client)
+        assert (status, len(body)) == (200, SIZE)
+        assert client.recv(1) == b""
+        gone = server.wait_for("worker.exited", reason="request_timeout")
+        assert gone["exit_code"] == 0
+        assert "stuck" not in gone
+
+
+def test_who_comes_back_when_the_connection_is_closed_behind_his_answer_harms_nobody(
+    serve: Callable[..., LiveServer], tmp_path: Path
+) -> None:
+    with serve(RETURNS) as server:
+        held = send(server, "/held")
+        assert answer(held)[0] == 200
+        with send(server, "/returns?late") as client:
+            server.wait_for("request.timeout")
+            assert len(answer(client)[1]) == SIZE
+            server.wait_for_output("back")
+        (tmp_path / "free").touch()
+        gone = server.wait_for("worker.exited", reason="request_timeout")
+        assert gone["exit_code"] == 0
+        assert "stuck" not in gone
+        held.close()
+
+
+def test_an_answer_has_its_time_once_more_behind_a_file(serve: Callable[..., LiveServer], tmp_path: Path) -> None:
+    with serve(SLOW_FILE, request_timeout=0.8) as server:
+        client = send(server, "/slow-file")
+        assert answer(client)[0] == 200
+        ask(client, "/")
+        assert answer(client)[0] == 200
+        assert not server.all("request.timeout")
+        client.close()
+
+
+def test_the_time_for_which_a_thread_waits_for_its_client_is_not_that_of_the_application(
+    serve: Callable[..., LiveServer],
+) -> None:
+    with serve("import prefork.outbox\nprefork.outbox.SPOOL = 1_000_000") as server, send(server, "/pieces") as client:
+        server.wait_for_output("in /pieces")
+        threading.Event().wait(1.0)  # until its client takes something
+        assert not server.all("request.timeout")
+        with pytest.raises(IncompleteRead):
+            answer(client)
+        assert "in never_comes" in server.wait_for("request.timeout")["stack"]
 
 
 def test_a_head_request_is_answered_for_without_a_body(serve: Callable[..., LiveServer]) -> None:

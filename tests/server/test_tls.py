@@ -36,9 +36,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 APP = """
-import hashlib, json, os, ssl, time
+import hashlib, io, json, os, ssl, time
 
 BIG = bytes(range(256)) * 40_000  # 10 MB
+
+class Stuck(io.FileIO):
+    def close(self):
+        if not self.closed:
+            time.sleep(600)
 
 def app(environ, start_response):
     path, query = environ["PATH_INFO"], environ["QUERY_STRING"]
@@ -53,6 +58,8 @@ def app(environ, start_response):
         body = (BIG[at : at + 100_000] for at in range(0, len(BIG), 100_000))
     elif path == "/file":
         body = environ["wsgi.file_wrapper"](open(os.path.join(os.path.dirname(__file__), "big"), "rb"))
+    elif path == "/stuck-behind":
+        body = environ["wsgi.file_wrapper"](Stuck(os.path.join(os.path.dirname(__file__), "big")))
     elif path == "/torn":
         def torn():
             yield b"tea"
@@ -540,6 +547,15 @@ def test_a_slow_reader_keeps_no_thread_and_gets_it_all(place: Place, server: Liv
             assert get(other)[1]  # the only thread is free
         data = all_of(slow)
     assert data.partition(b"\r\n\r\n")[2] == BIG
+
+
+def test_a_whole_answer_arrives_and_its_end_is_announced_although_the_application_is_stuck_behind_it(
+    place: Place,
+) -> None:
+    with place.serve(request_timeout=0.3) as server, talk(server, place.trusting()) as client:
+        client.sendall(b"GET /stuck-behind HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert server.wait_for("request.timeout")["status"] is None
+        assert all_of(client).partition(b"\r\n\r\n")[2] == BIG
 
 
 def test_a_large_body_comes_in_whole(place: Place, server: LiveServer) -> None:

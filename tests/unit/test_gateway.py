@@ -35,7 +35,7 @@ class Sent:
     def measure(self, file: Any) -> None:
         return None
 
-    def sendfile(self, file: Any, offset: int, size: int) -> None:
+    def sendfile(self, file: Any, offset: int, size: int, *, last: bool) -> None:
         raise AssertionError
 
 
@@ -133,12 +133,14 @@ class Kernel(Sent):
         super().__init__()
         self.left = (offset, size)
         self.files: list[tuple[Any, int, int]] = []
+        self.whole = False
 
     def measure(self, file: Any) -> tuple[int, int]:  # type: ignore[override]  # this is a file
         return self.left
 
-    def sendfile(self, file: Any, offset: int, size: int) -> None:
+    def sendfile(self, file: Any, offset: int, size: int, *, last: bool) -> None:
         self.files.append((file, offset, size))
+        self.whole = last
 
 
 def give(file: Unread, stream: Kernel, length: int | None, *, method: bytes = b"GET", status: str = "200 OK") -> None:
@@ -168,6 +170,7 @@ def test_a_file_is_left_to_the_kernel(left: tuple[int, int], declared: int | Non
     file, stream = Unread(), Kernel(*left)
     give(file, stream, declared)
     assert stream.files == [(file, *sent)]
+    assert stream.whole
     assert b"Content-Length: %d\r\n" % sent[1] in stream.data
 
 

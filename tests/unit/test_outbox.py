@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import socket
 import tempfile
 import threading
 import time
 import tracemalloc
-from contextlib import closing
+from contextlib import closing, suppress
+from errno import EMFILE
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,7 @@ from prefork.outbox import MEMORY, SMALL, Outbox
 from prefork.room import Room
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -123,6 +125,52 @@ def test_what_a_full_disk_refuses_is_kept_in_memory_in_its_place_and_told_of_onc
     assert outbox.size == MEMORY + len(b"on disk, in memory, and so on for good")
     assert taken(outbox, ends) == bytes(MEMORY) + b"on disk, in memory, and so on for good"
     outbox.close()
+
+
+@pytest.fixture
+def exhaust() -> Iterator[Callable[[int], None]]:
+    """Return what uses up all descriptors but so many."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+
+    def exhaust(left: int) -> None:
+        highest = max(int(path.name) for path in Path("/dev/fd").iterdir())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 10, before[1]))
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(1))
+        for _ in range(left):
+            os.close(taken.pop())
+
+    yield exhaust
+    for descriptor in taken:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["no directory yet", "the directory is known"])
+@pytest.mark.parametrize("left", [0, 1, 2])
+def test_what_no_descriptor_is_left_for_is_kept_in_memory_in_its_place_and_the_reason_told(
+    ends: tuple[socket.socket, socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
+    exhaust: Callable[[int], None],
+    left: int,
+    *,
+    known: bool,
+) -> None:
+    """A file needs one, and what is to be sent of it another one."""
+    told: list[OSError] = []
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.gettempdir() if known else None)
+    with closing(Outbox(None)) as outbox:
+        outbox.failed = told.append
+        outbox.add(bytes(MEMORY))
+        exhaust(left)
+        outbox.add(b"the first, ")
+        outbox.add(b"the second")
+        assert outbox.size == MEMORY + len(b"the first, the second")
+        assert taken(outbox, ends) == bytes(MEMORY) + b"the first, the second"
+        assert outbox.size == 0
+    assert [(error.errno, error.strerror) for error in told] == [(EMFILE, os.strerror(EMFILE))] * (left < 2)
 
 
 def test_a_client_that_always_lags_costs_no_more_room_than_it_lags(
