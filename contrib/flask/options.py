@@ -193,6 +193,8 @@ def _address(sources: Iterator[_Source]) -> tuple[str, str] | None:
                 raise ConfigError("PF302", f"the port is {port!r} ({source.of('PORT')})", PORT_HINT)
     if origin is None:
         return None
+    if host is not None and host.count(":") == 1 and not host.startswith("unix://"):
+        raise ConfigError("PF301", f"the host is {host!r} ({of_host})", "give --bind, or --host and --port")
     address = join(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port)
     check("bind", (address,), of_host)
     return address, origin
