@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 
 from prefork.config import OPTIONS, Option, resolve
-from prefork.contrib.serving import with_access_log_off
+from prefork.contrib.serving import may_join_logs, with_access_log_off
 from prefork.errors import ConfigError
 from prefork.terminal import is_terminal
 
@@ -44,10 +44,8 @@ def joins_logs() -> bool:
     Only where the project has not set up logging: Django would not show at all that a view raised. Under ``DEBUG`` it
     does. ``PREFORK = {"LOGGING": "off"}`` leaves logging alone.
     """
-    wanted = str(getattr(settings, "PREFORK", {}).get(LOGGING, "auto")).lower()
-    if wanted not in {"auto", "off"}:
-        raise ConfigError("PF102", f"PREFORK['LOGGING'] is {wanted!r}", "choose one of auto, off")
-    return wanted == "auto" and not settings.LOGGING and not settings.DEBUG
+    wanted = getattr(settings, "PREFORK", {}).get(LOGGING, "auto")
+    return may_join_logs(wanted, "PREFORK['LOGGING']") and not settings.LOGGING and not settings.DEBUG
 
 
 def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:

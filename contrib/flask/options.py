@@ -130,7 +130,7 @@ def resolve_options(
         flags["bind"], origin = (address[0],), address[1]
     flags, settings = _as_ours(flags), _as_ours(settings)
     others = _of_flask_run(environ, {*flags, *settings})
-    settings = {key: value for key, value in settings.items() if key not in {"HOST", "PORT"}}
+    settings = {key: value for key, value in settings.items() if key not in {"HOST", "PORT", "LOGGING"}}
     people = debug or is_terminal(sys.stderr)
     resolved = resolve(
         flags=flags,
