@@ -105,6 +105,9 @@ def _run(info: ScriptInfo, /, **options: Any) -> None:
             status = _Run(info, options).run()
     except errors.PreforkError as error:
         status = errors.report(error)
+    except KeyboardInterrupt:
+        # Before the pool has taken over its signals, which end with 0 as well.
+        status = 0
     context.exit(status)
 
 
@@ -175,7 +178,7 @@ class _Run:
                 return self.info.load_app()
             except click.ClickException:
                 raise  # Flask's own line on what it did not find
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 from prefork.loading import failure
 
                 via = (__file__, cli.__file__)

@@ -130,6 +130,28 @@ def test_an_app_that_raises_ends_it_with_1_and_its_own_traceback_alone(write: Ca
         assert server.log.count("Traceback (most recent call last)") == 1
 
 
+@pytest.mark.parametrize("status", ["", "0", "7"])
+def test_an_app_that_ends_the_program_at_import_ends_it_with_1_and_says_so(
+    write: Callable[..., Path], status: str
+) -> None:
+    with run_prefork(write(more=f"import sys; sys.exit({status})"), ready="") as server:
+        assert server.wait() == 1
+        assert server.output[-1].startswith("prefork: error: loading shop failed: SystemExit")
+        assert server.output[-1].endswith(": see the traceback [PF206]")
+        assert server.log.count("Traceback (most recent call last)") == 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-redeploy",), ("--reload",)], ids=["kept", "alone", "reload"])
+def test_ctrl_c_while_the_app_is_loaded_ends_it_with_0(write: Callable[..., Path], flags: tuple[str, ...]) -> None:
+    with run_prefork(
+        write(more="import time; print('loading', flush=True); time.sleep(60)"), *flags, ready=""
+    ) as server:
+        server.wait_for_output("loading")
+        os.killpg(server.pid, signal.SIGINT)  # as a terminal does
+        assert server.wait() == 0
+        assert "Aborted" not in server.log
+
+
 @pytest.mark.parametrize(
     ("flags", "env"),
     [
