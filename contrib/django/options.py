@@ -96,6 +96,16 @@ def _ipv6_of(name: str) -> str:
         raise ConfigError("PF607", f"{name!r} has no IPv6 address", _NO_IPV6) from None
 
 
+def no_such_flag(flag: str) -> ConfigError:
+    """Return the error for a flag that ``manage.py runprefork`` does not have."""
+    from difflib import get_close_matches
+
+    from prefork.options_click import no_such_option
+
+    flags = [option.flag for option in OPTIONS.values() if option.name not in NOT_OURS]
+    return no_such_option(flag, get_close_matches(flag, flags), without=NOT_OURS)
+
+
 class _HelpAll(Action):
     """Shows all options."""
 

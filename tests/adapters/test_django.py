@@ -242,6 +242,31 @@ def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
         assert "Traceback" not in server.log
 
 
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (("--max-requests", "100"), "did you mean --max-reqs-per-child?"),
+        (("--timeout=5",), "did you mean --request-timeout?"),
+        (("--port", "8000"), "did you mean --bind?"),
+        (("--threds", "2"), "did you mean --threads?"),
+        (("--preload",), "--help-all shows all of them"),
+    ],
+)
+def test_a_flag_that_there_is_not_ends_it_with_2_and_what_to_give_instead(
+    write: Callable[..., Path], flags: tuple[str, ...], hint: str
+) -> None:
+    with runprefork(write(), *flags, ready="") as server:
+        assert server.wait() == 2
+        flag = flags[0].partition("=")[0]
+        assert server.output == [f"CommandError: there is no option {flag}: {hint} [PF101]"]
+
+
+def test_what_is_wrong_otherwise_with_the_command_line_django_tells(write: Callable[..., Path]) -> None:
+    with runprefork(write(), "--threads", ready="") as server:
+        assert server.wait() == 2
+        assert server.output[-1].endswith("--threads: expected one argument")
+
+
 SIGNALS = """
 import atexit
 from django.dispatch import receiver

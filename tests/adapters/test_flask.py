@@ -153,6 +153,22 @@ def test_ctrl_c_while_the_app_is_loaded_ends_it_with_0(write: Callable[..., Path
 
 
 @pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--max-requests", "did you mean --max-reqs-per-child?"),
+        ("--threds", "did you mean --threads?"),
+        ("--pythonpath", "--help-all shows all of them"),
+    ],
+)
+def test_a_flag_that_there_is_not_ends_it_with_2_and_what_to_give_instead(
+    write: Callable[..., Path], flag: str, hint: str
+) -> None:
+    with run_prefork(write(), flag, "5", ready="") as server:
+        assert server.wait() == 2
+        assert server.output == [f"prefork: error: there is no option {flag}: {hint} [PF101]"]
+
+
+@pytest.mark.parametrize(
     ("flags", "env"),
     [
         (("--cert", "adhoc"), {}),
