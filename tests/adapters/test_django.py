@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+WSGI = """
+import os
+os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+from django.core.wsgi import get_wsgi_application
+application = get_wsgi_application()
+"""
+
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
@@ -43,6 +50,20 @@ def test_a_view_that_raises_gives_500_and_its_traceback_in_the_log(write: Callab
         assert b"the view is broken" not in body
         server.stop()
         assert "ZeroDivisionError: the view is broken" in server.log
+        assert server.log.count("Traceback (most recent call last)") == 1
+
+
+def test_the_settings_of_the_page_show_the_traceback_of_a_view_where_prefork_serves_a_project(
+    write: Callable[..., Path],
+) -> None:
+    page = (ROOT / "docs" / "django.md").read_text()
+    shown = "LOGGING = {" + page.partition("LOGGING = {")[2].partition("```")[0]
+    folder = write(shown)
+    (folder / "wsgi.py").write_text(WSGI)
+    with LiveServer.of("wsgi", "--workers", "1", cwd=folder) as server:
+        assert server.get("/broken")[0] == 500
+        server.wait_for_output("ZeroDivisionError: the view is broken")
+        server.stop()
         assert server.log.count("Traceback (most recent call last)") == 1
 
 
