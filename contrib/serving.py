@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from prefork.config import OPTIONS
+from prefork.errors import ConfigError
 from prefork.values import replace
 
 if TYPE_CHECKING:
@@ -30,6 +31,17 @@ def with_access_log_off(resolved: Resolved) -> Resolved:
     """Return the same without an access log, for a flag that overrules every other source."""
     origins = {**resolved.origins, "access_log": "flag --no-access-log"}
     return replace(resolved, config=replace(resolved.config, access_log=None), origins=origins)
+
+
+def may_join_logs(wanted: object, name: str) -> bool:
+    """Return whether our records and the application's log may be one stream: a setting says ``"auto"`` or ``"off"``.
+
+    Raises ``ConfigError`` for anything else, with the ``name`` of the setting.
+    """
+    word = str(wanted).lower()
+    if word not in {"auto", "off"}:
+        raise ConfigError("PF102", f"{name} is {word!r}", "choose one of auto, off")
+    return word == "auto"
 
 
 def when_ready(config: Config, tell: Callable[[], object]) -> Config:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefork import __version__
-from prefork.config import OPTIONS, Resolved, nearest, resolve
+from prefork.config import OPTIONS, Resolved, resolve
 from prefork.errors import AppNotFound, ConfigError, PlatformUnsupported, PreforkError, report
 from prefork.heap import collecting_seldom
-from prefork.options_click import click_options
+from prefork.options_click import click_options, no_such_option
 
 if TYPE_CHECKING:
     from prefork.config import Config
@@ -132,13 +132,6 @@ def command() -> click.Command:
     )
 
 
-def _instead(error: click.NoSuchOption) -> str:
-    """Return what to do: of another server's flag take ours, which by its spelling alone may be far."""
-    ours = nearest(error.option_name.lstrip("-"), ())
-    likely = [OPTIONS[ours].flag] if ours else error.possibilities
-    return f"did you mean {likely[0]}?" if likely else "--help-all shows all of them"
-
-
 def main(args: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 if it cannot bind or boot, 2 for a user's mistake, 3 to reload."""
     # The console script has its own folder there; python -m prefork the current one.
@@ -147,7 +140,7 @@ def main(args: list[str] | None = None) -> int:
     try:
         result = command().main(args, prog_name="prefork", standalone_mode=False)
     except click.NoSuchOption as error:
-        return report(ConfigError("PF101", f"there is no option {error.option_name}", _instead(error)))
+        return report(no_such_option(error.option_name, error.possibilities))
     except click.ClickException as error:
         return report(ConfigError("PF102", error.format_message().rstrip("."), "--help-all shows what can be given"))
     except click.Abort:

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prefork.config import OPTIONS, Option
+from prefork.config import OPTIONS, Option, nearest
+from prefork.errors import ConfigError
 from prefork.values import replace
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Container, Iterable, Sequence
 
 
 def click_options(*, without: Iterable[str] = (), bind: str | None = None) -> list[click.Option]:
@@ -34,3 +35,19 @@ def _click_option(option: Option) -> click.Option:
         metavar=option.placeholder,
         multiple=option.multiple,
     )
+
+
+def no_such_option(flag: str, likely: Sequence[str] | None = (), *, without: Container[str] = ()) -> ConfigError:
+    """Return the error for a flag that there is not, which says what to give instead: the first of ``likely``.
+
+    Of another server's flag it is ours that does the same, which by its spelling alone may be far. The options in
+    ``without`` are none here.
+    """
+    name = flag.lstrip("-").replace("-", "_")
+    ours = nearest(name, ()) or name
+    if ours in without:
+        likely = ()
+    elif ours in OPTIONS:
+        likely = [OPTIONS[ours].flag]
+    hint = f"did you mean {likely[0]}?" if likely else "--help-all shows all of them"
+    return ConfigError("PF101", f"there is no option {flag}", hint)

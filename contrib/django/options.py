@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 
 from prefork.config import OPTIONS, Option, resolve
-from prefork.contrib.serving import with_access_log_off
+from prefork.contrib.serving import may_join_logs, with_access_log_off
 from prefork.errors import ConfigError
 from prefork.terminal import is_terminal
 
@@ -44,10 +44,8 @@ def joins_logs() -> bool:
     Only where the project has not set up logging: Django would not show at all that a view raised. Under ``DEBUG`` it
     does. ``PREFORK = {"LOGGING": "off"}`` leaves logging alone.
     """
-    wanted = str(getattr(settings, "PREFORK", {}).get(LOGGING, "auto")).lower()
-    if wanted not in {"auto", "off"}:
-        raise ConfigError("PF102", f"PREFORK['LOGGING'] is {wanted!r}", "choose one of auto, off")
-    return wanted == "auto" and not settings.LOGGING and not settings.DEBUG
+    wanted = getattr(settings, "PREFORK", {}).get(LOGGING, "auto")
+    return may_join_logs(wanted, "PREFORK['LOGGING']") and not settings.LOGGING and not settings.DEBUG
 
 
 def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
@@ -96,6 +94,16 @@ def _ipv6_of(name: str) -> str:
         return str(socket.getaddrinfo(name, None, socket.AF_INET6, socket.SOCK_STREAM)[0][4][0])
     except (OSError, UnicodeError):
         raise ConfigError("PF607", f"{name!r} has no IPv6 address", _NO_IPV6) from None
+
+
+def no_such_flag(flag: str) -> ConfigError:
+    """Return the error for a flag that ``manage.py runprefork`` does not have."""
+    from difflib import get_close_matches
+
+    from prefork.options_click import no_such_option
+
+    flags = [option.flag for option in OPTIONS.values() if option.name not in NOT_OURS]
+    return no_such_option(flag, get_close_matches(flag, flags), without=NOT_OURS)
 
 
 class _HelpAll(Action):

@@ -26,8 +26,22 @@ _BEFORE_THE_APP = (
 )  # fmt: skip
 
 
+# Always preloaded, and found by Flask.
+_NOT_OURS = ("app_dir", "preload")
+
+
 class _Command(click.Command):
     """Makes its options when they are first asked for."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line; of a flag that there is not, say what to give instead."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            from prefork.errors import report
+            from prefork.options_click import no_such_option
+
+            ctx.exit(report(no_such_option(error.option_name, error.possibilities, without=_NOT_OURS)))
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options."""
@@ -56,11 +70,9 @@ def _parameters() -> list[click.Parameter]:
     def flag(*names: str, **more: Any) -> click.Option:
         return click.Option(list(names), **{"allow_from_autoenv": False, **more})
 
-    # Always preloaded, and found by Flask: neither --preload nor --app-dir. The environment is read by our own rules.
-    left_out = ("app_dir", "preload", "reload_extra_files", "reload_exclude_patterns")
-    ours = click_options(without=left_out, bind="127.0.0.1:5000")
+    ours = click_options(without=(*_NOT_OURS, "reload_extra_files", "reload_exclude_patterns"), bind="127.0.0.1:5000")
     for option in ours:
-        option.allow_from_autoenv = False
+        option.allow_from_autoenv = False  # the environment is read by our own rules
     return [
         flag("-h", "--host", help="The interface to listen on.  [127.0.0.1; FLASK_RUN_PREFORK_HOST, FLASK_RUN_HOST]"),
         flag("-p", "--port", type=click.IntRange(0, 65535), help="The port to listen on; 0: any that is free.  [5000; FLASK_RUN_PREFORK_PORT, FLASK_RUN_PORT]"),
@@ -105,6 +117,9 @@ def _run(info: ScriptInfo, /, **options: Any) -> None:
             status = _Run(info, options).run()
     except errors.PreforkError as error:
         status = errors.report(error)
+    except KeyboardInterrupt:
+        # Before the pool has taken over its signals, which end with 0 as well.
+        status = 0
     context.exit(status)
 
 
@@ -175,7 +190,7 @@ class _Run:
                 return self.info.load_app()
             except click.ClickException:
                 raise  # Flask's own line on what it did not find
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 from prefork.loading import failure
 
                 via = (__file__, cli.__file__)

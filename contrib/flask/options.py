@@ -130,7 +130,7 @@ def resolve_options(
         flags["bind"], origin = (address[0],), address[1]
     flags, settings = _as_ours(flags), _as_ours(settings)
     others = _of_flask_run(environ, {*flags, *settings})
-    settings = {key: value for key, value in settings.items() if key not in {"HOST", "PORT"}}
+    settings = {key: value for key, value in settings.items() if key not in {"HOST", "PORT", "LOGGING"}}
     people = debug or is_terminal(sys.stderr)
     resolved = resolve(
         flags=flags,
@@ -193,6 +193,8 @@ def _address(sources: Iterator[_Source]) -> tuple[str, str] | None:
                 raise ConfigError("PF302", f"the port is {port!r} ({source.of('PORT')})", PORT_HINT)
     if origin is None:
         return None
+    if host is not None and host.count(":") == 1 and not host.startswith("unix://"):
+        raise ConfigError("PF301", f"the host is {host!r} ({of_host})", "give --bind, or --host and --port")
     address = join(host or DEFAULT_HOST, DEFAULT_PORT if port is None else port)
     check("bind", (address,), of_host)
     return address, origin

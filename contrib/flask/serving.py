@@ -12,7 +12,7 @@ import click
 from flask.logging import default_handler
 
 from prefork.contrib.flask import signals
-from prefork.contrib.serving import when_ready
+from prefork.contrib.serving import may_join_logs, when_ready
 from prefork.terminal import is_terminal
 
 if TYPE_CHECKING:
@@ -24,22 +24,27 @@ if TYPE_CHECKING:
     from prefork.pool import WorkerPool
     from prefork.records import Records
 
+# Ours, and one that the standard library gives a handler.
+_WITH_A_HANDLER = {"prefork", "concurrent.futures"}
+
 
 def serve(app: Flask, config: Config, *, name: str, quiet: bool = False, **more: Any) -> int:
     """Serve ``app`` until stopped; return the exit status. ``more`` is for the pool, ``quiet`` leaves the banner out.
 
-    Raises ``ConfigError`` if root has loaded it, and somebody else shall serve it.
+    Raises ``ConfigError`` if root has loaded it, and somebody else shall serve it, or for a wrong ``PREFORK_LOGGING``.
     """
     from prefork.pool import WorkerPool
     from prefork.privileges import refuse_late
 
     refuse_late(config)
+    joins = may_join_logs(app.config.get("PREFORK_LOGGING", "auto"), "app.config['PREFORK_LOGGING']")
 
     def on_listening(urls: Sequence[str]) -> None:
         if not quiet:
             show_banner(name, urls, debug=app.debug)
-        # Not before: the application's own logging.basicConfig() does nothing if it finds a handler.
-        join_logs(app, pool.records)
+        if joins:
+            # Not before: the application's own logging.basicConfig() does nothing if it finds a handler.
+            join_logs(app, pool.records)
 
     if signals.pool_ready.receivers:
         config = when_ready(config, lambda: tell(signals.pool_ready, app, pool.records))
@@ -93,12 +98,28 @@ def show_banner(name: str, urls: Sequence[str], *, debug: bool) -> None:
 
 def join_logs(app: Flask, records: Records) -> None:
     """Make one stream of our records and the application's, unless it has set up its own."""
+    if logs_itself():
+        return
     root = logging.getLogger()
     before = list(root.handlers)
     records.adopt_root()
     if root.handlers != before:
         # Flask's own handler would print each line a second time.
         app.logger.removeHandler(default_handler)
+
+
+def logs_itself() -> bool:
+    """Whether a logger has a handler of its own, and passes its lines on: a handler of the root would print them again."""
+    loggers = [
+        logger
+        for name, logger in logging.root.manager.loggerDict.items()
+        if isinstance(logger, logging.Logger) and logger.propagate and name not in _WITH_A_HANDLER
+    ]
+    return any(
+        handler is not default_handler and not isinstance(handler, logging.NullHandler)
+        for logger in loggers
+        for handler in logger.handlers
+    )
 
 
 def pass_signals_on(pool: WorkerPool, app: Flask) -> None:

@@ -33,7 +33,7 @@ FIELDS: Mapping[str, str] = {
     "address": "host or path listened on",
     "age_s": "seconds since the application was called",
     "after_s": "age of the worker in seconds",
-    "app": "the application as it was named",
+    "app": "the application as it was named; of one that was given as an object the name of that, or of its class",
     "attempts": "how many workers failed",
     "blocked_s": "seconds since the event loop was asked in vain",
     "boot_s": "seconds from the fork (for the pool, from the start) until it served",

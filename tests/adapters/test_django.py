@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+WSGI = """
+import os
+os.environ["DJANGO_SETTINGS_MODULE"] = "settings"
+from django.core.wsgi import get_wsgi_application
+application = get_wsgi_application()
+"""
+
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
@@ -43,6 +50,20 @@ def test_a_view_that_raises_gives_500_and_its_traceback_in_the_log(write: Callab
         assert b"the view is broken" not in body
         server.stop()
         assert "ZeroDivisionError: the view is broken" in server.log
+        assert server.log.count("Traceback (most recent call last)") == 1
+
+
+def test_the_settings_of_the_page_show_the_traceback_of_a_view_where_prefork_serves_a_project(
+    write: Callable[..., Path],
+) -> None:
+    page = (ROOT / "docs" / "django.md").read_text()
+    shown = "LOGGING = {" + page.partition("LOGGING = {")[2].partition("```")[0]
+    folder = write(shown)
+    (folder / "wsgi.py").write_text(WSGI)
+    with LiveServer.of("wsgi", "--workers", "1", cwd=folder) as server:
+        assert server.get("/broken")[0] == 500
+        server.wait_for_output("ZeroDivisionError: the view is broken")
+        server.stop()
         assert server.log.count("Traceback (most recent call last)") == 1
 
 
@@ -240,6 +261,31 @@ def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
         assert "'nowhere:' is not a valid port number or address:port pair" in server.log
         assert "[PF607]" in server.log
         assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [
+        (("--max-requests", "100"), "did you mean --max-reqs-per-child?"),
+        (("--timeout=5",), "did you mean --request-timeout?"),
+        (("--port", "8000"), "did you mean --bind?"),
+        (("--threds", "2"), "did you mean --threads?"),
+        (("--preload",), "--help-all shows all of them"),
+    ],
+)
+def test_a_flag_that_there_is_not_ends_it_with_2_and_what_to_give_instead(
+    write: Callable[..., Path], flags: tuple[str, ...], hint: str
+) -> None:
+    with runprefork(write(), *flags, ready="") as server:
+        assert server.wait() == 2
+        flag = flags[0].partition("=")[0]
+        assert server.output == [f"CommandError: there is no option {flag}: {hint} [PF101]"]
+
+
+def test_what_is_wrong_otherwise_with_the_command_line_django_tells(write: Callable[..., Path]) -> None:
+    with runprefork(write(), "--threads", ready="") as server:
+        assert server.wait() == 2
+        assert server.output[-1].endswith("--threads: expected one argument")
 
 
 SIGNALS = """

@@ -130,6 +130,44 @@ def test_an_app_that_raises_ends_it_with_1_and_its_own_traceback_alone(write: Ca
         assert server.log.count("Traceback (most recent call last)") == 1
 
 
+@pytest.mark.parametrize("status", ["", "0", "7"])
+def test_an_app_that_ends_the_program_at_import_ends_it_with_1_and_says_so(
+    write: Callable[..., Path], status: str
+) -> None:
+    with run_prefork(write(more=f"import sys; sys.exit({status})"), ready="") as server:
+        assert server.wait() == 1
+        assert server.output[-1].startswith("prefork: error: loading shop failed: SystemExit")
+        assert server.output[-1].endswith(": see the traceback [PF206]")
+        assert server.log.count("Traceback (most recent call last)") == 1
+
+
+@pytest.mark.parametrize("flags", [(), ("--no-redeploy",), ("--reload",)], ids=["kept", "alone", "reload"])
+def test_ctrl_c_while_the_app_is_loaded_ends_it_with_0(write: Callable[..., Path], flags: tuple[str, ...]) -> None:
+    with run_prefork(
+        write(more="import time; print('loading', flush=True); time.sleep(60)"), *flags, ready=""
+    ) as server:
+        server.wait_for_output("loading")
+        os.killpg(server.pid, signal.SIGINT)  # as a terminal does
+        assert server.wait() == 0
+        assert "Aborted" not in server.log
+
+
+@pytest.mark.parametrize(
+    ("flag", "hint"),
+    [
+        ("--max-requests", "did you mean --max-reqs-per-child?"),
+        ("--threds", "did you mean --threads?"),
+        ("--pythonpath", "--help-all shows all of them"),
+    ],
+)
+def test_a_flag_that_there_is_not_ends_it_with_2_and_what_to_give_instead(
+    write: Callable[..., Path], flag: str, hint: str
+) -> None:
+    with run_prefork(write(), flag, "5", ready="") as server:
+        assert server.wait() == 2
+        assert server.output == [f"prefork: error: there is no option {flag}: {hint} [PF101]"]
+
+
 @pytest.mark.parametrize(
     ("flags", "env"),
     [

@@ -107,6 +107,9 @@ def test_an_address_given_twice_is_refused() -> None:
         pytest.param({"host": "a"}, {}, {"FLASK_RUN_PORT": "x"}, "'x' (environment FLASK_RUN_PORT)", id="two sources"),
         pytest.param({}, {}, {"FLASK_RUN_HOST": "a/b"}, "'a/b:5000' (environment FLASK_RUN_HOST)", id="host"),
         pytest.param({"port": "1"}, {}, {"PREFORK_HOST": "a/b"}, "'a/b:1' (environment PREFORK_HOST)", id="host apart"),
+        pytest.param({"host": "a:1"}, {}, {}, "'a:1' (flag --host, --port)", id="host and port"),
+        pytest.param({"host": "a:1", "port": "2"}, {}, {}, "'a:1' (flag --host, --port)", id="host and port, and port"),
+        pytest.param({}, {}, {"FLASK_RUN_HOST": "a:1"}, "'a:1' (environment FLASK_RUN_HOST)", id="FLASK_RUN_HOST"),
         pytest.param({}, {}, {"PREFORK_BIND": "a/b"}, "'a/b' (environment PREFORK_BIND)", id="bind"),
     ],
 )

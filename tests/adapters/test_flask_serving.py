@@ -92,6 +92,47 @@ def test_the_apps_own_logging_stays_in_force(tmp_path: Path) -> None:
         assert server.log.count("the app speaks") == 1
 
 
+HANDLER = """
+handler = logging.StreamHandler()
+handler.setFormatter(logging.Formatter("OWN %(name)s %(message)s"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        pytest.param("logging.getLogger('shop').addHandler(handler)", "OWN shop the app speaks", id="app"),
+        pytest.param("app.logger.handlers[:] = [handler]", "OWN shop the app speaks", id="app without Flask's"),
+        pytest.param("logging.getLogger('library').addHandler(handler)", "OWN library a library speaks", id="library"),
+    ],
+)
+def test_what_has_a_handler_of_its_own_is_there_once(tmp_path: Path, more: str, said: str) -> None:
+    with serve(tmp_path, more=HANDLER + more) as server:
+        server.get("/log")
+        server.wait_for_output(said)
+        server.stop()
+        assert server.log.count("the app speaks") == server.log.count("a library speaks") == 1
+
+
+def test_a_handler_that_does_nothing_changes_nothing(tmp_path: Path) -> None:
+    with serve(tmp_path, more="\nlogging.getLogger('library').addHandler(logging.NullHandler())\n") as server:
+        server.get("/log")
+        server.wait_for("a library speaks", logger="library")
+
+
+def test_the_apps_log_can_be_left_alone(tmp_path: Path) -> None:
+    with serve(tmp_path, more="\napp.config['PREFORK_LOGGING'] = 'off'\n") as server:
+        server.get("/log")
+        server.wait_for_output("WARNING in shop: the app speaks")
+
+
+def test_a_wrong_word_about_the_log_is_one_line_and_status_2(tmp_path: Path) -> None:
+    with serve(tmp_path, more="\napp.config['PREFORK_LOGGING'] = 'of'\n", ready="") as server:
+        assert server.wait() == 2
+        told = "app.config['PREFORK_LOGGING'] is 'of': choose one of auto, off [PF102]"
+        assert server.output == [f"prefork: error: {told}"]
+
+
 @pytest.mark.parametrize("flags", [["--debug", "--no-reload"], []])
 def test_a_view_that_raises_is_answered_and_traced_once(tmp_path: Path, flags: list[str]) -> None:
     with serve(tmp_path, *flags) as server:

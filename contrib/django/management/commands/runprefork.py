@@ -17,7 +17,7 @@ from django.urls import get_resolver
 from django.utils.module_loading import import_string
 
 from prefork.contrib.django import checks, fork, signals
-from prefork.contrib.django.options import add_options, joins_logs, resolve_options
+from prefork.contrib.django.options import add_options, joins_logs, no_such_flag, resolve_options
 from prefork.contrib.serving import describe, when_ready
 from prefork.errors import ConfigError, PlatformUnsupported, PreforkError
 
@@ -57,6 +57,18 @@ class Command(BaseCommand):
             "--show-config", action="store_true", help="Print each effective value and where it is from."
         )
         add_options(parser)
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        """Run the command; of a flag that there is not, say what to give instead."""
+        parser = self.create_parser(argv[0], argv[1])
+        parser.called_from_command_line = True
+        _, unknown = parser.parse_known_args(argv[2:])
+        flag = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
+        if flag is not None:
+            error = no_such_flag(flag)
+            self.stderr.write(f"CommandError: {error}")
+            sys.exit(error.exit_code)
+        super().run_from_argv(argv)
 
     def get_check_kwargs(self, options: dict[str, Any]) -> dict[str | None, Any]:  # noqa: ARG002
         """Check nothing yet: ``prepare`` does, each time the project is loaded."""
