@@ -176,6 +176,21 @@ def test_term_is_passed_on_and_ends_it_with_0(tmp_path: Path) -> None:
         wait_until_gone(processes(server))
 
 
+def test_the_number_of_workers_changes_by_a_signal_to_the_outer_process(tmp_path: Path) -> None:
+    with program("prefork", tmp_path) as server:
+        server.process.send_signal(signal.SIGTTIN)
+        server.wait_for("worker.ready", count=2)
+        server.process.send_signal(signal.SIGTTOU)
+        server.wait_for("worker.exited", reason="scale_down")
+        assert server.stop(signal.SIGTERM) == 0
+
+
+def test_hup_ends_it_with_0(tmp_path: Path) -> None:
+    with program("prefork", tmp_path) as server:
+        assert server.stop(signal.SIGHUP) == 0
+        wait_until_gone(processes(server))
+
+
 def test_a_killed_reloader_leaves_no_server_behind(tmp_path: Path) -> None:
     with program("prefork", tmp_path) as server:
         server.process.kill()
