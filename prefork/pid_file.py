@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefork.errors import BootError
+from prefork.obstacles import obstacle
 from prefork.proc import stat_of
 
 if TYPE_CHECKING:
@@ -49,6 +50,14 @@ def pid_file(name: str | None, keeper: int | None = None, *, replaces_sibling: b
                 path.unlink()
 
 
+def check_pid_file(name: str) -> None:
+    """Raise what ``pid_file`` would, unless that is because a pool is alive. Nothing is written."""
+    path = Path(name).absolute()
+    refuse_other_content(path)
+    if (error := obstacle(path, replaced=True)) is not None:
+        raise _unwritable(path, error)
+
+
 def refuse_other_content(path: Path) -> None:
     """Raise ``BootError`` if something is there that is no pid file: whose it is would miss it."""
     try:
@@ -79,9 +88,12 @@ def write(path: Path, pid: int) -> None:
     except OSError as error:
         with suppress(OSError):
             draft.unlink()
-        raise BootError(
-            "PF412", f"cannot write the pid file {path}: {error.strerror}", "make its directory writable for this user"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> BootError:
+    hint = "make its directory writable for this user"
+    return BootError("PF412", f"cannot write the pid file {path}: {error.strerror}", hint)
 
 
 def read_pid(path: Path) -> int | None:

@@ -179,6 +179,56 @@ def test_a_hook_that_is_not_there_is_found_by_check_config(
     assert "[PF413]" in told(done)
 
 
+@pytest.mark.parametrize(
+    ("flags", "status", "code", "words"),
+    [
+        (("--on-record", "shop:nothere"), 2, "PF413", "shop:nothere"),
+        (("--warm-up", "shop:nothere"), 2, "PF413", "shop:nothere"),
+        (("--interface", "asgi", "--warm-up", "/"), 2, "PF414", "warm_up"),
+        (("--user", "nobody-of-this-name"), 2, "PF309", "nobody-of-this-name"),
+        (("--group", "nobody-of-this-name"), 2, "PF309", "nobody-of-this-name"),
+        (("--log-file", "nowhere/shop.log"), 2, "PF105", "log_file is 'nowhere/shop.log': No such file or directory"),
+        (("--access-log", "empty.py/shop.log"), 2, "PF105", "access_log is 'empty.py/shop.log': Not a directory"),
+        (("--access-log", "."), 2, "PF105", "access_log is '.': Is a directory"),
+        (("--pid-file", "nowhere/shop.pid"), 1, "PF412", "nowhere/shop.pid"),
+        (("--pid-file", "shop.py"), 1, "PF412", "shop.py"),
+        (("--bind", "no..name:8000"), 1, "PF311", "no..name"),
+        (("--bind", "unix:nowhere/shop.sock"), 1, "PF312", "there is no directory nowhere"),
+        (("--bind", "unix:shop.py"), 1, "PF306", "a file is there"),
+        (("--bind", ":8000", "--bind", ":8000"), 2, "PF314", "twice"),
+    ],
+)
+def test_check_config_refuses_what_a_start_would_and_writes_nothing(
+    flags: tuple[str, ...],
+    status: int,
+    code: str,
+    words: str,
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    app = "shop:asgi" if "asgi" in flags else "shop:app"
+    before = sorted(tmp_path.iterdir())
+    checked = run(app, *flags, "--check-config")
+    assert checked.returncode == status
+    assert f"[{code}]" in told(checked)
+    assert words in told(checked)
+    if "--on-record" not in flags:  # a pool serves without that hook, and says so
+        started = run(app, *(() if "--bind" in flags else ("--bind", "127.0.0.1:0")), *flags)
+        assert (told(started), started.returncode) == (told(checked), status)
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_check_config_makes_no_file_where_a_start_would(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "old.log").write_text("tea\n")
+    files = ("--log-file", "old.log", "--access-log", "new.log", "--pid-file", "shop.pid", "--bind", "unix:shop.sock")
+    before = sorted(tmp_path.iterdir())
+    done = run("shop:app", "--check-config", *files, "--on-record", "shop:create_app")
+    assert done.returncode == 0, done.stderr
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
+
+
 def test_each_value_is_shown_with_where_it_came_from(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
