@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prefork import __version__
-from prefork.config import OPTIONS, Resolved, nearest, resolve
+from prefork.config import OPTIONS, Resolved, nearest, needless, resolve
 from prefork.errors import AppNotFound, ConfigError, PlatformUnsupported, PreforkError, report
 from prefork.heap import collecting_seldom
 from prefork.options_click import click_options
@@ -144,9 +144,11 @@ def command() -> click.Command:
 
 def _instead(error: click.NoSuchOption) -> str:
     """Return what to do: of another server's flag take ours, which by its spelling alone may be far."""
-    ours = nearest(error.option_name.lstrip("-"), ())
-    likely = [OPTIONS[ours].flag] if ours else error.possibilities
-    return f"did you mean {likely[0]}?" if likely else "--help-all shows all of them"
+    name = error.option_name.lstrip("-")
+    flags = {flag.lstrip("-").replace("-", "_"): flag for flag in error.possibilities or ()}
+    near = nearest(name, flags)
+    hint = f"did you mean {flags[near] if near in flags else OPTIONS[near].flag}?" if near else ""
+    return needless(name) or hint or "--help-all shows all of them"
 
 
 def main(args: list[str] | None = None) -> int:

@@ -134,6 +134,16 @@ def test_an_unknown_option_is_told_with_the_nearest_one(run: Callable[..., subpr
         ("--limit-request-field_size", "--max-head-size"),
         ("--timeout-graceful-shutdown", "--graceful-timeout"),
         ("--pythonpath", "--app-dir"),
+        ("--processes", "--max-workers"),
+        ("--worker", "--workers"),
+        ("--uid", "--user"),
+        ("--gid", "--group"),
+        ("--harakiri", "--request-timeout"),
+        ("--socket", "--bind"),
+        ("--uds", "--bind"),
+        ("--loop", "--async-backend"),
+        ("--ws-max-size", "--websocket-max-size"),
+        ("--logfile", "--log-file"),
     ],
 )
 def test_a_flag_of_another_server_is_told_with_ours(
@@ -142,6 +152,31 @@ def test_a_flag_of_another_server_is_told_with_ours(
     done = run("shop:app", theirs, "5")
     assert done.returncode == 2
     assert told(done) == f"prefork: error: there is no option {theirs}: did you mean {ours}? [PF101]"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "instead"),
+    [
+        ("--print-config", "--show-config prints each value"),
+        ("--daemon", "systemd or a container does that"),
+        ("--env", "set it where the command is started"),
+        ("--worker-class", "what an application needs is seen by looking at it"),
+        ("--reuse-port", "all workers accept from one socket"),
+        ("--sendfile", "files of wsgi.file_wrapper are always sent so"),
+        ("--worker-tmp-dir", "workers write nothing to tell that they are alive"),
+        ("--master", "there always is a process above the workers"),
+        ("--wsgi-file", "name the application alone, such as shop.wsgi:application"),
+        ("--vacuum", "--help-all shows all of them"),
+        ("--paste", "--help-all shows all of them"),
+        ("--syslog", "--help-all shows all of them"),
+    ],
+)
+def test_a_flag_of_another_server_that_has_no_counterpart_is_told_why_and_no_other_flag_is_named(
+    run: Callable[..., subprocess.CompletedProcess[str]], theirs: str, instead: str
+) -> None:
+    done = run("shop:app", theirs, "5")
+    assert done.returncode == 2
+    assert told(done) == f"prefork: error: there is no option {theirs}: {instead} [PF101]"
 
 
 def test_a_name_in_the_environment_that_is_nearly_an_option_is_warned_of(
