@@ -151,6 +151,14 @@ def _instead(error: click.NoSuchOption) -> str:
     return needless(name) or hint or "--help-all shows all of them"
 
 
+def _is_somewhere() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - a Path says no more
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 if it cannot bind or boot, 2 for a user's mistake, 3 to reload."""
     # The console script has its own folder there; python -m prefork the current one.
@@ -166,4 +174,9 @@ def main(args: list[str] | None = None) -> int:
         return 1
     except PreforkError as error:
         return report(error)
+    except FileNotFoundError:
+        # Whatever makes a path absolute fails so.
+        if _is_somewhere():
+            raise
+        return report(ConfigError("PF418", "the current directory is gone", "start in one that is there"))
     return result if isinstance(result, int) else 0

@@ -101,6 +101,22 @@ def test_a_mistake_of_the_user_is_told_in_one_line_with_status_2(
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("flags", [(), ("--check-config",), ("--reload",), ("--chdir", "/")])
+def test_a_current_directory_that_is_gone_is_told(flags: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "prefork", "shop:app", "--bind", "127.0.0.1:0", *flags]
+    done = subprocess.run(
+        ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *command],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PREFORK_LOG_LEVEL": "warning"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert told(done) == "prefork: error: the current directory is gone: start in one that is there [PF418]"
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize(
     ("env", "code", "words"),
     [
