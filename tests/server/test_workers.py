@@ -785,6 +785,11 @@ def forks(environ, start_response):
         if not (child := os.fork()):
             os.abort()
         body = str(os.waitpid(child, 0)[1])
+    if environ["PATH_INFO"] in ("/returning", "/raising"):
+        child = os.fork()
+        if not child and environ["PATH_INFO"] == "/raising":
+            raise LookupError("no such tea")
+        body = str(os.waitpid(child, 0)[1]) if child else "child"
     if environ["PATH_INFO"] == "/pid":
         body = str(os.getpid())
     start_response("200 OK", [("Content-Length", str(len(body)))])
@@ -828,3 +833,16 @@ def test_the_crash_of_a_child_that_a_view_forks_is_not_told_of_its_worker(write_
         server.wait_for_output("Fatal Python error: Aborted")
         os.kill(server.worker_pids[0], signal.SIGKILL)
         assert server.wait_for("worker.exited", signal="SIGKILL")["stack"] is None
+
+
+@pytest.mark.parametrize("path", ["/returning", "/raising"])
+def test_a_child_that_a_view_forks_and_that_comes_back_from_it_ends_without_a_word(
+    path: str, write_app: Callable[..., Path]
+) -> None:
+    options: dict[str, Any] = {"app_dir": str(write_app(FORKS)), "max_workers": 1, "access_log": "-"}
+    with LiveServer.pool("sample:forks", **options) as server:
+        assert os.waitstatus_to_exitcode(int(server.get(path)[1])) == 1
+        server.wait_for("request.finished", status=200)
+        assert server.stop() == 0
+        assert len(server.all("request.finished")) == 1
+        assert not server.all("request.failed")
