@@ -295,6 +295,11 @@ def _read_choice(option: Option, value: Any) -> str:
     return text
 
 
+def _read_level(option: Option, value: Any) -> str:
+    """Return a level, which may be written as logging.warn() is."""
+    return "warning" if str(value).strip().lower() == "warn" else _read_choice(option, value)
+
+
 def _read_account(option: Option, value: Any) -> str:
     """Return a user or a group, which may be given by its number."""
     return str(value) if _is_int(value) else _read_str(option, value)
@@ -426,6 +431,7 @@ _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "str": _read_str,
     "path": _read_str,
     "choice": _read_choice,
+    "level": _read_level,
     "account": _read_account,
     "octal": _read_octal,
     "log": _read_log,
@@ -556,7 +562,7 @@ class Config(Value, kw_only=True):
     reload_extra_files: tuple[str, ...] = option((), "list", group="Development", help="Further files to watch. Repeatable.")
     reload_exclude_patterns: tuple[str, ...] = option((), "list", group="Development", help="Files not to watch, as patterns. Repeatable.")
     log_format: str = option("auto", "choice", group="Log", common=True, choices=("auto", "console", "json", "none"), help="How records look; auto: for people on a terminal, JSON elsewhere.")
-    log_level: str = option("info", "choice", group="Log", common=True, choices=("debug", "info", "warning", "error"), help="The least level that is recorded.")
+    log_level: str = option("info", "level", group="Log", common=True, choices=("debug", "info", "warning", "error", "critical"), help="The least level that is recorded; warn means warning.")
     log_file: str | None = option(None, "log_file", group="Log", optional=True, help="Where records go: - for stderr, as unless given, or a file.")
     access_log: str | None = option(None, "log", group="Log", common=True, optional=True, help="Record each request: - with the other records, or a file.")
     access_log_format: str | None = option(None, "access_format", group="Log", optional=True, help="How these records look: json, console, common or combined (as Apache's), or a format string of Apache's or gunicorn's; as log_format unless given.")

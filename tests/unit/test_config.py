@@ -80,6 +80,13 @@ def test_what_cannot_be_is_refused_with_the_name_of_the_option(name: str, given:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("given", "level"), [("warn", "warning"), ("WARN", "warning"), ("Warning", "warning"), ("critical", "critical")]
+)
+def test_levels_are_called_as_in_logging(given: str, level: str) -> None:
+    assert Config.of(log_level=given).log_level == level
+
+
 def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="max_workers") as caught:
         Config.of(max_worker=3)
