@@ -313,6 +313,8 @@ class _Outer:
             signal.setitimer(signal.ITIMER_REAL, self.config.stop_delay + self.config.graceful_timeout + _PATIENCE)
         if self.child is not None:
             self.child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            if self.ending:  # TTIN stops a child that does not act upon signals yet
+                self.child.send_signal(signal.SIGCONT)
 
     def kill(self, _number: int, _: FrameType | None) -> None:
         """End a child that does not stop."""
