@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from traceback import walk_tb
 from typing import TYPE_CHECKING
 
+from prefork.proc import is_alive
 from prefork.signals import ORDERS, held_back
 from prefork.values import Value
 
@@ -58,6 +59,10 @@ class Child(Value):
         """End it at once."""
         self.process.kill()
 
+    def is_gone(self) -> bool:
+        """Whether it is dead, and reaped: by us, or by somebody else."""
+        return self.process.exitcode is not None or not is_alive(self.pid)
+
     def abandon(self) -> None:
         """Let it believe that its parent is dead, and do not wait for it at the end of the program."""
         multiprocessing.process._children.discard(self.process)  # type: ignore[attr-defined]  # noqa: SLF001
@@ -66,6 +71,9 @@ class Child(Value):
     def close(self) -> None:
         """Let go of its descriptors; it must be dead."""
         self.process.join()
+        if self.process.exitcode is None:
+            # Somebody else has reaped it, a hook say: to multiprocessing it would be alive for ever.
+            self.process._popen.returncode = 0  # type: ignore[attr-defined]  # noqa: SLF001
         self.process.close()
         os.close(self.lifeline)
         if self.pidfd is not None:

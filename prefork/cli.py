@@ -88,16 +88,26 @@ def _pool_class() -> type[WorkerPool]:
 
 
 def _check(app: str, resolved: Resolved) -> int:
-    from prefork.hooks import IN_WORKERS, Hooks
-    from prefork.listeners import parse_bind
+    from prefork.hooks import IN_WORKERS, Hooks, load_hook
+    from prefork.listeners import check_addresses
     from prefork.loading import load_app
+    from prefork.pid_file import check_pid_file
     from prefork.pool import directory
+    from prefork.privileges import resolve_ids
+    from prefork.records.outlet import check_log_files
+    from prefork.warm_up import load_warm_up
 
     config = resolved.config
-    for text in config.bind:
-        parse_bind(text)
+    resolve_ids(config.user, config.group)
+    check_addresses(config)
     with directory(config.chdir):
-        load_app(app, config.app_dir, config.interface)
+        if config.pid_file is not None:
+            check_pid_file(config.pid_file)
+        check_log_files(config)
+        loaded = load_app(app, config.app_dir, config.interface)
+        load_warm_up(loaded, config)
+        if config.on_record is not None:
+            load_hook(config.on_record, config.app_dir)
         if config.scheme == "https":
             from prefork.certificates import make_context
 
@@ -132,6 +142,14 @@ def command() -> click.Command:
     )
 
 
+def _is_somewhere() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109 - a Path says no more
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def main(args: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 if it cannot bind or boot, 2 for a user's mistake, 3 to reload."""
     # The console script has its own folder there; python -m prefork the current one.
@@ -147,4 +165,9 @@ def main(args: list[str] | None = None) -> int:
         return 1
     except PreforkError as error:
         return report(error)
+    except FileNotFoundError:
+        # Whatever makes a path absolute fails so.
+        if _is_somewhere():
+            raise
+        return report(ConfigError("PF418", "the current directory is gone", "start in one that is there"))
     return result if isinstance(result, int) else 0

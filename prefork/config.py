@@ -41,8 +41,9 @@ _PERMISSIONS = 0o777
 _LONGEST = 1_000_000
 # listen() takes a C int.
 _MOST_QUEUED = 2**31 - 1
-_NEAREST = 0.6
+# How much alike two names must be of which one is meant by the other: less if they have a word in common.
 _TYPING_ERROR = 0.8
+_RELATED = 0.6
 # What other servers call it, where spelling alone would not lead there.
 _ELSEWHERE = {
     "access_logfile": "access_log",
@@ -55,39 +56,67 @@ _ELSEWHERE = {
     "exclude_patterns": "reload_exclude_patterns",
     "extra_files": "reload_extra_files",
     "forwarded_allow_ips": "trusted_proxies",
+    "gid": "group",
+    "harakiri": "request_timeout",
     "header_map": "underscores_in_headers",
     "host": "bind",
+    "http_socket": "bind",
     "keepalive": "keep_alive_timeout",
     "keyfile": "key",
     "limit_max_requests": "max_reqs_per_child",
     "limit_request_field_size": "max_head_size",
     "limit_request_fields": "max_header_count",
     "limit_request_line": "max_request_line_size",
+    "loop": "async_backend",
     "max_requests": "max_reqs_per_child",
     "max_requests_jitter": "min_reqs_per_child",
     "max_worker_lifetime": "max_worker_age",
     "pid": "pid_file",
     "port": "bind",
+    "processes": "max_workers",
     "proxy_allow_from": "trusted_proxies",
-    "proxy_headers": "forwarded_headers",
     "proxy_allow_ips": "trusted_proxies",
+    "proxy_headers": "forwarded_headers",
     "pythonpath": "app_dir",
+    "reload_dir": "reload_extra_files",
+    "reload_include": "reload_extra_files",
     "reload_on_rss": "max_memory",
+    "script_name": "root_path",
+    "socket": "bind",
     "ssl_ca_certs": "ca_certs",
     "ssl_cert_reqs": "ssl_verify",
     "ssl_certfile": "cert",
     "ssl_certificate": "cert",
     "ssl_keyfile": "key",
-    "script_name": "root_path",
+    "ssl_version": "ssl_context",
     "timeout": "request_timeout",
     "timeout_graceful_shutdown": "graceful_timeout",
     "timeout_keep_alive": "keep_alive_timeout",
     "trusted_proxy": "trusted_proxies",
     "trusted_proxy_headers": "forwarded_headers",
+    "uds": "bind",
+    "uid": "user",
     "url_prefix": "root_path",
     "worker_connections": "limit_concurrency",
     "workers_lifetime": "max_worker_age",
     "workers_max_rss": "max_memory",
+}
+# What other servers have an option for, and here goes without.
+_NEEDLESS = {
+    "daemon": "systemd or a container does that",
+    "daemonize": "systemd or a container does that",
+    "env": "set it where the command is started",
+    "env_file": "set it where the command is started",
+    "log_config": "the logging that the application sets up is used",
+    "master": "there always is a process above the workers",
+    "module": "name the application alone, such as shop.wsgi:application",
+    "no_sendfile": "files of wsgi.file_wrapper are always sent so",
+    "print_config": "--show-config prints each value",
+    "reuse_port": "all workers accept from one socket",
+    "sendfile": "files of wsgi.file_wrapper are always sent so",
+    "worker_class": "what an application needs is seen by looking at it",
+    "worker_tmp_dir": "workers write nothing to tell that they are alive",
+    "wsgi_file": "name the application alone, such as shop.wsgi:application",
 }
 # What Kubernetes says of a service, which may be called prefork or prefork-something, with links of old in the values.
 _OF_A_SERVICE = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_.*)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
@@ -266,6 +295,11 @@ def _read_choice(option: Option, value: Any) -> str:
     return text
 
 
+def _read_level(option: Option, value: Any) -> str:
+    """Return a level, which may be written as logging.warn() is."""
+    return "warning" if str(value).strip().lower() == "warn" else _read_choice(option, value)
+
+
 def _read_account(option: Option, value: Any) -> str:
     """Return a user or a group, which may be given by its number."""
     return str(value) if _is_int(value) else _read_str(option, value)
@@ -397,6 +431,7 @@ _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "str": _read_str,
     "path": _read_str,
     "choice": _read_choice,
+    "level": _read_level,
     "account": _read_account,
     "octal": _read_octal,
     "log": _read_log,
@@ -527,7 +562,7 @@ class Config(Value, kw_only=True):
     reload_extra_files: tuple[str, ...] = option((), "list", group="Development", help="Further files to watch. Repeatable.")
     reload_exclude_patterns: tuple[str, ...] = option((), "list", group="Development", help="Files not to watch, as patterns. Repeatable.")
     log_format: str = option("auto", "choice", group="Log", common=True, choices=("auto", "console", "json", "none"), help="How records look; auto: for people on a terminal, JSON elsewhere.")
-    log_level: str = option("info", "choice", group="Log", common=True, choices=("debug", "info", "warning", "error"), help="The least level that is recorded.")
+    log_level: str = option("info", "level", group="Log", common=True, choices=("debug", "info", "warning", "error", "critical"), help="The least level that is recorded; warn means warning.")
     log_file: str | None = option(None, "log_file", group="Log", optional=True, help="Where records go: - for stderr, as unless given, or a file.")
     access_log: str | None = option(None, "log", group="Log", common=True, optional=True, help="Record each request: - with the other records, or a file.")
     access_log_format: str | None = option(None, "access_format", group="Log", optional=True, help="How these records look: json, console, common or combined (as Apache's), or a format string of Apache's or gunicorn's; as log_format unless given.")
@@ -620,19 +655,37 @@ NAMES: Mapping[str, str] = {spelt: name for name, option in OPTIONS.items() for 
 """The option of each name by which one may be called in the environment, settings and files."""
 
 
-def nearest(name: str, names: Iterable[str] = OPTIONS, likeness: float = _NEAREST) -> str | None:
-    """Return which of ``names`` somebody is likely to mean who wrote ``name``, ``None`` if no one can tell."""
+def nearest(name: str, names: Iterable[str] = OPTIONS, related: float = _RELATED) -> str | None:
+    """Return which of ``names`` somebody is likely to mean who wrote ``name``, ``None`` if no one can tell.
+
+    ``related`` is how much alike, from 0 to 1, one that shares a word with it has to be.
+    """
     import difflib
 
-    name = name.lower().replace("-", "_")
-    near = difflib.get_close_matches(name, names, n=1, cutoff=likeness)
+    name, names = _spelt(name), list(names)
+    near = difflib.get_close_matches(name, names, cutoff=_TYPING_ERROR)
+    near += [other for other in difflib.get_close_matches(name, names, cutoff=related) if _words(name) & _words(other)]
     return _ELSEWHERE.get(name) or (near[0] if near else None)
+
+
+def needless(name: str) -> str | None:
+    """Return what to do instead of giving an option that other servers have, and here is not needed."""
+    return _NEEDLESS.get(_spelt(name))
+
+
+def _spelt(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _words(name: str) -> set[str]:
+    return {word.rstrip("s") for word in name.split("_")}
 
 
 def unknown(name: str) -> ConfigError:
     """Return the error for an option that does not exist."""
     near = nearest(name)
-    return ConfigError("PF101", f"there is no option {name!r}", f"did you mean {near!r}?" if near else "see --help-all")
+    hint = needless(name) or (f"did you mean {near!r}?" if near else "see --help-all")
+    return ConfigError("PF101", f"there is no option {name!r}", hint)
 
 
 # Where they come from.

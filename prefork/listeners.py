@@ -10,13 +10,14 @@ import socket
 import stat
 import struct
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from prefork.addresses import UNIX_SERVER_NAME, Address, bracketed, parse_bind
 from prefork.errors import BindError, ConfigError
 from prefork.inheritance import Inheritance, Passed, forget_inheritance, inheritance_of
+from prefork.obstacles import obstacle
 from prefork.values import Value, replace
 
 if TYPE_CHECKING:
@@ -242,6 +243,24 @@ def open_listeners(
     return Listeners([opened[place] for place in sorted(opened)])
 
 
+def check_addresses(config: Config) -> None:
+    """Raise what ``open_listeners`` would raise of ``config.bind``, as far as that shows without opening a socket."""
+    addresses = [parse_bind(text) for text in config.bind]
+    _check_unique(addresses)
+    for address in addresses:
+        with _telling_of(address):
+            if address.path:
+                _check_path(Path(address.path))
+            elif address.fd is None:
+                _resolve(address)
+
+
+def _check_path(path: Path) -> None:
+    _is_socket(path)
+    if (error := obstacle(path, replaced=True)) is not None:
+        raise error
+
+
 def _check_unique(addresses: Sequence[Address]) -> None:
     names = [str(address) for address in addresses if address.path or address.fd is not None or address.port]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -250,12 +269,19 @@ def _check_unique(addresses: Sequence[Address]) -> None:
 
 
 def _open(address: Address, backlog: int, mode: int, owner: tuple[int | None, int | None]) -> Listener:
-    try:
+    with _telling_of(address):
         if address.fd is not None:
             return _adopt(address.fd, backlog)
         if address.path:
             return _open_unix(Path(address.path), backlog, mode if address.mode is None else address.mode, owner)
         return _open_tcp(address, backlog)
+
+
+@contextmanager
+def _telling_of(address: Address) -> Iterator[None]:
+    """Make ``BindError`` of what the system has against an address."""
+    try:
+        yield
     except (socket.gaierror, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no name"
         raise BindError(
@@ -338,12 +364,17 @@ def _address_of(sock: socket.socket) -> Address:
     return Address(host=name[0], port=name[1])
 
 
-def _open_tcp(address: Address, backlog: int) -> Listener:
+def _resolve(address: Address) -> tuple[int, Any]:
     # As a text, for which the codec of international names is imported: werkzeug needs it at the first request, and if it
     # is not there each worker imports it for itself.
     found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     # Of a name that has both, such as localhost, IPv4: every client tries that, as it does with Flask and Django.
     family, _, _, _, where = min(found, key=lambda one: one[0] != socket.AF_INET)
+    return family, where
+
+
+def _open_tcp(address: Address, backlog: int) -> Listener:
+    family, where = _resolve(address)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -391,16 +422,23 @@ def _open_unix(path: Path, backlog: int, mode: int, owner: tuple[int | None, int
 
 def _make_room(path: Path) -> None:
     """Remove the socket of a server that is dead; leave anything else alone."""
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
+    if not _is_socket(path):
         return
-    if not stat.S_ISSOCK(mode):
-        raise BindError("PF306", f"cannot listen on unix:{path}", "a file is there: choose another path, or remove it")
     if _is_listened_on(path):
         hint = f"another server listens there: find who with: ss -lxp src {path}, or choose another path"
         raise BindError("PF303", f"cannot listen on unix:{path}", hint)
     path.unlink(missing_ok=True)
+
+
+def _is_socket(path: Path) -> bool:
+    """Whether there is a socket; ``False`` if there is nothing, ``BindError`` if there is something else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISSOCK(mode):
+        raise BindError("PF306", f"cannot listen on unix:{path}", "a file is there: choose another path, or remove it")
+    return True
 
 
 def _is_listened_on(path: Path) -> bool:

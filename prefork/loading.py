@@ -8,6 +8,7 @@ import inspect
 import sys
 import traceback
 from dataclasses import field
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 _NAMES = ("app", "application")
 _FACTORIES = ("create_app", "make_app")
+#: Where Django's startproject puts the applications of a package.
+_MODULES = ("wsgi", "asgi")
 _EXAMPLE = "give module:attribute, such as shop.wsgi:application"
 #: What an application's own code may raise; KeyboardInterrupt is the user's, and a stop while we import is ours.
 _FAILURES = (Exception, SystemExit)
@@ -215,6 +218,8 @@ def _nearest_module(name: str, directory: str) -> str:
     if name.endswith(".py"):
         return f"give a module, not a file: {package}"
     loaded = sys.modules.get(package)
+    if loaded is not None and last in vars(loaded):
+        return f"did you mean {package}:{last}?"
     if loaded is not None and not hasattr(loaded, "__path__"):
         return f"{package!r} is a module and not a package"
     import pkgutil
@@ -243,8 +248,9 @@ def _default(module: ModuleType) -> Any:
     name = module.__name__
     if found:
         raise AppNotFound("PF203", f"{name}.{_NAMES[0]} is a module", f"give {name}.{_NAMES[0]}:{_NAMES[0]}")
-    factory = next((factory for factory in _FACTORIES if hasattr(module, factory)), None)
-    hint = f"did you mean {name}:{factory}()?" if factory else f"give {name}:NAME"
+    likely = [f"{name}:{factory}()" for factory in _FACTORIES if hasattr(module, factory)]
+    likely += [f"{name}.{inner}" for inner in _MODULES if hasattr(module, "__path__") and find_spec(f"{name}.{inner}")]
+    hint = f"did you mean {likely[0]}?" if likely else f"give {name}:NAME"
     raise AppNotFound("PF203", f"module {name!r} has neither app nor application", hint)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prefork.config import OPTIONS, Option, nearest
+from prefork.config import OPTIONS, Option, nearest, needless
 from prefork.errors import ConfigError
 from prefork.values import replace
 
@@ -49,5 +49,9 @@ def no_such_option(flag: str, likely: Sequence[str] | None = (), *, without: Con
         likely = ()
     elif ours in OPTIONS:
         likely = [OPTIONS[ours].flag]
-    hint = f"did you mean {likely[0]}?" if likely else "--help-all shows all of them"
+    else:
+        flags = {there.lstrip("-").replace("-", "_"): there for there in likely or ()}
+        near = nearest(name, flags)
+        likely = (flags[near],) if near in flags else ()
+    hint = needless(name) or (f"did you mean {likely[0]}?" if likely else "--help-all shows all of them")
     return ConfigError("PF101", f"there is no option {flag}", hint)

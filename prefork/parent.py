@@ -584,6 +584,9 @@ class Parent:
             except (Exception, SystemExit) as error:  # noqa: BLE001 - anybody's code
                 self.records.emit("hook.failed", hook="hygiene", exc_info=error)
         self.hooks.run("before_fork", self.charge.pool, records=self.records)
+        # With SIGCHLD ignored a worker's exit code would be lost, and a handler of the application for TERM would never
+        # stop the pool.
+        self.signals.take_back()
         if not self.forked:
             self.forked = True
             origin.forget_last_words()
@@ -724,7 +727,7 @@ class Parent:
 
 def has_died(child: Child, awake: Container[int]) -> bool:
     """Whether a worker is dead; where there is no pidfd to be awake, each is asked."""
-    return child.process.exitcode is not None if child.pidfd is None else child.pidfd in awake
+    return child.is_gone() if child.pidfd is None else child.pidfd in awake
 
 
 def signal_name(exit_code: int | None) -> str | None:

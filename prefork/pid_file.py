@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefork.errors import BootError
+from prefork.obstacles import obstacle
 from prefork.proc import stat_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LAST_PID = 2**31 - 1
+_MOST_READ = 1024
 
 
 @contextmanager
@@ -22,13 +24,14 @@ def pid_file(name: str | None, keeper: int | None = None, *, replaces_sibling: b
 
     With the id of a ``keeper``, that one is written, and it is left to him to remove the file. A file that a dead process
     left is replaced, and with ``replaces_sibling`` that of a process which has the same parent; ``BootError`` if the process
-    in it is alive otherwise, or the file cannot be written.
+    in it is alive otherwise, if the file holds something else, or cannot be written.
     """
     if name is None:
         yield
         return
     path = Path(name).absolute()  # the directory may change meanwhile
     owner = os.getpid() if keeper is None else keeper
+    refuse_other_content(path)
     living = living_owner(path)
     if living is not None and living != owner and not (replaces_sibling and are_siblings(living, owner)):
         raise BootError(
@@ -47,6 +50,35 @@ def pid_file(name: str | None, keeper: int | None = None, *, replaces_sibling: b
                 path.unlink()
 
 
+def check_pid_file(name: str) -> None:
+    """Raise what ``pid_file`` would, unless that is because a pool is alive. Nothing is written."""
+    path = Path(name).absolute()
+    refuse_other_content(path)
+    if (error := obstacle(path, replaced=True)) is not None:
+        raise _unwritable(path, error)
+
+
+def refuse_other_content(path: Path) -> None:
+    """Raise ``BootError`` if something is there that is no pid file: whose it is would miss it."""
+    try:
+        replaceable = may_be_replaced(path)
+    except OSError as error:
+        raise BootError("PF412", f"cannot read the pid file {path}: {error.strerror}", "name another file") from error
+    if not replaceable:
+        hint = "name another file, or remove this one"
+        raise BootError("PF412", f"{path} is there, and holds no process id", hint)
+
+
+def may_be_replaced(path: Path) -> bool:
+    """Whether there is nothing, or a regular file that is empty or holds a number; ``OSError`` if that cannot be told."""
+    if not path.is_file():
+        return not path.exists()
+    with path.open("rb") as file, suppress(ValueError):
+        int(file.read(_MOST_READ).strip() or b"0")
+        return True
+    return False
+
+
 def write(path: Path, pid: int) -> None:
     """Write the file at once as a whole: who reads it never sees half a number."""
     draft = path.with_name(f".{path.name}.{pid}")
@@ -56,9 +88,12 @@ def write(path: Path, pid: int) -> None:
     except OSError as error:
         with suppress(OSError):
             draft.unlink()
-        raise BootError(
-            "PF412", f"cannot write the pid file {path}: {error.strerror}", "make its directory writable for this user"
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> BootError:
+    hint = "make its directory writable for this user"
+    return BootError("PF412", f"cannot write the pid file {path}: {error.strerror}", hint)
 
 
 def read_pid(path: Path) -> int | None:

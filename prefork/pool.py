@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from prefork.config import Config
+from prefork.config import OPTIONS, Config
 from prefork.errors import BootError, ConfigError
 from prefork.fork_audit import Finding, audit
 from prefork.handover import Exchange
@@ -79,6 +79,9 @@ class WorkerPool:
         if config is not None and options:
             raise TypeError(f"give a config, or options ({', '.join(sorted(options))}), not both")
         self.config = Config.of(**options) if config is None else config
+        if self.config.reload and files_changed is None:
+            hint = "a pool cannot start its program again: prefork --reload can, or run_prefork(reload=True) with Flask"
+            raise OPTIONS["reload"].wrong(True, hint)
         self.hooks = Hooks.of(self.config)
         self._app = app
         self._listeners = listeners

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 from prefork.config import OPTIONS
 from prefork.errors import BindError
 from prefork.listeners import open_listeners
+from prefork.signals import ORDERS
 from prefork.terminal import open_closed_streams
 from prefork.values import replace
 
@@ -51,7 +52,6 @@ _RACY = 2 * 10**9
 """How many nanoseconds old a time stamp must be to be trusted: file systems count in steps of up to two seconds."""
 _AGAIN = "it is started again after the next edit"
 _FOREIGN = {"__pycache__", "node_modules", "site-packages"}
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _ENDING = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
 
 
@@ -265,7 +265,7 @@ class _Outer:
 
     def run(self, watch: Watch) -> int:
         """Start the child again and again until somebody ends it."""
-        before = {number: signal.signal(number, self.forward) for number in _FORWARDED}
+        before = {number: signal.signal(number, self.forward) for number in ORDERS}
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self.kill)
         try:
             while not self.is_ending():
@@ -313,6 +313,8 @@ class _Outer:
             signal.setitimer(signal.ITIMER_REAL, self.config.stop_delay + self.config.graceful_timeout + _PATIENCE)
         if self.child is not None:
             self.child.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            if self.ending:  # TTIN stops a child that does not act upon signals yet
+                self.child.send_signal(signal.SIGCONT)
 
     def kill(self, _number: int, _: FrameType | None) -> None:
         """End a child that does not stop."""

@@ -68,6 +68,12 @@ class SignalInbox:
         for number in self._signals.values():
             self._previous[number] = _signal.signal(number, self._note)
 
+    def take_back(self) -> None:
+        """Take the signals over again, after code that may have installed handlers of its own."""
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in self._signals.values():
+            _signal.signal(number, self._note)
+
     def close(self) -> None:
         """Give the signals back to whoever had them."""
         # What was installed by other means than Python's (a library in C) reads as None, and cannot be put back.

@@ -13,7 +13,7 @@ from prefork.loading import kind_of
 from prefork.targets import SICK, WRONG, Target, parse_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from prefork.config import Config
 
@@ -22,20 +22,13 @@ def warm_up(app: Callable[..., Any], config: Config) -> list[tuple[Target, int]]
     """Run the app's first requests in the parent, so that all workers share what they have built.
 
     Returns what was asked for and refused, with a status from 400 to 499. Raises ``AppFailed`` for what the application,
-    or the function that ``config.warm_up`` is, raises, and for an answer from 500 on; ``ConfigError`` if an ASGI
-    application is to be asked.
+    or the function that ``config.warm_up`` is, raises, and for an answer from 500 on; and what ``load_warm_up`` raises.
     """
     import_for_coroutines(app)
-    how = config.warm_up
-    if how is None:
-        return []
-    asks = not callable(how) and not isinstance(how, str)
-    if asks and kind_of(app) == "asgi":
-        # It would need an event loop, which no fork survives.
-        raise ConfigError("PF414", "warm_up names paths, and the application is ASGI", "give a function instead")
+    how = load_warm_up(app, config)
     try:
-        if callable(how) or isinstance(how, str):
-            load_hook(how, config.app_dir)(app)
+        if callable(how):
+            how(app)
         else:
             return ask_for(app, how, config)
     except AppFailed:
@@ -43,6 +36,20 @@ def warm_up(app: Callable[..., Any], config: Config) -> list[tuple[Target, int]]
     except Exception as error:
         raise AppFailed("PF414", f"warm_up failed: {type(error).__name__}: {error}", "see the traceback") from error
     return []
+
+
+def load_warm_up(app: Callable[..., Any], config: Config) -> Callable[..., object] | Sequence[str]:
+    """Return the function to call, or what to ask for, which may be nothing.
+
+    Raises ``ConfigError`` if there is no such function, or an ASGI application is to be asked.
+    """
+    how = config.warm_up
+    if callable(how) or isinstance(how, str):
+        return load_hook(how, config.app_dir)
+    if how and kind_of(app) == "asgi":
+        # It would need an event loop, which no fork survives.
+        raise ConfigError("PF414", "warm_up names paths, and the application is ASGI", "give a function instead")
+    return how or ()
 
 
 def ask_for(app: Callable[..., Any], urls: Iterable[str], config: Config) -> list[tuple[Target, int]]:

@@ -29,6 +29,7 @@ from prefork.exit_guard import ExitGuard
 from prefork.hooks import IN_WORKERS
 from prefork.loading import interface_of, load_app
 from prefork.memory import Scales
+from prefork.proc import is_alive
 from prefork.process_name import set_process_name
 from prefork.reception import LINGER, PARTING, Outfit, WorkerFacts
 from prefork.reports import BootFailed, Leaving, Ready, Report, Retiring, encode
@@ -531,17 +532,6 @@ class Life:
             self.retire()
         else:
             self.stop(quick=False)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's, but there
-        return True
-    return True
 
 
 def announcement(budget: int | None) -> int | None:

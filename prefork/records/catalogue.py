@@ -47,7 +47,7 @@ FIELDS: Mapping[str, str] = {
     "duration_s": "seconds from the call of the application until the kernel had the last byte of its answer",
     "error": "the system's words",
     "exception": "the traceback",
-    "exit_code": "status of the process; none if a signal ended it",
+    "exit_code": "status of the process; none if a signal ended it, or other code in the parent has reaped it",
     "expected": "whether it was asked to go, and went by itself",
     "failures": "how many workers died quickly in a row",
     "field": "name of a header field",

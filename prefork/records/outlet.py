@@ -17,10 +17,12 @@ import stat
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from select import PIPE_BUF
 from typing import TYPE_CHECKING, Any
 
 from prefork.errors import ConfigError
+from prefork.obstacles import obstacle
 from prefork.records.access import bound_context
 from prefork.records.catalogue import LEVELS, LOGGERS
 from prefork.records.pipe import PATIENCE_S, pipe_of
@@ -409,9 +411,19 @@ def _make_writer(option: str, path: str | None, style: str) -> Writer:
     try:
         return Writer(path, style)
     except OSError as error:
-        raise ConfigError(
-            "PF105", f"{option} is {path!r}: {error.strerror}", "name a file that can be written"
-        ) from None
+        raise _unwritable(option, path, error) from None
+
+
+def _unwritable(option: str, path: str | None, error: OSError) -> ConfigError:
+    return ConfigError("PF105", f"{option} is {path!r}: {error.strerror}", "name a file that can be written")
+
+
+def check_log_files(config: Config) -> None:
+    """Raise ``ConfigError`` if a log file cannot be opened. None is made."""
+    for option in ("log_file", "access_log"):
+        path = getattr(config, option)
+        if path not in {None, "-"} and (error := obstacle(Path(path))) is not None:
+            raise _unwritable(option, path, error)
 
 
 def _level_setter(logger: logging.Logger, level: int) -> Callable[[], None]:

@@ -367,6 +367,7 @@ class WsgiDriver(Reception[Client]):
 
     def run(self, started: Callable[[], None], lead: Callable[[], None]) -> None:
         """Serve, beside ``lead`` in this thread."""
+        self._pid = os.getpid()
         self._resume_accepting()
         self._new_thread()
         started()
@@ -1102,6 +1103,7 @@ class WsgiDriver(Reception[Client]):
             self._fail(client, request, answer, error)
             outcome = "failed"
         finally:
+            self._end_stray()
             if body is not None:
                 body.close()
             self._board[cell + BUSY] = 0
@@ -1278,7 +1280,13 @@ class WsgiDriver(Reception[Client]):
         except OSError:
             client.broken = True
 
+    def _end_stray(self) -> None:
+        """End a child that a view has forked, and that comes back from it: all that it would go on with is the worker's."""
+        if os.getpid() != self._pid:
+            os._exit(1)
+
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
+        self._end_stray()
         self.records.failure(
             error,
             method=request.line.method,

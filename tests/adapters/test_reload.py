@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import ROOT, LiveServer, wait_until_gone
+from server_process import ROOT, LiveServer, put_to_sleep, wait_until_gone
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,6 +173,28 @@ def test_term_is_passed_on_and_ends_it_with_0(tmp_path: Path) -> None:
     with program("prefork", tmp_path) as server:
         assert server.stop(signal.SIGTERM) == 0
         assert server.all("pool.stopping", signal="TERM")
+        wait_until_gone(processes(server))
+
+
+def test_the_number_of_workers_changes_by_a_signal_to_the_outer_process(tmp_path: Path) -> None:
+    with program("prefork", tmp_path) as server:
+        server.process.send_signal(signal.SIGTTIN)
+        server.wait_for("worker.ready", count=2)
+        server.process.send_signal(signal.SIGTTOU)
+        server.wait_for("worker.exited", reason="scale_down")
+        assert server.stop(signal.SIGTERM) == 0
+
+
+def test_a_server_that_was_stopped_hears_that_it_is_to_end(tmp_path: Path) -> None:
+    with program("prefork", tmp_path) as server:
+        put_to_sleep(server.parent_pid)
+        assert server.stop(signal.SIGTERM) == 0
+        wait_until_gone(processes(server))
+
+
+def test_hup_ends_it_with_0(tmp_path: Path) -> None:
+    with program("prefork", tmp_path) as server:
+        assert server.stop(signal.SIGHUP) == 0
         wait_until_gone(processes(server))
 
 

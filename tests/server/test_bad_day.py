@@ -101,6 +101,22 @@ def test_a_mistake_of_the_user_is_told_in_one_line_with_status_2(
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("flags", [(), ("--check-config",), ("--reload",), ("--chdir", "/")])
+def test_a_current_directory_that_is_gone_is_told(flags: tuple[str, ...], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "prefork", "shop:app", "--bind", "127.0.0.1:0", *flags]
+    done = subprocess.run(
+        ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh", *command],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PREFORK_LOG_LEVEL": "warning"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert told(done) == "prefork: error: the current directory is gone: start in one that is there [PF418]"
+    assert done.returncode == 2
+
+
 @pytest.mark.parametrize(
     ("env", "code", "words"),
     [
@@ -134,6 +150,16 @@ def test_an_unknown_option_is_told_with_the_nearest_one(run: Callable[..., subpr
         ("--limit-request-field_size", "--max-head-size"),
         ("--timeout-graceful-shutdown", "--graceful-timeout"),
         ("--pythonpath", "--app-dir"),
+        ("--processes", "--max-workers"),
+        ("--worker", "--workers"),
+        ("--uid", "--user"),
+        ("--gid", "--group"),
+        ("--harakiri", "--request-timeout"),
+        ("--socket", "--bind"),
+        ("--uds", "--bind"),
+        ("--loop", "--async-backend"),
+        ("--ws-max-size", "--websocket-max-size"),
+        ("--logfile", "--log-file"),
     ],
 )
 def test_a_flag_of_another_server_is_told_with_ours(
@@ -142,6 +168,31 @@ def test_a_flag_of_another_server_is_told_with_ours(
     done = run("shop:app", theirs, "5")
     assert done.returncode == 2
     assert told(done) == f"prefork: error: there is no option {theirs}: did you mean {ours}? [PF101]"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "instead"),
+    [
+        ("--print-config", "--show-config prints each value"),
+        ("--daemon", "systemd or a container does that"),
+        ("--env", "set it where the command is started"),
+        ("--worker-class", "what an application needs is seen by looking at it"),
+        ("--reuse-port", "all workers accept from one socket"),
+        ("--sendfile", "files of wsgi.file_wrapper are always sent so"),
+        ("--worker-tmp-dir", "workers write nothing to tell that they are alive"),
+        ("--master", "there always is a process above the workers"),
+        ("--wsgi-file", "name the application alone, such as shop.wsgi:application"),
+        ("--vacuum", "--help-all shows all of them"),
+        ("--paste", "--help-all shows all of them"),
+        ("--syslog", "--help-all shows all of them"),
+    ],
+)
+def test_a_flag_of_another_server_that_has_no_counterpart_is_told_why_and_no_other_flag_is_named(
+    run: Callable[..., subprocess.CompletedProcess[str]], theirs: str, instead: str
+) -> None:
+    done = run("shop:app", theirs, "5")
+    assert done.returncode == 2
+    assert told(done) == f"prefork: error: there is no option {theirs}: {instead} [PF101]"
 
 
 def test_a_name_in_the_environment_that_is_nearly_an_option_is_warned_of(
@@ -177,6 +228,56 @@ def test_a_hook_that_is_not_there_is_found_by_check_config(
     done = run("shop:app", "--check-config", "--config", "hooks.toml")
     assert done.returncode == 2
     assert "[PF413]" in told(done)
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "code", "words"),
+    [
+        (("--on-record", "shop:nothere"), 2, "PF413", "shop:nothere"),
+        (("--warm-up", "shop:nothere"), 2, "PF413", "shop:nothere"),
+        (("--interface", "asgi", "--warm-up", "/"), 2, "PF414", "warm_up"),
+        (("--user", "nobody-of-this-name"), 2, "PF309", "nobody-of-this-name"),
+        (("--group", "nobody-of-this-name"), 2, "PF309", "nobody-of-this-name"),
+        (("--log-file", "nowhere/shop.log"), 2, "PF105", "log_file is 'nowhere/shop.log': No such file or directory"),
+        (("--access-log", "empty.py/shop.log"), 2, "PF105", "access_log is 'empty.py/shop.log': Not a directory"),
+        (("--access-log", "."), 2, "PF105", "access_log is '.': Is a directory"),
+        (("--pid-file", "nowhere/shop.pid"), 1, "PF412", "nowhere/shop.pid"),
+        (("--pid-file", "shop.py"), 1, "PF412", "shop.py"),
+        (("--bind", "no..name:8000"), 1, "PF311", "no..name"),
+        (("--bind", "unix:nowhere/shop.sock"), 1, "PF312", "there is no directory nowhere"),
+        (("--bind", "unix:shop.py"), 1, "PF306", "a file is there"),
+        (("--bind", ":8000", "--bind", ":8000"), 2, "PF314", "twice"),
+    ],
+)
+def test_check_config_refuses_what_a_start_would_and_writes_nothing(
+    flags: tuple[str, ...],
+    status: int,
+    code: str,
+    words: str,
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    app = "shop:asgi" if "asgi" in flags else "shop:app"
+    before = sorted(tmp_path.iterdir())
+    checked = run(app, *flags, "--check-config")
+    assert checked.returncode == status
+    assert f"[{code}]" in told(checked)
+    assert words in told(checked)
+    if "--on-record" not in flags:  # a pool serves without that hook, and says so
+        started = run(app, *(() if "--bind" in flags else ("--bind", "127.0.0.1:0")), *flags)
+        assert (told(started), started.returncode) == (told(checked), status)
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_check_config_makes_no_file_where_a_start_would(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "old.log").write_text("tea\n")
+    files = ("--log-file", "old.log", "--access-log", "new.log", "--pid-file", "shop.pid", "--bind", "unix:shop.sock")
+    before = sorted(tmp_path.iterdir())
+    done = run("shop:app", "--check-config", *files, "--on-record", "shop:create_app")
+    assert done.returncode == 0, done.stderr
+    assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
 
 
 def test_each_value_is_shown_with_where_it_came_from(

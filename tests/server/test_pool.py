@@ -22,7 +22,7 @@ from urllib.request import urlopen
 import pytest
 from server_process import ROOT, LiveServer, until, wait_until_gone
 
-from prefork import AppFailed, AppNotFound, BindError, BootError, ConfigError, MissingExtra, WorkerPool
+from prefork import AppFailed, AppNotFound, BindError, BootError, Config, ConfigError, MissingExtra, WorkerPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -156,6 +156,14 @@ def test_a_pool_that_was_not_started_has_nothing_to_wait_for() -> None:
 
 def test_a_pool_pickles_to_none() -> None:
     assert pickle.loads(pickle.dumps({"pool": small()})) == {"pool": None}
+
+
+def test_a_pool_that_is_to_start_its_program_again_is_refused_and_told_who_can() -> None:
+    with pytest.raises(ConfigError, match="reload is True") as caught:
+        WorkerPool("sample:app", reload=True)
+    assert "prefork --reload" in caught.value.hint
+    assert "run_prefork(reload=True)" in caught.value.hint
+    WorkerPool("sample:app", config=Config(reload=True), files_changed=lambda: None)
 
 
 def test_options_and_a_config_exclude_each_other() -> None:
@@ -554,7 +562,7 @@ def test_the_pid_file_of_a_living_process_is_respected(tmp_path: Path, leaves_no
     assert path.read_text() == str(os.getppid())
 
 
-@pytest.mark.parametrize("left", ["", "junk", "0", "999999999"])
+@pytest.mark.parametrize("left", ["", "0", "999999999"])
 def test_a_stale_pid_file_is_replaced(left: str, tmp_path: Path) -> None:
     path = tmp_path / "pool.pid"
     path.write_text(left)

@@ -693,6 +693,66 @@ def test_deaths_are_seen_on_systems_without_pidfds(write_app: Callable[..., Path
         exits_balance(server)
 
 
+# The third fork is that of a successor.
+REAPING = """
+import multiprocessing, os, signal, sys
+{}
+from prefork import WorkerPool
+from sample import app
+calls = []
+def reap(pool):
+    calls.append(pool)
+    if len(calls) == 3:
+        (sibling,) = multiprocessing.active_children()
+        os.kill(sibling.pid, signal.SIGKILL)
+        os.waitpid(sibling.pid, 0)
+options = dict(bind="127.0.0.1:0", max_workers=2, log_format="json", log_level="debug")
+sys.exit(WorkerPool(app, before_fork=reap, **options).serve())
+"""
+
+
+@pytest.mark.parametrize("system", ["", "del os.pidfd_open"], ids=["pidfds", "no pidfds"])
+def test_a_worker_that_somebody_else_has_reaped_is_dead(system: str, write_app: Callable[..., Path]) -> None:
+    with LiveServer.script(REAPING.format(system), cwd=write_app()) as server:
+        server.send(signal.SIGKILL, to=server.worker_pids[0])
+        server.wait_for("worker.exited", exit_code=None, signal=None)
+        server.wait_for("worker.ready", count=4)
+        assert server.stop() == 0
+        exits_balance(server)
+
+
+MEDDLING = """
+import signal
+def meddle(*_):
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: print("terminated", flush=True))
+    signal.set_wakeup_fd(-1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "options"),
+    [
+        ("meddle()", {}),
+        ("", {"warm_up": "sample:meddle"}),
+        ("", {"before_fork": "sample:meddle"}),
+        ("", {"before_fork": "sample:meddle", "preload": False}),
+    ],
+    ids=["import", "warm_up", "before_fork", "without preload"],
+)
+def test_the_parents_signals_are_its_own_whatever_the_application_does_to_them(
+    more: str, options: dict[str, Any], write_app: Callable[..., Path]
+) -> None:
+    folder = write_app(MEDDLING + more)
+    with LiveServer.pool("sample:app", app_dir=str(folder), max_workers=2, **options) as server:
+        server.send(signal.SIGKILL, to=server.worker_pids[0])
+        server.wait_for("worker.exited", signal="SIGKILL")
+        server.wait_for("worker.ready", count=3)
+        assert server.stop() == 0
+        assert "terminated" not in server.output
+        exits_balance(server)
+
+
 def test_auto_says_how_the_number_of_workers_came_about(faulty: Callable[..., LiveServer]) -> None:
     with faulty(max_workers="auto") as server:
         (starting,) = server.all("pool.starting")
@@ -725,6 +785,11 @@ def forks(environ, start_response):
         if not (child := os.fork()):
             os.abort()
         body = str(os.waitpid(child, 0)[1])
+    if environ["PATH_INFO"] in ("/returning", "/raising"):
+        child = os.fork()
+        if not child and environ["PATH_INFO"] == "/raising":
+            raise LookupError("no such tea")
+        body = str(os.waitpid(child, 0)[1]) if child else "child"
     if environ["PATH_INFO"] == "/pid":
         body = str(os.getpid())
     start_response("200 OK", [("Content-Length", str(len(body)))])
@@ -768,3 +833,16 @@ def test_the_crash_of_a_child_that_a_view_forks_is_not_told_of_its_worker(write_
         server.wait_for_output("Fatal Python error: Aborted")
         os.kill(server.worker_pids[0], signal.SIGKILL)
         assert server.wait_for("worker.exited", signal="SIGKILL")["stack"] is None
+
+
+@pytest.mark.parametrize("path", ["/returning", "/raising"])
+def test_a_child_that_a_view_forks_and_that_comes_back_from_it_ends_without_a_word(
+    path: str, write_app: Callable[..., Path]
+) -> None:
+    options: dict[str, Any] = {"app_dir": str(write_app(FORKS)), "max_workers": 1, "access_log": "-"}
+    with LiveServer.pool("sample:forks", **options) as server:
+        assert os.waitstatus_to_exitcode(int(server.get(path)[1])) == 1
+        server.wait_for("request.finished", status=200)
+        assert server.stop() == 0
+        assert len(server.all("request.finished")) == 1
+        assert not server.all("request.failed")

@@ -80,10 +80,35 @@ def test_what_cannot_be_is_refused_with_the_name_of_the_option(name: str, given:
     assert caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("given", "level"), [("warn", "warning"), ("WARN", "warning"), ("Warning", "warning"), ("critical", "critical")]
+)
+def test_levels_are_called_as_in_logging(given: str, level: str) -> None:
+    assert Config.of(log_level=given).log_level == level
+
+
 def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="max_workers") as caught:
         Config.of(max_worker=3)
     assert caught.value.code == "PF101"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("DAEMON", "systemd or a container does that"),
+        ("SENDFILE", "files of wsgi.file_wrapper are always sent so"),
+        ("initgroups", "see --help-all"),
+        ("processes", "did you mean 'max_workers'?"),
+        ("worker", "did you mean 'max_workers'?"),
+    ],
+)
+def test_the_advice_for_an_option_of_another_server_is_its_counterpart_or_why_there_is_none(
+    name: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve(settings={name: 1}, environ={})
+    assert (caught.value.code, caught.value.hint) == ("PF101", hint)
 
 
 def test_every_option_has_help_and_can_be_written_and_read_again() -> None:

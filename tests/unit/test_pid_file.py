@@ -63,12 +63,29 @@ def test_the_file_of_a_sibling_is_taken_over_if_siblings_are_generations(tmp_pat
             newest.kill()
 
 
-@pytest.mark.parametrize("left", ["", "junk", "0", "-1\n", "999999999", "9" * 20, "ours"])
+@pytest.mark.parametrize("left", ["", "\n", "0", "-1\n", "999999999", "9" * 20, "ours"])
 def test_what_a_dead_process_left_is_replaced(left: str, tmp_path: Path) -> None:
     path = tmp_path / "pool.pid"
     path.write_text(str(os.getpid()) if left == "ours" else left)
     with pid_file(str(path)):
         assert read_pid(path) == os.getpid()
+
+
+@pytest.mark.parametrize("content", [b"junk", b"1\n2\n", b"bind = 8000\n" * 1000, b"\xff"])
+def test_a_file_that_holds_something_else_is_somebodys_and_left_alone(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_bytes(content)
+    with pytest.raises(BootError, match="holds no process id") as caught, pid_file(str(path)):
+        pass
+    assert (caught.value.code, caught.value.hint) == ("PF412", "name another file, or remove this one")
+    assert path.read_bytes() == content
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BootError, match="PF412"), pid_file(str(tmp_path / "pipe")):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_process_of_another_user_is_alive_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
