@@ -209,7 +209,7 @@ def test_usr1_opens_log_files_anew_in_every_process(faulty: Callable[..., LiveSe
 
 @pytest.mark.over_both
 def test_a_worker_that_gets_term_is_replaced_first(faulty: Callable[..., LiveServer]) -> None:
-    with faulty(max_workers=1) as server, Tally(server) as tally:
+    with faulty(max_workers=1, max_reqs_per_child=0) as server, Tally(server) as tally:
         (worker,) = server.worker_pids
         server.send(signal.SIGTERM, to=worker)
         gone = server.wait_for("worker.exited", child_pid=worker)
