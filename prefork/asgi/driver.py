@@ -99,7 +99,9 @@ class AsgiDriver(Reception[Client]):
         self._ease_at = 0.0
         self._dates: list[tuple[float, Callable[[], None]]] = []  # what is to be done at which time
         self._watch_loop = LoopWatch(config.blocked_threshold)
-        self._watches_work = bool(config.blocked_threshold or config.max_memory)
+        # A request that begins later than a look has its time for longer than until the next one.
+        self._look_each = min(EACH if config.max_memory else NEVER, config.request_timeout or NEVER)
+        self._watches_work = bool(config.blocked_threshold) or self._look_each < NEVER
         self._watch_sleeps = self._watches_work  # who begins a call wakes it
         self._loop_turned = True
         self._seen = 0  # how many were served at the last look
@@ -184,7 +186,7 @@ class AsgiDriver(Reception[Client]):
             return NEVER
         busy = bool(self._calls) or self.served != self._seen
         self._seen = self.served
-        wait = EACH if busy and self.config.max_memory else NEVER
+        wait = self._look_each if busy else NEVER
         if self._watch_loop.threshold:
             look = self._watch_loop.look(now, turned=self._loop_turned, busy=busy)
             if look.ask:

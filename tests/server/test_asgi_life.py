@@ -329,6 +329,14 @@ def test_a_request_that_takes_too_long_is_answered_for_and_cancelled(
         assert server.wait_for("request.timeout", path="/deaf-stream")["status"] is None
 
 
+def test_a_limit_of_time_counts_where_nothing_else_is_watched(serve: Callable[..., LiveServer]) -> None:
+    with serve(request_timeout=0.2, blocked_threshold=0, heartbeat_timeout=0) as server:
+        (worker,) = server.worker_pids
+        for _ in range(2):
+            assert server.get("/late")[0] == 504
+            assert server.get()[1] == b"%d" % worker
+
+
 @pytest.mark.parametrize("begun", [b"POST /told HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\ntea", b"GET / HTTP/1."])
 def test_what_was_begun_behind_a_large_answer_and_is_never_ended_keeps_nobody(
     serve: Callable[..., LiveServer], begun: bytes
