@@ -70,6 +70,7 @@ class Call:
         "_signal",
         "_told",
         "answer",
+        "answered",
         "cell",
         "client",
         "coroutine",
@@ -107,6 +108,8 @@ class Call:
         """Whether the application is told that the client is gone."""
         self.warned = False
         """Whether it was told so because the pool stops."""
+        self.answered = False
+        """Whether the whole answer went out, or waits for nothing but the client."""
         self.received = 0
         """How many bytes of the body have come."""
         self.logged = False

@@ -34,7 +34,7 @@ from prefork.http1.connection import NamedConnection, Phase, closing_answer
 from prefork.http1.messages import Body, End, Refused, Request, Upgrade
 from prefork.memory import EACH
 from prefork.overload import GONE, QUEUED
-from prefork.overtime import Running, take
+from prefork.overtime import GivenUp, Running, take
 from prefork.pace import Pace
 from prefork.poller import READ, WRITE
 from prefork.queueing import waited
@@ -586,7 +586,7 @@ class AsgiDriver(Reception[Client]):
     # What goes out.
 
     def put(self, client: Client, octets: bytes) -> None:
-        """Send, and keep what the client does not take now. Raises ``OSError`` once it is gone."""
+        """Send, and keep what the client does not take now. Raises ``ClientLeft`` once it is gone."""
         if client.session is not None:
             octets = client.encrypted(octets)
         self.put_octets(client, octets)
@@ -598,9 +598,9 @@ class AsgiDriver(Reception[Client]):
                 sent = client.sock.send(octets, AT_ONCE)
             except BlockingIOError:
                 sent = 0
-            except OSError:
+            except OSError as error:
                 self._lose(client)
-                raise
+                raise ClientLeft("the client is gone") from error
             if sent == len(octets):
                 return
             self._open_outbox(client).add(memoryview(octets)[sent:])
@@ -619,7 +619,10 @@ class AsgiDriver(Reception[Client]):
         return client.outbox
 
     def put_file(self, call: Call, path: Any) -> None:
-        """Answer with a file, which the kernel sends. Raises ``OSError`` if it cannot be read, or the client is gone."""
+        """Answer with a file, which the kernel sends.
+
+        Raises ``ClientLeft`` once the client is gone, and another ``OSError`` if the file cannot be read.
+        """
         client = call.client
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -734,6 +737,7 @@ class AsgiDriver(Reception[Client]):
         """Take note that an answer is complete, and make ready for the client's next request."""
         client = call.client
         client.call = None
+        call.answered = True
         call.wake()
         if self._access is not None:
             client.free_at = time.monotonic()
@@ -750,6 +754,9 @@ class AsgiDriver(Reception[Client]):
     def _fail(self, call: Call, error: BaseException) -> None:
         """Answer for an application that did not; cut the connection if it has begun to."""
         client = call.client
+        if call.answered:
+            self._tell_of_failure(call, error)
+            return
         gone = call.left or client.call is not call
         if (gone and came_of_leaving(error)) or (call.left and not call.ended):
             client.broken |= client.call is call
@@ -1031,7 +1038,7 @@ def came_of_leaving(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
             return all(came_of_leaving(inner) for inner in error.exceptions)
-        if isinstance(error, (ClientLeft, ConnectionError)):
+        if isinstance(error, (ClientLeft, GivenUp)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -165,6 +165,27 @@ async def app(scope, receive, send):
             say("blocks")
             time.sleep(0.5)
             say("was told", (await receive())["type"])
+        case "/then-its-own-connection-fails":
+            await start(send)
+            await body(send, b"done")
+            try:
+                raise ConnectionRefusedError("the mail server")
+            except OSError:
+                raise LookupError("no mail was sent")
+        case "/leaves-then-fails":
+            await receive()
+            say("hears", (await receive())["type"])
+            await start(send)
+            await body(send, b"done")
+            raise LookupError("behind the answer")
+        case "/flood-then-own-words":
+            await start(send)
+            try:
+                while True:
+                    await body(send, b"x" * 65536, True)
+            except OSError:
+                say("flooded")
+                raise LookupError("the client left")
         case "/early-then-fails":
             await start(send)
             await body(send, b"early")
@@ -390,6 +411,27 @@ def test_failure_behind_an_answer_is_recorded_whatever_the_client_still_sends(se
     head, body = answer_to(server, "/early-then-fails", "Content-Length: 5", method="POST")
     assert (head[:15], body) == (b"HTTP/1.1 200 OK", b"early")
     assert "LookupError" in server.wait_for("request.failed", path="/early-then-fails")["exception"]
+
+
+def test_failure_behind_an_answer_is_recorded_whatever_else_could_not_be_reached(server: LiveServer) -> None:
+    assert answer_to(server, "/then-its-own-connection-fails")[1] == b"done"
+    told = server.wait_for("request.failed", path="/then-its-own-connection-fails")
+    assert "no mail was sent" in told["exception"]
+
+
+def test_failure_behind_an_answer_is_recorded_although_the_body_was_never_whole(server: LiveServer) -> None:
+    began = ask("/leaves-then-fails", "Content-Length: 5", method="POST") + b"tea"
+    assert talk(server, began, half_close=True).endswith(b"\r\n\r\ndone")
+    assert "LookupError" in server.wait_for("request.failed", path="/leaves-then-fails")["exception"]
+
+
+def test_who_fails_because_its_client_has_left_is_no_failure_in_whatever_words(server: LiveServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(b"GET /flood-then-own-words HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(1000)
+    server.wait_for_output("flooded")
+    assert server.get("/early")[1] == b"early"
+    assert not server.all("request.failed", path="/flood-then-own-words")
 
 
 def test_who_only_stops_sending_still_reads_its_answer(server: LiveServer) -> None:

@@ -111,6 +111,9 @@ async def app(scope, receive, send):
             except OSError as error:
                 say("raised", type(error).__name__)
                 raise
+        case "/then-its-own-connection-fails":
+            await receive()
+            raise ConnectionRefusedError("the database")
         case "/flood":
             sent = 0
             try:
@@ -404,6 +407,12 @@ def test_client_that_is_gone_has_left_without_a_word(server: LiveServer) -> None
     server.wait_for_output(line, count=before + 1)
     server.wait_for_output("raised ClientLeft", count=before + 1)
     assert not server.all("request.failed", path="/late"), "that is nobody's fault"
+
+
+def test_failure_behind_the_end_is_recorded_whatever_could_not_be_reached(server: LiveServer) -> None:
+    with Client(server, "/then-its-own-connection-fails"):
+        pass
+    assert "the database" in server.wait_for("request.failed", path="/then-its-own-connection-fails")["exception"]
 
 
 # Backpressure.
