@@ -34,7 +34,7 @@ class ClientLeft(ConnectionError):
 class Client(Guest):
     """One connection, and the call that is answered on it now."""
 
-    __slots__ = ("call", "eof")
+    __slots__ = ("call", "eof", "hung_up")
 
     session: Session | None = None
     """Its TLS session, where it speaks TLS."""
@@ -50,7 +50,9 @@ class Client(Guest):
         super().__init__(sock, connection, base, peer, driver.receive)
         self.call: Call | None = None
         self.eof = False
-        """Whether the client has sent its last byte; it may still read."""
+        """Whether the client's last byte was read; it may still read itself."""
+        self.hung_up = False
+        """Whether it is known to send nothing more, while what it has sent may be unread."""
 
     def new_outbox(self, spool_dir: str | None) -> Outbox:
         """Return what holds what the client does not take at once."""

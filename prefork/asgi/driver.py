@@ -322,7 +322,7 @@ class AsgiDriver(Reception[Client]):
             elif events & _GONE:
                 client.broken = True
             elif events & _HANG_UP:
-                self._see_end(client)
+                self._see_hang_up(client)
         except OSError:
             client.broken = True
         self._settle(client)
@@ -371,7 +371,9 @@ class AsgiDriver(Reception[Client]):
             reads = call.size < HIGH
         else:
             reads = not client.connection.buffered
-        return events | (READ if reads else _HANG_UP)
+        if reads:
+            return events | READ
+        return events if client.hung_up else events | _HANG_UP
 
     def _watch(self, client: Client, events: int) -> None:
         if client.deadline < client.listed:
@@ -417,6 +419,12 @@ class AsgiDriver(Reception[Client]):
             return
         client.eof = True
         if client.call is not None:
+            client.call.leave()
+
+    def _see_hang_up(self, client: Client) -> None:
+        """Take note that the client sends nothing more. What it sent before is read when there is room for it."""
+        client.hung_up = True
+        if client.call is not None and not client.connection.awaits_body:
             client.call.leave()
 
     def advance(self, client: Client) -> bool:

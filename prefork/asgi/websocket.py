@@ -146,7 +146,7 @@ class WebSocketCall(Call):
     async def _answer(self, kind: str, message: Mapping[str, Any]) -> None:
         """Answer the request that the WebSocket is so far."""
         if kind == "websocket.accept" and not (self.answer.sent or self.answer.status):
-            if self.client.call is not self or self.client.eof:
+            if self.client.call is not self or self.left or self.client.eof:
                 raise ClientLeft("the client is gone, or was answered for")
             self._accept(message)
         elif kind == "websocket.close":
@@ -283,15 +283,7 @@ class WebSocketDriver(AsgiDriver):
 
     def listen_again(self, client: Client) -> None:
         """Go on with a client whose application has caught up."""
-        client.eof = False
         self._settle(client)
-
-    def _see_end(self, client: Client) -> None:
-        """Take note that the client sends nothing more. A WebSocket that is not read now may have sent a lot before."""
-        if client.step == self.receive_frames:
-            client.eof = True
-        else:
-            super()._see_end(client)
 
     # The end.
 
@@ -304,7 +296,6 @@ class WebSocketDriver(AsgiDriver):
         call.size = 0  # nothing that still comes is kept
         call.close_by = time.monotonic() + self._close_s
         client.deadline = min(client.deadline, call.close_by)
-        client.eof = False
         with suppress(OSError):
             self.put(client, octets)
         call.wake()

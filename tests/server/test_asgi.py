@@ -438,6 +438,33 @@ def test_who_only_stops_sending_still_reads_its_answer(server: LiveServer) -> No
     assert talk(server, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n", half_close=True).endswith(b"\r\n\r\nlate")
 
 
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_body_is_whole_although_its_client_has_closed_its_half_before_it_was_read(
+    server: LiveServer, framing: str
+) -> None:
+    """What a client sent before its FIN is to be read (RFC 9112 section 9.6), however late the application asks for it."""
+    if framing == "length":
+        body = ask("/slow-reader", "Content-Length: 170000", method="POST") + b"x" * 170_000
+    else:
+        piece = b"84d0\r\n" + b"x" * 34_000 + b"\r\n"
+        body = ask("/slow-reader", "Transfer-Encoding: chunked", method="POST") + piece * 5 + b"0\r\n\r\n"
+    assert talk(server, body, half_close=True).endswith(b"\r\n\r\n170000")
+
+
+def test_many_requests_that_are_sent_ahead_are_answered_to_who_sends_nothing_more(server: LiveServer) -> None:
+    """More than is taken from the kernel at a time."""
+    ahead = ask("/slow-reader").replace(b"Connection: close\r\n", b"")
+    ahead += b"GET /early HTTP/1.1\r\nHost: a\r\n\r\n" * 4000
+    assert talk(server, ahead, half_close=True).count(b"HTTP/1.1 200 OK") == 4001
+
+
+def test_who_leaves_in_the_middle_of_a_body_that_was_not_read_has_left(server: LiveServer) -> None:
+    began = ask("/slow-reader", "Content-Length: 900000", method="POST") + b"x" * 170_000
+    assert talk(server, began, half_close=True) == b""
+    assert server.get("/early")[1] == b"early"
+    assert not server.all("request.failed", path="/slow-reader")
+
+
 # Answers.
 
 
