@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import socket
@@ -132,6 +133,45 @@ async def app(scope, receive, send):
         case "/lists":
             await start(send, [b"x-a", b"1"], [b"x-a", b"2"], status=299)
             await body(send, b"listed")
+        case "/generated-lists":
+            pairs = ([name, b"1"] for name in (b"x-a", b"x-b"))
+            await send({"type": "http.response.start", "status": 200, "headers": pairs})
+            await body(send, b"listed")
+        case "/buffers":
+            await start(send, (b"content-length", b"6"))
+            await body(send, bytearray(b"ab"), True)
+            await body(send, memoryview(b"cd"), True)
+            await body(send, memoryview(b"e-f-")[::2])
+        case "/buffers-in-chunks":
+            await start(send)
+            await body(send, memoryview(b"ab"), True)
+            await body(send, bytearray(b"cd"))
+        case "/one-buffer":
+            await start(send, (b"content-length", b"15000000"))
+            buffer = bytearray(15000)
+            for number in range(1000):
+                buffer[:] = bytes([number % 256]) * 15000
+                await body(send, memoryview(buffer), True)
+            await body(send)
+        case "/number":
+            await start(send)
+            await body(send, 5)
+        case "/long-piece":
+            await start(send, (b"content-length", b"1"))
+            await body(send, b"12", True)
+            await body(send)
+        case "/long-end":
+            await start(send, (b"content-length", b"1"), trailers=True)
+            await body(send, b"12")
+        case "/short-file":
+            await start(send, (b"content-length", b"5000000"))
+            await send({"type": "http.response.pathsend", "path": FILE})
+        case "/folder":
+            await start(send)
+            await send({"type": "http.response.pathsend", "path": os.path.dirname(FILE)})
+        case "/pipe":
+            await start(send)
+            await send({"type": "http.response.pathsend", "path": FILE + ".pipe"})
         case "/twice":
             await start(send)
             await body(send, b"once")
@@ -204,6 +244,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "sample.py").write_text(APP)
     (folder / "file").write_bytes(b"0123456789" * 300_000)
+    os.mkfifo(folder / "file.pipe")
     options = {"app_dir": str(folder), "max_workers": 1, "max_reqs_per_child": 0, "async_backend": request.param}
     with LiveServer.pool("sample:app", **options) as live:
         yield live
@@ -505,7 +546,30 @@ def test_pairs_may_be_lists_and_any_status_has_its_line(server: LiveServer) -> N
     assert body == b"listed"
 
 
-@pytest.mark.parametrize("path", ["/text", "/caught", "/unknown", "/exit", "/nowhere"])
+def test_pairs_may_be_made_one_by_one(server: LiveServer) -> None:
+    for _ in range(2):
+        assert b"\r\nx-a: 1\r\nx-b: 1\r\n" in answer_to(server, "/generated-lists")[0]
+
+
+def test_a_body_may_be_any_buffer_of_bytes(server: LiveServer) -> None:
+    assert answer_to(server, "/buffers")[1] == b"abcdef"
+    assert answer_to(server, "/buffers-in-chunks")[1] == b"2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n"
+
+
+def test_a_buffer_goes_out_as_it_was_when_it_was_sent(server: LiveServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(ask("/one-buffer"))
+        assert client.recv(1)
+        time.sleep(0.1)  # the server has more to send than the kernel takes
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    body = answer.partition(b"\r\n\r\n")[2]
+    assert body == b"".join(bytes([number % 256]) * 15_000 for number in range(1000))
+
+
+UNFIT = ["/long-piece", "/long-end", "/short-file", "/folder", "/pipe"]
+
+
+@pytest.mark.parametrize("path", ["/text", "/caught", "/unknown", "/exit", "/nowhere", "/number", *UNFIT])
 def test_what_is_no_answer_is_500_and_recorded_and_the_worker_lives_on(server: LiveServer, path: str) -> None:
     head, body = answer_to(server, path)
     assert head.startswith(b"HTTP/1.1 500 ")
