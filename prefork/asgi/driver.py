@@ -10,9 +10,11 @@ goes to the socket at once, what the client does not take waits in an ``Outbox``
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import select
+import stat
 import sys
 import threading
 import time
@@ -632,9 +634,12 @@ class AsgiDriver(Reception[Client]):
         Raises ``ClientLeft`` once the client is gone, and another ``OSError`` if the file cannot be read.
         """
         client = call.client
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # of a pipe it would hold the loop up
         try:
-            file = call.answer.file(os.fstat(descriptor).st_size, self.date())
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EINVAL, "http.response.pathsend is for regular files", path)
+            file = call.answer.file(found.st_size, self.date())
             if call.running is not None:
                 call.running.begin_to_send()
             self.put(client, file.head)
