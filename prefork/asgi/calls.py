@@ -73,6 +73,7 @@ class Call:
         "_told",
         "answer",
         "answered",
+        "cancelled",
         "cell",
         "client",
         "coroutine",
@@ -110,6 +111,8 @@ class Call:
         """Whether the application is told that the client is gone."""
         self.warned = False
         """Whether it was told so because the pool stops."""
+        self.cancelled = False
+        """Whether its task was told to end."""
         self.answered = False
         """Whether the whole answer went out, or waits for nothing but the client."""
         self.received = 0

@@ -937,6 +937,7 @@ class AsgiDriver(Reception[Client]):
 
     def _cancel(self, call: Call) -> None:
         if call in self._calls:
+            call.cancelled = True
             self.backend.cancel(call)
 
     # The pool stops.
@@ -967,6 +968,8 @@ class AsgiDriver(Reception[Client]):
         self._at(time.monotonic() + self._resist_s, partial(self._see_who_resists, left))
 
     def _cancel_in_stop(self, call: Call) -> None:
+        if call.cancelled:
+            return  # it may be cleaning up
         self.records.emit("request.cancelled", **_named(call), stack=stack_of(call.coroutine), code="PF510")
         if call.client.call is call:
             call.client.broken = True

@@ -132,6 +132,15 @@ async def app(scope, receive, send):
             while (message := await receive())["type"] == "websocket.receive":
                 size += len(message["bytes"])
             say("size", size, message["code"])
+        case "/cleans-up":
+            say("is there")
+            try:
+                await anyio.sleep(60)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    for _ in range(8):
+                        await anyio.sleep(0.1)
+                    say("cleaned up")
         case "/deaf":
             while True:
                 await anyio.sleep(60)
@@ -604,6 +613,17 @@ def test_pool_that_stops_says_so_first_and_waits_for_nobody_for_ever(folder: Pat
         assert [record["path"] for record in server.all("request.cancelled")] == ["/deaf"]
         assert server.all("worker.exited", expected=True, exit_code=0)
         assert not server.all("worker.killed")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_application_that_was_cancelled_in_a_stop_may_clean_up(folder: Path, backend: str) -> None:
+    """Longer than ``stream_grace``: it is cancelled once, and told of once."""
+    more = {"async_backend": backend, "stream_grace": 0.2, "graceful_timeout": 5}
+    with LiveServer.pool("sample:app", **options(folder, **more)) as server, Client(server, "/cleans-up"):
+        server.wait_for_output("is there")
+        assert server.stop() == 0
+        server.wait_for_output("cleaned up")
+        assert len(server.all("request.cancelled")) == 1
 
 
 def test_worker_that_is_killed_takes_its_own_websockets_with_it_and_no_others(folder: Path) -> None:
