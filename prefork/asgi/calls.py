@@ -67,7 +67,6 @@ class Call:
     """One call of the application, and its two ways to speak about the request: ``receive`` and ``send``."""
 
     __slots__ = (
-        "_continues",
         "_driver",
         "_signal",
         "_told",
@@ -79,6 +78,7 @@ class Call:
         "coroutine",
         "ended",
         "handle",
+        "held_back",
         "left",
         "logged",
         "pieces",
@@ -97,7 +97,6 @@ class Call:
         self._driver = driver
         self._signal: Signal | None = None
         self._told = False  # that the body is over
-        self._continues = request.head.awaits_continue
         self.client = client
         self.request = request
         self.answer = Answer(client.connection, request.head)
@@ -107,6 +106,8 @@ class Call:
         """How many bytes that is."""
         self.ended = request.head.length == 0
         """Whether the whole body was received."""
+        self.held_back = request.head.awaits_continue
+        """Whether its client may hold the body back, for the application has not asked for it yet."""
         self.left = False
         """Whether the application is told that the client is gone."""
         self.warned = False
@@ -153,11 +154,13 @@ class Call:
 
     async def receive(self) -> dict[str, Any]:
         """Return the next piece of the body, then wait until the client is gone or has its answer."""
-        if self._continues:
-            self._continues = False
+        if self.held_back:
+            self.held_back = False
             if not (self.pieces or self.ended or self.answer.sent or self.left):
                 with suppress(OSError):  # of a client that has left, as is told in a moment
                     self._driver.put(self.client, self.client.connection.go_on())
+            if self.client.call is self:
+                self._driver.read_on(self.client)
         while True:
             if self.answer.done:
                 return {"type": "http.disconnect"}

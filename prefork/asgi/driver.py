@@ -525,7 +525,7 @@ class AsgiDriver(Reception[Client]):
         client, config = call.client, self.config
         if client.outbox is not None:
             return  # it is measured by what it takes, until it has taken all
-        if call.size >= HIGH:
+        if not _awaits_client(call):
             client.pace, client.deadline = None, NEVER
             return
         if client.pace is None:
@@ -537,7 +537,7 @@ class AsgiDriver(Reception[Client]):
         call = client.call
         if call is None:
             return super()._late(client)
-        measured = not call.ended and call.size < HIGH and client.outbox is None
+        measured = not call.ended and _awaits_client(call) and client.outbox is None
         return measured and not client.goes_on(call.received)
 
     def _collect(self, call: Call) -> None:
@@ -1032,6 +1032,11 @@ def _kinds_of_clients(*, tls: bool) -> dict[str, type[Client]]:
 
         kinds["https"] = TlsClient
     return kinds
+
+
+def _awaits_client(call: Call) -> bool:
+    """Whether it is for the client to send more of a body: it may wait to be told so, and the application may be slow."""
+    return call.size < HIGH and not (call.held_back and not call.received)
 
 
 def _named(call: Call) -> dict[str, Any]:

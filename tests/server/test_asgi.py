@@ -373,6 +373,27 @@ def test_a_client_is_not_to_blame_for_an_application_that_reads_late(tmp_path: P
         assert client.makefile("rb").read().endswith(b"50000000")
 
 
+def test_a_client_that_waits_to_be_told_to_go_on_has_its_time_from_then_on(tmp_path: Path) -> None:
+    """It may hold its body back until 100 Continue comes (RFC 9110 section 10.1.1)."""
+    (tmp_path / "sample.py").write_text(APP)
+    with (
+        LiveServer.pool(
+            "sample:app", app_dir=str(tmp_path), max_workers=1, head_timeout=0.5, body_timeout=0.5
+        ) as server,
+        socket.create_connection(server.address, timeout=20) as client,
+    ):
+        client.sendall(ask("/reads-at-last", "Expect: 100-continue", "Content-Length: 3", method="POST"))
+        threading.Event().wait(1.5)  # three times as long as a client may be silent
+        (tmp_path / "file.go").touch()
+        assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"tea")
+        assert client.makefile("rb").read().endswith(b"\r\n\r\n3")
+        with socket.create_connection(server.address, timeout=20) as silent:
+            silent.sendall(ask("/reads-at-last", "Expect: 100-continue", "Content-Length: 3", method="POST"))
+            answers = silent.makefile("rb").read()
+        assert answers.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 408 ")
+
+
 def send_while_it_is_taken(client: socket.socket) -> int:
     """Send until nothing was taken for a moment; return how much was."""
     sent, writable = 0, select.poll()
