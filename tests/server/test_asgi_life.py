@@ -337,6 +337,15 @@ def test_a_limit_of_time_counts_where_nothing_else_is_watched(serve: Callable[..
             assert server.get()[1] == b"%d" % worker
 
 
+def test_what_is_done_behind_an_answer_has_no_limit_of_time(serve: Callable[..., LiveServer], tmp_path: Path) -> None:
+    with serve(request_timeout=0.2) as server:
+        assert server.get("/hold")[0] == 200
+        assert server.get("/late")[0] == 504  # so the time of the first one would be over too
+        (tmp_path / "go").touch()
+        server.wait_for_output("job done")
+        assert not server.all("request.timeout", path="/hold")
+
+
 @pytest.mark.parametrize("begun", [b"POST /told HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\ntea", b"GET / HTTP/1."])
 def test_what_was_begun_behind_a_large_answer_and_is_never_ended_keeps_nobody(
     serve: Callable[..., LiveServer], begun: bytes
