@@ -26,6 +26,11 @@ HIGH = 65536
 LOW = 16384
 """How many bytes of an answer are still to be sent when the application goes on."""
 
+TURN = 262144
+"""How many bytes an application may send before the others have their turn, although its client takes all at once."""
+COST = 256
+"""As how many bytes a message counts besides those that it brings."""
+
 
 class ClientLeft(ConnectionError):
     """The client is gone: what the application still has to say is heard by nobody."""
@@ -70,6 +75,7 @@ class Call:
         "_driver",
         "_signal",
         "_told",
+        "_unbroken",
         "answer",
         "answered",
         "cancelled",
@@ -97,6 +103,7 @@ class Call:
         self._driver = driver
         self._signal: Signal | None = None
         self._told = False  # that the body is over
+        self._unbroken = 0  # what was sent since others had their turn
         self.client = client
         self.request = request
         self.answer = Answer(client.connection, request.head)
@@ -192,6 +199,7 @@ class Call:
             driver.put_file(self, message["path"])
         else:
             octets = answer.take(message, driver.date())
+            self._unbroken += len(octets) + COST
             if octets:
                 if self.running is not None:
                     self.running.begin_to_send()
@@ -203,6 +211,13 @@ class Call:
                 await self._wait()
                 if client.call is not self:
                     raise ClientLeft("the client is gone")
+            if self._unbroken >= TURN:
+                await self._give_way()
+
+    async def _give_way(self) -> None:
+        """Let the others have their turn: a client that takes all at once would never make its application wait."""
+        self._unbroken = 0
+        await self._driver.backend.sleep(0)
 
     def extend_deadline(self, seconds: float) -> None:
         """Give the request at least so many seconds from now on, where it has a limit of time."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prefork.asgi.calls import HIGH, LOW, Call, Client, ClientLeft
+from prefork.asgi.calls import COST, HIGH, LOW, TURN, Call, Client, ClientLeft
 from prefork.asgi.driver import AsgiDriver, came_of_leaving
 from prefork.asgi.gateway import decoded, request_scope, websocket_scope
 from prefork.config import QUICK_STOP_S
@@ -142,6 +142,9 @@ class WebSocketCall(Call):
             await self._wait()
             if self.end is not None:
                 raise ClientLeft("the WebSocket is over")
+        self._unbroken += len(octets) + COST
+        if self._unbroken >= TURN:
+            await self._give_way()
 
     async def _answer(self, kind: str, message: Mapping[str, Any]) -> None:
         """Answer the request that the WebSocket is so far."""

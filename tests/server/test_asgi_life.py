@@ -31,6 +31,8 @@ import anyio
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
+told = []
+
 async def deep():
     await anyio.sleep(60)
 
@@ -107,6 +109,15 @@ async def app(scope, receive, send):
     elif path == "/wait":
         say("waits")
         await deep()
+    elif path == "/stream-until-told":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        say("streams")
+        while not told:
+            await send({"type": "http.response.body", "body": b"tea", "more_body": True})
+        await send({"type": "http.response.body", "body": b"over"})
+    elif path == "/tell":
+        told.append(path)
+        await answer(send)
     elif path == "/retire":
         scope["extensions"]["prefork.retire"]()
         await answer(send, b"%d" % os.getpid())
@@ -282,6 +293,18 @@ def test_a_thousand_requests_wait_side_by_side_in_one_worker(serve: Callable[...
         assert time.monotonic() - began < 3  # 1.2 on a quiet machine: see the benchmarks
         for client in clients:
             client.close()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_who_streams_to_a_client_that_takes_all_leaves_the_others_their_turn(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    with serve(async_backend=backend) as server, socket.create_connection(server.address, timeout=20) as client:
+        # Nothing is sent to HEAD, so its application never has to wait for a client.
+        client.sendall(b"HEAD /stream-until-told HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        server.wait_for_output("streams")
+        assert server.get("/tell")[0] == 200
+        assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 200 OK")
 
 
 # It hangs.

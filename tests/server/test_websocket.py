@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -132,6 +133,9 @@ async def app(scope, receive, send):
             while (message := await receive())["type"] == "websocket.receive":
                 size += len(message["bytes"])
             say("size", size, message["code"])
+        case "/stream":
+            while True:
+                await send({"type": "websocket.send", "text": ""})
         case "/cleans-up":
             say("is there")
             try:
@@ -433,6 +437,24 @@ def test_application_waits_for_a_client_that_takes_nothing(server: LiveServer) -
         client.expect(65536)
     server.wait_for_output("sent ", count=before + 1)
     assert "too much" not in server.output
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_who_sends_to_a_client_that_takes_all_leaves_the_others_their_turn(folder: Path, backend: str) -> None:
+    def take_all() -> None:
+        with suppress(OSError):
+            while client.receive():
+                pass
+
+    chosen = options(folder, async_backend=backend)
+    with LiveServer.pool("sample:app", **chosen) as server, Client(server, "/stream") as client:
+        reader = threading.Thread(target=take_all)
+        reader.start()
+        try:
+            assert server.get()[1] == b"plain"
+        finally:
+            client.socket.shutdown(socket.SHUT_RDWR)
+            reader.join()
 
 
 def test_client_waits_for_an_application_that_takes_nothing_and_nothing_is_lost(server: LiveServer) -> None:

@@ -133,7 +133,7 @@ def test_what_an_application_notes_about_the_server_is_not_seen_by_the_next() ->
     assert scope_of(where=where)["asgi"] == {"version": "3.0", "spec_version": "2.5"}
 
 
-class Code(int, Enum):  # noqa: UP042 - its text is its name
+class Code(int, Enum):
     FINE = 200
 
 
