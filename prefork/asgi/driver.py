@@ -447,6 +447,7 @@ class AsgiDriver(Reception[Client]):
                         self._collect(call)
                     client.call = call
                     call.left = client.eof and not call.ended  # seen while the answer before was still to be taken
+                    client.hung_up = False  # each call is told of it
                     self._start(call)
                 elif type(event) is Upgrade:
                     try:

@@ -520,6 +520,11 @@ def test_many_requests_that_are_sent_ahead_are_answered_to_who_sends_nothing_mor
     assert talk(server, ahead, half_close=True).count(b"HTTP/1.1 200 OK") == 4001
 
 
+def test_each_request_that_was_sent_ahead_hears_of_a_client_that_sends_nothing_more(server: LiveServer) -> None:
+    ahead = b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n" * 3
+    assert talk(server, ahead, half_close=True).count(b"\r\n\r\nlate") == 3
+
+
 def test_who_leaves_in_the_middle_of_a_body_that_was_not_read_has_left(server: LiveServer) -> None:
     began = ask("/slow-reader", "Content-Length: 900000", method="POST") + b"x" * 170_000
     assert talk(server, began, half_close=True) == b""
