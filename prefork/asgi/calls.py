@@ -26,6 +26,11 @@ HIGH = 65536
 LOW = 16384
 """How many bytes of an answer are still to be sent when the application goes on."""
 
+TURN = 262144
+"""How many bytes an application may send before the others have their turn, although its client takes all at once."""
+COST = 256
+"""As how many bytes a message counts besides those that it brings."""
+
 
 class ClientLeft(ConnectionError):
     """The client is gone: what the application still has to say is heard by nobody."""
@@ -34,7 +39,7 @@ class ClientLeft(ConnectionError):
 class Client(Guest):
     """One connection, and the call that is answered on it now."""
 
-    __slots__ = ("call", "eof")
+    __slots__ = ("call", "eof", "hung_up")
 
     session: Session | None = None
     """Its TLS session, where it speaks TLS."""
@@ -50,7 +55,9 @@ class Client(Guest):
         super().__init__(sock, connection, base, peer, driver.receive)
         self.call: Call | None = None
         self.eof = False
-        """Whether the client has sent its last byte; it may still read."""
+        """Whether the client's last byte was read; it may still read itself."""
+        self.hung_up = False
+        """Whether it is known to send nothing more, while what it has sent may be unread."""
 
     def new_outbox(self, spool_dir: str | None) -> Outbox:
         """Return what holds what the client does not take at once."""
@@ -65,16 +72,19 @@ class Call:
     """One call of the application, and its two ways to speak about the request: ``receive`` and ``send``."""
 
     __slots__ = (
-        "_continues",
         "_driver",
         "_signal",
         "_told",
+        "_unbroken",
         "answer",
+        "answered",
+        "cancelled",
         "cell",
         "client",
         "coroutine",
         "ended",
         "handle",
+        "held_back",
         "left",
         "logged",
         "pieces",
@@ -93,7 +103,7 @@ class Call:
         self._driver = driver
         self._signal: Signal | None = None
         self._told = False  # that the body is over
-        self._continues = request.head.awaits_continue
+        self._unbroken = 0  # what was sent since others had their turn
         self.client = client
         self.request = request
         self.answer = Answer(client.connection, request.head)
@@ -103,10 +113,16 @@ class Call:
         """How many bytes that is."""
         self.ended = request.head.length == 0
         """Whether the whole body was received."""
+        self.held_back = request.head.awaits_continue
+        """Whether its client may hold the body back, for the application has not asked for it yet."""
         self.left = False
         """Whether the application is told that the client is gone."""
         self.warned = False
         """Whether it was told so because the pool stops."""
+        self.cancelled = False
+        """Whether its task was told to end."""
+        self.answered = False
+        """Whether the whole answer went out, or waits for nothing but the client."""
         self.received = 0
         """How many bytes of the body have come."""
         self.logged = False
@@ -145,11 +161,13 @@ class Call:
 
     async def receive(self) -> dict[str, Any]:
         """Return the next piece of the body, then wait until the client is gone or has its answer."""
-        if self._continues:
-            self._continues = False
+        if self.held_back:
+            self.held_back = False
             if not (self.pieces or self.ended or self.answer.sent or self.left):
                 with suppress(OSError):  # of a client that has left, as is told in a moment
                     self._driver.put(self.client, self.client.connection.go_on())
+            if self.client.call is self:
+                self._driver.read_on(self.client)
         while True:
             if self.answer.done:
                 return {"type": "http.disconnect"}
@@ -181,6 +199,7 @@ class Call:
             driver.put_file(self, message["path"])
         else:
             octets = answer.take(message, driver.date())
+            self._unbroken += len(octets) + COST
             if octets:
                 if self.running is not None:
                     self.running.begin_to_send()
@@ -192,6 +211,13 @@ class Call:
                 await self._wait()
                 if client.call is not self:
                     raise ClientLeft("the client is gone")
+            if self._unbroken >= TURN:
+                await self._give_way()
+
+    async def _give_way(self) -> None:
+        """Let the others have their turn: a client that takes all at once would never make its application wait."""
+        self._unbroken = 0
+        await self._driver.backend.sleep(0)
 
     def extend_deadline(self, seconds: float) -> None:
         """Give the request at least so many seconds from now on, where it has a limit of time."""

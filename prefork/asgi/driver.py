@@ -10,9 +10,11 @@ goes to the socket at once, what the client does not take waits in an ``Outbox``
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import select
+import stat
 import sys
 import threading
 import time
@@ -34,7 +36,7 @@ from prefork.http1.connection import NamedConnection, Phase, closing_answer
 from prefork.http1.messages import Body, End, Refused, Request, Upgrade
 from prefork.memory import EACH
 from prefork.overload import GONE, QUEUED
-from prefork.overtime import Running, take
+from prefork.overtime import GivenUp, Running, take
 from prefork.pace import Pace
 from prefork.poller import READ, WRITE
 from prefork.queueing import waited
@@ -99,7 +101,9 @@ class AsgiDriver(Reception[Client]):
         self._ease_at = 0.0
         self._dates: list[tuple[float, Callable[[], None]]] = []  # what is to be done at which time
         self._watch_loop = LoopWatch(config.blocked_threshold)
-        self._watches_work = bool(config.blocked_threshold or config.max_memory)
+        # A request that begins later than a look has its time for longer than until the next one.
+        self._look_each = min(EACH if config.max_memory else NEVER, config.request_timeout or NEVER)
+        self._watches_work = bool(config.blocked_threshold) or self._look_each < NEVER
         self._watch_sleeps = self._watches_work  # who begins a call wakes it
         self._loop_turned = True
         self._seen = 0  # how many were served at the last look
@@ -184,7 +188,7 @@ class AsgiDriver(Reception[Client]):
             return NEVER
         busy = bool(self._calls) or self.served != self._seen
         self._seen = self.served
-        wait = EACH if busy and self.config.max_memory else NEVER
+        wait = self._look_each if busy else NEVER
         if self._watch_loop.threshold:
             look = self._watch_loop.look(now, turned=self._loop_turned, busy=busy)
             if look.ask:
@@ -320,7 +324,7 @@ class AsgiDriver(Reception[Client]):
             elif events & _GONE:
                 client.broken = True
             elif events & _HANG_UP:
-                self._see_end(client)
+                self._see_hang_up(client)
         except OSError:
             client.broken = True
         self._settle(client)
@@ -369,7 +373,9 @@ class AsgiDriver(Reception[Client]):
             reads = call.size < HIGH
         else:
             reads = not client.connection.buffered
-        return events | (READ if reads else _HANG_UP)
+        if reads:
+            return events | READ
+        return events if client.hung_up else events | _HANG_UP
 
     def _watch(self, client: Client, events: int) -> None:
         if client.deadline < client.listed:
@@ -417,6 +423,12 @@ class AsgiDriver(Reception[Client]):
         if client.call is not None:
             client.call.leave()
 
+    def _see_hang_up(self, client: Client) -> None:
+        """Take note that the client sends nothing more. What it sent before is read when there is room for it."""
+        client.hung_up = True
+        if client.call is not None and not client.connection.awaits_body:
+            client.call.leave()
+
     def advance(self, client: Client) -> bool:
         """Go on with what was received: give it to the application, or begin with the next request."""
         connection, call = client.connection, client.call
@@ -435,6 +447,7 @@ class AsgiDriver(Reception[Client]):
                         self._collect(call)
                     client.call = call
                     call.left = client.eof and not call.ended  # seen while the answer before was still to be taken
+                    client.hung_up = False  # each call is told of it
                     self._start(call)
                 elif type(event) is Upgrade:
                     try:
@@ -513,7 +526,7 @@ class AsgiDriver(Reception[Client]):
         client, config = call.client, self.config
         if client.outbox is not None:
             return  # it is measured by what it takes, until it has taken all
-        if call.size >= HIGH:
+        if not _awaits_client(call):
             client.pace, client.deadline = None, NEVER
             return
         if client.pace is None:
@@ -525,7 +538,7 @@ class AsgiDriver(Reception[Client]):
         call = client.call
         if call is None:
             return super()._late(client)
-        measured = not call.ended and call.size < HIGH and client.outbox is None
+        measured = not call.ended and _awaits_client(call) and client.outbox is None
         return measured and not client.goes_on(call.received)
 
     def _collect(self, call: Call) -> None:
@@ -584,7 +597,7 @@ class AsgiDriver(Reception[Client]):
     # What goes out.
 
     def put(self, client: Client, octets: bytes) -> None:
-        """Send, and keep what the client does not take now. Raises ``OSError`` once it is gone."""
+        """Send, and keep what the client does not take now. Raises ``ClientLeft`` once it is gone."""
         if client.session is not None:
             octets = client.encrypted(octets)
         self.put_octets(client, octets)
@@ -596,9 +609,9 @@ class AsgiDriver(Reception[Client]):
                 sent = client.sock.send(octets, AT_ONCE)
             except BlockingIOError:
                 sent = 0
-            except OSError:
+            except OSError as error:
                 self._lose(client)
-                raise
+                raise ClientLeft("the client is gone") from error
             if sent == len(octets):
                 return
             self._open_outbox(client).add(memoryview(octets)[sent:])
@@ -617,11 +630,17 @@ class AsgiDriver(Reception[Client]):
         return client.outbox
 
     def put_file(self, call: Call, path: Any) -> None:
-        """Answer with a file, which the kernel sends. Raises ``OSError`` if it cannot be read, or the client is gone."""
+        """Answer with a file, which the kernel sends.
+
+        Raises ``ClientLeft`` once the client is gone, and another ``OSError`` if the file cannot be read.
+        """
         client = call.client
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # of a pipe it would hold the loop up
         try:
-            file = call.answer.file(os.fstat(descriptor).st_size, self.date())
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise OSError(errno.EINVAL, "http.response.pathsend is for regular files", path)
+            file = call.answer.file(found.st_size, self.date())
             if call.running is not None:
                 call.running.begin_to_send()
             self.put(client, file.head)
@@ -732,6 +751,7 @@ class AsgiDriver(Reception[Client]):
         """Take note that an answer is complete, and make ready for the client's next request."""
         client = call.client
         client.call = None
+        call.answered = True
         call.wake()
         if self._access is not None:
             client.free_at = time.monotonic()
@@ -748,6 +768,9 @@ class AsgiDriver(Reception[Client]):
     def _fail(self, call: Call, error: BaseException) -> None:
         """Answer for an application that did not; cut the connection if it has begun to."""
         client = call.client
+        if call.answered:
+            self._tell_of_failure(call, error)
+            return
         gone = call.left or client.call is not call
         if (gone and came_of_leaving(error)) or (call.left and not call.ended):
             client.broken |= client.call is call
@@ -915,6 +938,7 @@ class AsgiDriver(Reception[Client]):
 
     def _cancel(self, call: Call) -> None:
         if call in self._calls:
+            call.cancelled = True
             self.backend.cancel(call)
 
     # The pool stops.
@@ -945,6 +969,8 @@ class AsgiDriver(Reception[Client]):
         self._at(time.monotonic() + self._resist_s, partial(self._see_who_resists, left))
 
     def _cancel_in_stop(self, call: Call) -> None:
+        if call.cancelled:
+            return  # it may be cleaning up
         self.records.emit("request.cancelled", **_named(call), stack=stack_of(call.coroutine), code="PF510")
         if call.client.call is call:
             call.client.broken = True
@@ -1009,6 +1035,11 @@ def _kinds_of_clients(*, tls: bool) -> dict[str, type[Client]]:
     return kinds
 
 
+def _awaits_client(call: Call) -> bool:
+    """Whether it is for the client to send more of a body: it may wait to be told so, and the application may be slow."""
+    return call.size < HIGH and not (call.held_back and not call.received)
+
+
 def _named(call: Call) -> dict[str, Any]:
     line = call.request.line
     return {
@@ -1029,7 +1060,7 @@ def came_of_leaving(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, BaseExceptionGroup):
             return all(came_of_leaving(inner) for inner in error.exceptions)
-        if isinstance(error, (ClientLeft, ConnectionError)):
+        if isinstance(error, (ClientLeft, GivenUp)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -28,6 +28,7 @@ _TLS_VERSIONS = {"TLSv1": 0x0301, "TLSv1.1": 0x0302, "TLSv1.2": 0x0303, "TLSv1.3
 _WEBSOCKET_SCHEMES = {"http": "ws", "https": "wss"}
 _KNOWN = 512
 _KNOWN_FIELDS = 32
+_KNOWN_SIZE = 1024
 _KNOWN_NAME_SIZE = 64  # or somebody could fill the memory with long ones
 _NEW, _STARTED, _SENDING, _TRAILERS, _DONE = range(5)
 
@@ -100,6 +101,7 @@ def request_scope(
     scope: dict[str, Any] = {
         **base,
         **(line.memo or _line_scope(line, base["root_path"])),
+        "asgi": base["asgi"].copy(),
         "client": None if peer is None else (peer[0], int(peer[1] or 0)),
         "headers": fields.copy(),
         "extensions": base["extensions"].copy(),
@@ -224,14 +226,14 @@ class _Starts(dict[tuple[Any, ...], tuple[str, tuple[tuple[str, str], ...]]]):
 
     def __missing__(self, key: tuple[Any, ...]) -> tuple[str, tuple[tuple[str, str], ...]]:
         made = _start(key[0], key[1:])
-        if len(key) <= _KNOWN_FIELDS:
+        if len(key) <= _KNOWN_FIELDS and sum(len(name) + len(value) for name, value in made[1]) <= _KNOWN_SIZE:
             if len(self) >= _KNOWN:
                 self.clear()
             self[key] = made
         return made
 
 
-def _start(status: Any, fields: Iterable[Any]) -> tuple[str, tuple[tuple[str, str], ...]]:
+def _start(status: int, fields: Iterable[Any]) -> tuple[str, tuple[tuple[str, str], ...]]:
     try:
         phrase = HTTPStatus(status).phrase
     except ValueError:
@@ -322,11 +324,12 @@ class Answer:
         return RuntimeError(f"the application sent {kind!r} where {due[self._state]} is due")
 
     def _begin(self, message: Mapping[str, Any]) -> None:
-        fields = message.get("headers", ())
+        # What is equal to a number is not always written as one; and fields may come one by one, which can be done once.
+        key = (int(message["status"]), *message.get("headers", ()))
         try:
-            self.status, self.fields = _starts[message["status"], *fields]
+            self.status, self.fields = _starts[key]
         except TypeError:  # pairs may be lists
-            self.status, self.fields = _start(message["status"], fields)
+            self.status, self.fields = _start(key[0], key[1:])
         if message.get("trailers"):
             self._trailers = []
         self._state = _STARTED
@@ -334,6 +337,8 @@ class Answer:
     def _body(self, message: Mapping[str, Any], date: bytes) -> bytes:
         state = self._state
         body = message.get("body", b"")
+        if type(body) is not bytes:
+            body = bytes(memoryview(body))  # the application may fill its buffer anew while this one waits
         if state == _STARTED:
             connection = self._connection
             self._end_behind_unread()
@@ -343,7 +348,6 @@ class Answer:
                 self._state = _DONE
                 return octets
             head = connection.start(self.status, self.fields, date)
-            self._state = _SENDING
             return head + self._piece(body, more=message.get("more_body", False))
         if state == _SENDING:
             return self._piece(body, more=message.get("more_body", False))
@@ -358,6 +362,7 @@ class Answer:
         octets = self._connection.data(body)
         self.size += 0 if self._connection.bodiless else len(body)
         if more:
+            self._state = _SENDING
             return octets
         if self._trailers is not None:
             self._state = _TRAILERS
@@ -383,7 +388,6 @@ class Answer:
         self._end_behind_unread()
         try:
             head = connection.start(self.status, self.fields, date, size)
-            self._state = _SENDING
             # Of a file that is longer than the declared length, that much is meant.
             size = connection.room(size)
             size = size if connection.opaque(size) else 0

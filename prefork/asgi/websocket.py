@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from prefork.asgi.calls import HIGH, LOW, Call, Client, ClientLeft
+from prefork.asgi.calls import COST, HIGH, LOW, TURN, Call, Client, ClientLeft
 from prefork.asgi.driver import AsgiDriver, came_of_leaving
 from prefork.asgi.gateway import decoded, request_scope, websocket_scope
 from prefork.config import QUICK_STOP_S
@@ -142,11 +142,14 @@ class WebSocketCall(Call):
             await self._wait()
             if self.end is not None:
                 raise ClientLeft("the WebSocket is over")
+        self._unbroken += len(octets) + COST
+        if self._unbroken >= TURN:
+            await self._give_way()
 
     async def _answer(self, kind: str, message: Mapping[str, Any]) -> None:
         """Answer the request that the WebSocket is so far."""
         if kind == "websocket.accept" and not (self.answer.sent or self.answer.status):
-            if self.client.call is not self or self.client.eof:
+            if self.client.call is not self or self.left or self.client.eof:
                 raise ClientLeft("the client is gone, or was answered for")
             self._accept(message)
         elif kind == "websocket.close":
@@ -283,15 +286,7 @@ class WebSocketDriver(AsgiDriver):
 
     def listen_again(self, client: Client) -> None:
         """Go on with a client whose application has caught up."""
-        client.eof = False
         self._settle(client)
-
-    def _see_end(self, client: Client) -> None:
-        """Take note that the client sends nothing more. A WebSocket that is not read now may have sent a lot before."""
-        if client.step == self.receive_frames:
-            client.eof = True
-        else:
-            super()._see_end(client)
 
     # The end.
 
@@ -304,7 +299,6 @@ class WebSocketDriver(AsgiDriver):
         call.size = 0  # nothing that still comes is kept
         call.close_by = time.monotonic() + self._close_s
         client.deadline = min(client.deadline, call.close_by)
-        client.eof = False
         with suppress(OSError):
             self.put(client, octets)
         call.wake()

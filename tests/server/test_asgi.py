@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
 import socket
@@ -132,6 +133,45 @@ async def app(scope, receive, send):
         case "/lists":
             await start(send, [b"x-a", b"1"], [b"x-a", b"2"], status=299)
             await body(send, b"listed")
+        case "/generated-lists":
+            pairs = ([name, b"1"] for name in (b"x-a", b"x-b"))
+            await send({"type": "http.response.start", "status": 200, "headers": pairs})
+            await body(send, b"listed")
+        case "/buffers":
+            await start(send, (b"content-length", b"6"))
+            await body(send, bytearray(b"ab"), True)
+            await body(send, memoryview(b"cd"), True)
+            await body(send, memoryview(b"e-f-")[::2])
+        case "/buffers-in-chunks":
+            await start(send)
+            await body(send, memoryview(b"ab"), True)
+            await body(send, bytearray(b"cd"))
+        case "/one-buffer":
+            await start(send, (b"content-length", b"15000000"))
+            buffer = bytearray(15000)
+            for number in range(1000):
+                buffer[:] = bytes([number % 256]) * 15000
+                await body(send, memoryview(buffer), True)
+            await body(send)
+        case "/number":
+            await start(send)
+            await body(send, 5)
+        case "/long-piece":
+            await start(send, (b"content-length", b"1"))
+            await body(send, b"12", True)
+            await body(send)
+        case "/long-end":
+            await start(send, (b"content-length", b"1"), trailers=True)
+            await body(send, b"12")
+        case "/short-file":
+            await start(send, (b"content-length", b"5000000"))
+            await send({"type": "http.response.pathsend", "path": FILE})
+        case "/folder":
+            await start(send)
+            await send({"type": "http.response.pathsend", "path": os.path.dirname(FILE)})
+        case "/pipe":
+            await start(send)
+            await send({"type": "http.response.pathsend", "path": FILE + ".pipe"})
         case "/twice":
             await start(send)
             await body(send, b"once")
@@ -165,6 +205,27 @@ async def app(scope, receive, send):
             say("blocks")
             time.sleep(0.5)
             say("was told", (await receive())["type"])
+        case "/then-its-own-connection-fails":
+            await start(send)
+            await body(send, b"done")
+            try:
+                raise ConnectionRefusedError("the mail server")
+            except OSError:
+                raise LookupError("no mail was sent")
+        case "/leaves-then-fails":
+            await receive()
+            say("hears", (await receive())["type"])
+            await start(send)
+            await body(send, b"done")
+            raise LookupError("behind the answer")
+        case "/flood-then-own-words":
+            await start(send)
+            try:
+                while True:
+                    await body(send, b"x" * 65536, True)
+            except OSError:
+                say("flooded")
+                raise LookupError("the client left")
         case "/early-then-fails":
             await start(send)
             await body(send, b"early")
@@ -183,6 +244,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "sample.py").write_text(APP)
     (folder / "file").write_bytes(b"0123456789" * 300_000)
+    os.mkfifo(folder / "file.pipe")
     options = {"app_dir": str(folder), "max_workers": 1, "max_reqs_per_child": 0, "async_backend": request.param}
     with LiveServer.pool("sample:app", **options) as live:
         yield live
@@ -311,6 +373,27 @@ def test_a_client_is_not_to_blame_for_an_application_that_reads_late(tmp_path: P
         assert client.makefile("rb").read().endswith(b"50000000")
 
 
+def test_a_client_that_waits_to_be_told_to_go_on_has_its_time_from_then_on(tmp_path: Path) -> None:
+    """It may hold its body back until 100 Continue comes (RFC 9110 section 10.1.1)."""
+    (tmp_path / "sample.py").write_text(APP)
+    with (
+        LiveServer.pool(
+            "sample:app", app_dir=str(tmp_path), max_workers=1, head_timeout=0.5, body_timeout=0.5
+        ) as server,
+        socket.create_connection(server.address, timeout=20) as client,
+    ):
+        client.sendall(ask("/reads-at-last", "Expect: 100-continue", "Content-Length: 3", method="POST"))
+        threading.Event().wait(1.5)  # three times as long as a client may be silent
+        (tmp_path / "file.go").touch()
+        assert client.recv(1000) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        client.sendall(b"tea")
+        assert client.makefile("rb").read().endswith(b"\r\n\r\n3")
+        with socket.create_connection(server.address, timeout=20) as silent:
+            silent.sendall(ask("/reads-at-last", "Expect: 100-continue", "Content-Length: 3", method="POST"))
+            answers = silent.makefile("rb").read()
+        assert answers.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 408 ")
+
+
 def send_while_it_is_taken(client: socket.socket) -> int:
     """Send until nothing was taken for a moment; return how much was."""
     sent, writable = 0, select.poll()
@@ -392,8 +475,61 @@ def test_failure_behind_an_answer_is_recorded_whatever_the_client_still_sends(se
     assert "LookupError" in server.wait_for("request.failed", path="/early-then-fails")["exception"]
 
 
+def test_failure_behind_an_answer_is_recorded_whatever_else_could_not_be_reached(server: LiveServer) -> None:
+    assert answer_to(server, "/then-its-own-connection-fails")[1] == b"done"
+    told = server.wait_for("request.failed", path="/then-its-own-connection-fails")
+    assert "no mail was sent" in told["exception"]
+
+
+def test_failure_behind_an_answer_is_recorded_although_the_body_was_never_whole(server: LiveServer) -> None:
+    began = ask("/leaves-then-fails", "Content-Length: 5", method="POST") + b"tea"
+    assert talk(server, began, half_close=True).endswith(b"\r\n\r\ndone")
+    assert "LookupError" in server.wait_for("request.failed", path="/leaves-then-fails")["exception"]
+
+
+def test_who_fails_because_its_client_has_left_is_no_failure_in_whatever_words(server: LiveServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(b"GET /flood-then-own-words HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.recv(1000)
+    server.wait_for_output("flooded")
+    assert server.get("/early")[1] == b"early"
+    assert not server.all("request.failed", path="/flood-then-own-words")
+
+
 def test_who_only_stops_sending_still_reads_its_answer(server: LiveServer) -> None:
     assert talk(server, b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n", half_close=True).endswith(b"\r\n\r\nlate")
+
+
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_a_body_is_whole_although_its_client_has_closed_its_half_before_it_was_read(
+    server: LiveServer, framing: str
+) -> None:
+    """What a client sent before its FIN is to be read (RFC 9112 section 9.6), however late the application asks for it."""
+    if framing == "length":
+        body = ask("/slow-reader", "Content-Length: 170000", method="POST") + b"x" * 170_000
+    else:
+        piece = b"84d0\r\n" + b"x" * 34_000 + b"\r\n"
+        body = ask("/slow-reader", "Transfer-Encoding: chunked", method="POST") + piece * 5 + b"0\r\n\r\n"
+    assert talk(server, body, half_close=True).endswith(b"\r\n\r\n170000")
+
+
+def test_many_requests_that_are_sent_ahead_are_answered_to_who_sends_nothing_more(server: LiveServer) -> None:
+    """More than is taken from the kernel at a time."""
+    ahead = ask("/slow-reader").replace(b"Connection: close\r\n", b"")
+    ahead += b"GET /early HTTP/1.1\r\nHost: a\r\n\r\n" * 4000
+    assert talk(server, ahead, half_close=True).count(b"HTTP/1.1 200 OK") == 4001
+
+
+def test_each_request_that_was_sent_ahead_hears_of_a_client_that_sends_nothing_more(server: LiveServer) -> None:
+    ahead = b"GET /wait HTTP/1.1\r\nHost: a\r\n\r\n" * 3
+    assert talk(server, ahead, half_close=True).count(b"\r\n\r\nlate") == 3
+
+
+def test_who_leaves_in_the_middle_of_a_body_that_was_not_read_has_left(server: LiveServer) -> None:
+    began = ask("/slow-reader", "Content-Length: 900000", method="POST") + b"x" * 170_000
+    assert talk(server, began, half_close=True) == b""
+    assert server.get("/early")[1] == b"early"
+    assert not server.all("request.failed", path="/slow-reader")
 
 
 # Answers.
@@ -436,7 +572,30 @@ def test_pairs_may_be_lists_and_any_status_has_its_line(server: LiveServer) -> N
     assert body == b"listed"
 
 
-@pytest.mark.parametrize("path", ["/text", "/caught", "/unknown", "/exit", "/nowhere"])
+def test_pairs_may_be_made_one_by_one(server: LiveServer) -> None:
+    for _ in range(2):
+        assert b"\r\nx-a: 1\r\nx-b: 1\r\n" in answer_to(server, "/generated-lists")[0]
+
+
+def test_a_body_may_be_any_buffer_of_bytes(server: LiveServer) -> None:
+    assert answer_to(server, "/buffers")[1] == b"abcdef"
+    assert answer_to(server, "/buffers-in-chunks")[1] == b"2\r\nab\r\n2\r\ncd\r\n0\r\n\r\n"
+
+
+def test_a_buffer_goes_out_as_it_was_when_it_was_sent(server: LiveServer) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(ask("/one-buffer"))
+        assert client.recv(1)
+        time.sleep(0.1)  # the server has more to send than the kernel takes
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    body = answer.partition(b"\r\n\r\n")[2]
+    assert body == b"".join(bytes([number % 256]) * 15_000 for number in range(1000))
+
+
+UNFIT = ["/long-piece", "/long-end", "/short-file", "/folder", "/pipe"]
+
+
+@pytest.mark.parametrize("path", ["/text", "/caught", "/unknown", "/exit", "/nowhere", "/number", *UNFIT])
 def test_what_is_no_answer_is_500_and_recorded_and_the_worker_lives_on(server: LiveServer, path: str) -> None:
     head, body = answer_to(server, path)
     assert head.startswith(b"HTTP/1.1 500 ")

@@ -31,6 +31,8 @@ import anyio
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
+told = []
+
 async def deep():
     await anyio.sleep(60)
 
@@ -107,6 +109,15 @@ async def app(scope, receive, send):
     elif path == "/wait":
         say("waits")
         await deep()
+    elif path == "/stream-until-told":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        say("streams")
+        while not told:
+            await send({"type": "http.response.body", "body": b"tea", "more_body": True})
+        await send({"type": "http.response.body", "body": b"over"})
+    elif path == "/tell":
+        told.append(path)
+        await answer(send)
     elif path == "/retire":
         scope["extensions"]["prefork.retire"]()
         await answer(send, b"%d" % os.getpid())
@@ -284,6 +295,18 @@ def test_a_thousand_requests_wait_side_by_side_in_one_worker(serve: Callable[...
             client.close()
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_who_streams_to_a_client_that_takes_all_leaves_the_others_their_turn(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    with serve(async_backend=backend) as server, socket.create_connection(server.address, timeout=20) as client:
+        # Nothing is sent to HEAD, so its application never has to wait for a client.
+        client.sendall(b"HEAD /stream-until-told HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        server.wait_for_output("streams")
+        assert server.get("/tell")[0] == 200
+        assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 200 OK")
+
+
 # It hangs.
 
 
@@ -327,6 +350,23 @@ def test_a_request_that_takes_too_long_is_answered_for_and_cancelled(
         assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 200 OK")
         client.close()
         assert server.wait_for("request.timeout", path="/deaf-stream")["status"] is None
+
+
+def test_a_limit_of_time_counts_where_nothing_else_is_watched(serve: Callable[..., LiveServer]) -> None:
+    with serve(request_timeout=0.2, blocked_threshold=0, heartbeat_timeout=0) as server:
+        (worker,) = server.worker_pids
+        for _ in range(2):
+            assert server.get("/late")[0] == 504
+            assert server.get()[1] == b"%d" % worker
+
+
+def test_what_is_done_behind_an_answer_has_no_limit_of_time(serve: Callable[..., LiveServer], tmp_path: Path) -> None:
+    with serve(request_timeout=0.2) as server:
+        assert server.get("/hold")[0] == 200
+        assert server.get("/late")[0] == 504  # so the time of the first one would be over too
+        (tmp_path / "go").touch()
+        server.wait_for_output("job done")
+        assert not server.all("request.timeout", path="/hold")
 
 
 @pytest.mark.parametrize("begun", [b"POST /told HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\ntea", b"GET / HTTP/1."])

@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
@@ -111,6 +112,9 @@ async def app(scope, receive, send):
             except OSError as error:
                 say("raised", type(error).__name__)
                 raise
+        case "/then-its-own-connection-fails":
+            await receive()
+            raise ConnectionRefusedError("the database")
         case "/flood":
             sent = 0
             try:
@@ -129,6 +133,18 @@ async def app(scope, receive, send):
             while (message := await receive())["type"] == "websocket.receive":
                 size += len(message["bytes"])
             say("size", size, message["code"])
+        case "/stream":
+            while True:
+                await send({"type": "websocket.send", "text": ""})
+        case "/cleans-up":
+            say("is there")
+            try:
+                await anyio.sleep(60)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    for _ in range(8):
+                        await anyio.sleep(0.1)
+                    say("cleaned up")
         case "/deaf":
             while True:
                 await anyio.sleep(60)
@@ -406,6 +422,12 @@ def test_client_that_is_gone_has_left_without_a_word(server: LiveServer) -> None
     assert not server.all("request.failed", path="/late"), "that is nobody's fault"
 
 
+def test_failure_behind_the_end_is_recorded_whatever_could_not_be_reached(server: LiveServer) -> None:
+    with Client(server, "/then-its-own-connection-fails"):
+        pass
+    assert "the database" in server.wait_for("request.failed", path="/then-its-own-connection-fails")["exception"]
+
+
 # Backpressure.
 
 
@@ -415,6 +437,24 @@ def test_application_waits_for_a_client_that_takes_nothing(server: LiveServer) -
         client.expect(65536)
     server.wait_for_output("sent ", count=before + 1)
     assert "too much" not in server.output
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_who_sends_to_a_client_that_takes_all_leaves_the_others_their_turn(folder: Path, backend: str) -> None:
+    def take_all() -> None:
+        with suppress(OSError):
+            while client.receive():
+                pass
+
+    chosen = options(folder, async_backend=backend)
+    with LiveServer.pool("sample:app", **chosen) as server, Client(server, "/stream") as client:
+        reader = threading.Thread(target=take_all)
+        reader.start()
+        try:
+            assert server.get()[1] == b"plain"
+        finally:
+            client.socket.shutdown(socket.SHUT_RDWR)
+            reader.join()
 
 
 def test_client_waits_for_an_application_that_takes_nothing_and_nothing_is_lost(server: LiveServer) -> None:
@@ -595,6 +635,17 @@ def test_pool_that_stops_says_so_first_and_waits_for_nobody_for_ever(folder: Pat
         assert [record["path"] for record in server.all("request.cancelled")] == ["/deaf"]
         assert server.all("worker.exited", expected=True, exit_code=0)
         assert not server.all("worker.killed")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_application_that_was_cancelled_in_a_stop_may_clean_up(folder: Path, backend: str) -> None:
+    """Longer than ``stream_grace``: it is cancelled once, and told of once."""
+    more = {"async_backend": backend, "stream_grace": 0.2, "graceful_timeout": 5}
+    with LiveServer.pool("sample:app", **options(folder, **more)) as server, Client(server, "/cleans-up"):
+        server.wait_for_output("is there")
+        assert server.stop() == 0
+        server.wait_for_output("cleaned up")
+        assert len(server.all("request.cancelled")) == 1
 
 
 def test_worker_that_is_killed_takes_its_own_websockets_with_it_and_no_others(folder: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from enum import Enum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefork.asgi.gateway import Base, asked_by, request_scope, server_scope
+from prefork.asgi.gateway import Answer, Base, asked_by, request_scope, server_scope
 from prefork.config import Limits
+from prefork.http1.connection import Connection
 from prefork.http1.forwarded import Belief
 from prefork.http1.heads import HeadReader
 from prefork.http1.messages import Refused, Request
@@ -121,3 +125,35 @@ def test_what_is_remembered_of_the_ignored_is_bounded() -> None:
 def test_what_cannot_be_read_is_refused() -> None:
     with pytest.raises(Refused, match="malformed X-Forwarded-For"):
         scope_of("X-Forwarded-For: nobody")
+
+
+def test_what_an_application_notes_about_the_server_is_not_seen_by_the_next() -> None:
+    where = base()
+    scope_of(where=where)["asgi"]["seen"] = True
+    assert scope_of(where=where)["asgi"] == {"version": "3.0", "spec_version": "2.5"}
+
+
+class Code(int, Enum):
+    FINE = 200
+
+
+def begun(status: Any, *fields: tuple[bytes, bytes]) -> Answer:
+    answer = Answer(Connection(HeadReader(Limits(), H11Parser())), ask().head)
+    assert answer.take({"type": "http.response.start", "status": status, "headers": fields}, b"") == b""
+    return answer
+
+
+@pytest.mark.parametrize("status", [200.0, Code.FINE, HTTPStatus.OK, "200"])
+def test_a_status_is_its_number_whatever_an_application_takes_for_one(status: Any) -> None:
+    fields = (b"x-status", repr(status).encode())
+    assert begun(status, fields).status == begun(200, fields).status == "200 OK"
+
+
+def test_what_is_remembered_of_answers_is_bounded() -> None:
+    tracemalloc.start()
+    try:
+        for number in range(400):
+            begun(200, (b"content-security-policy", b"%d" % number + b"x" * 30_000))
+        assert tracemalloc.get_traced_memory()[0] < 5_000_000
+    finally:
+        tracemalloc.stop()
