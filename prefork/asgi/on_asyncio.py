@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import select
 import sys
@@ -60,6 +61,7 @@ class AsyncioBackend:
 
             self._new_loop = library.new_event_loop
         self._loop: Any = None
+        self._context = contextvars.Context()
         self._turn: Callable[[], float] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = _NEVER
@@ -69,6 +71,8 @@ class AsyncioBackend:
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         """Run ``main`` from a new loop's first turn to its last."""
         self._loop = loop = self._new_loop()
+        # Whatever is to be called some day runs in this one: else it were that of the request whose task asked for it.
+        self._context = contextvars.copy_context()
         self._epoll = _epoll_of(loop)
         asyncio.set_event_loop(loop)
         try:
@@ -89,7 +93,11 @@ class AsyncioBackend:
     def watch(self, descriptor: int, turn: Callable[[], float]) -> None:
         """Call ``turn`` when a descriptor is readable, and when the monotonic time is over that it returned."""
         self._turn = turn
-        self._loop.add_reader(descriptor, self._do_turn)
+        self._add_reader(descriptor, self._do_turn)
+
+    def _add_reader(self, descriptor: int, callback: Callable[[], None]) -> None:
+        # In a copy, for we may be within the context already, and it can be entered once.
+        self._context.copy().run(self._loop.add_reader, descriptor, callback)
 
     def share(self, descriptor: int, turn: Callable[[], None]) -> bool:
         """Call ``turn`` when a descriptor is readable for which siblings wait too, and one of them is enough."""
@@ -101,7 +109,7 @@ class AsyncioBackend:
             turn()
             self._do_turn()
 
-        self._loop.add_reader(descriptor, turn_and_look)
+        self._add_reader(descriptor, turn_and_look)
         self._make_exclusive(descriptor)
         return True
 
@@ -134,7 +142,8 @@ class AsyncioBackend:
             if self._alarm is not None:
                 self._alarm.cancel()
             self._alarm_at = when
-            self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._ring)
+            delay = max(0.0, when - time.monotonic())
+            self._alarm = self._loop.call_later(delay, self._ring, context=self._context)
 
     def _ring(self) -> None:
         self._alarm, self._alarm_at = None, _NEVER
@@ -143,16 +152,16 @@ class AsyncioBackend:
     def soon(self, callback: Callable[[], object]) -> None:
         """Call this in the loop's next turn; from any thread."""
         with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(callback)
+            self._loop.call_soon_threadsafe(callback, context=self._context)
 
     def spawn(self, job: Job) -> None:
         """Run a job as a task."""
         coroutine = job.coroutine = job.run()
-        loop = self._loop
+        loop, context = self._loop, self._context.copy()
         if _EAGER and loop.get_task_factory() is None:
-            task = asyncio.Task(coroutine, loop=loop, **_EAGER)
-        else:
-            task = loop.create_task(coroutine)
+            task = asyncio.Task(coroutine, loop=loop, context=context, **_EAGER)
+        else:  # a factory of the application's may not know of contexts
+            task = context.run(loop.create_task, coroutine)
         job.handle = task
 
     def cancel(self, job: Job) -> None:

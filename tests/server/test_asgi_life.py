@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -282,6 +284,81 @@ def test_a_thousand_requests_wait_side_by_side_in_one_worker(serve: Callable[...
         assert time.monotonic() - began < 3  # 1.2 on a quiet machine: see the benchmarks
         for client in clients:
             client.close()
+
+
+REMEMBERS = """
+import resource
+from contextvars import ContextVar
+
+USER = ContextVar("USER", default="nobody")
+
+def allow(descriptors):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+async def remembering(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    seen, path = USER.get(), scope["path"]
+    if path == "/login":
+        USER.set("alice")
+        await anyio.sleep(0)
+        assert USER.get() == "alice"
+    elif path == "/narrow":
+        USER.set("alice")
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        allow(3)
+        say("narrow")
+        await receive()
+        allow(before)
+    elif path == "/block":
+        time.sleep(0.5)
+        await anyio.sleep(0)  # the loop sees that the time of an alarm is over, and nobody who has sent something
+        say("blocks")
+        time.sleep(1)
+    await answer(send, seen.encode())
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_what_a_request_sets_in_its_context_is_seen_by_no_other(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    """The alarm of a connection that is kept alive rings in the same turn of the loop in which others come in."""
+    with (
+        serve("sample:remembering", REMEMBERS, async_backend=backend, keep_alive_timeout=0.3) as server,
+        ExitStack() as stack,
+    ):
+        user = stack.enter_context(begin(server, "/login"))
+        assert user.recv(1000).endswith(b"nobody")
+        blocker, *others = (
+            stack.enter_context(socket.create_connection(server.address, timeout=20)) for _ in range(12)
+        )
+        blocker.sendall(b"GET /block HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.wait_for_output("blocks")
+        others += (stack.enter_context(socket.create_connection(server.address, timeout=20)) for _ in range(40))
+        for client in others:
+            client.sendall(2 * b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answers = [b"".join(iter(partial(client.recv, 1000), b"")) for client in others]
+        assert {answer.count(b"nobody") for answer in answers} == {2}
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_what_a_request_has_set_is_not_seen_by_those_who_come_in_after_a_pause(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    with (
+        serve("sample:remembering", REMEMBERS, async_backend=backend, keep_alive_timeout=0.01) as server,
+        socket.create_connection(server.address, timeout=20) as client,
+    ):
+        client.sendall(b"POST /narrow HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
+        server.wait_for_output("narrow")
+        with ThreadPoolExecutor() as pool:
+            outside = pool.submit(server.get)
+            server.wait_for("pool.accept_paused")
+            client.sendall(b"a")
+            assert client.recv(1000).endswith(b"nobody")
+            assert outside.result()[1] == b"nobody"
+        assert {server.get()[1] for _ in range(5)} == {b"nobody"}
 
 
 # It hangs.
