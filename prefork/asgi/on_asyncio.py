@@ -9,6 +9,7 @@ import select
 import sys
 import time
 from contextlib import suppress
+from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any
 
 from prefork.asgi.backends import LAST_CALL_S
@@ -54,6 +55,8 @@ class AsyncioSignal:
 class AsyncioBackend:
     """A loop of asyncio's, or uvloop's."""
 
+    cancelled: type[BaseException] = asyncio.CancelledError
+
     def __init__(self, *, uvloop: bool) -> None:
         self._new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
         if uvloop:
@@ -76,8 +79,8 @@ class AsyncioBackend:
         self._epoll = _epoll_of(loop)
         asyncio.set_event_loop(loop)
         try:
-            loop.run_until_complete(main())
-            loop.run_until_complete(loop.shutdown_asyncgens())
+            self._complete(main())
+            self._complete(loop.shutdown_asyncgens())
         finally:
             if self._alarm is not None:
                 self._alarm.cancel()
@@ -85,6 +88,26 @@ class AsyncioBackend:
             if self._epoll is not None:
                 self._epoll.close()
             loop.close()
+
+    def _complete(self, what: Awaitable[None]) -> None:
+        """Run the loop until this is done. Who calls ``sys.exit()`` in another task meanwhile ends that one alone."""
+        task = asyncio.ensure_future(what, loop=self._loop)
+        while not task.done():
+            try:
+                self._loop.run_until_complete(task)
+            except (SystemExit, KeyboardInterrupt) as error:
+                self._leave_to_task(error)
+        task.result()
+
+    def _leave_to_task(self, error: BaseException) -> None:
+        """Have it as with any other exception: a task keeps its own, for who awaits it, or to tell that nobody did."""
+        trace = error.__traceback__
+        while trace is not None and not trace.tb_frame.f_code.co_flags & CO_COROUTINE:
+            trace = trace.tb_next
+        if trace is None:
+            self._loop.call_exception_handler({"message": "Exit in a callback", "exception": error})
+        else:  # without the frames of the loop, which would keep the task
+            error.with_traceback(trace)
 
     def signal(self) -> AsyncioSignal:
         """Return something to wait for."""
