@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefork.access_format import Entry
-from prefork.asgi.backends import new_backend
+from prefork.asgi.backends import failure_in, new_backend
 from prefork.asgi.calls import HIGH, LOW, Call, Client, ClientLeft
 from prefork.asgi.gateway import Base, asked_by, server_scope, tls_extension
 from prefork.asgi.lifespan import Lifespan
@@ -705,12 +705,20 @@ class AsgiDriver(Reception[Client]):
             self._settle(client)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it raises, the worker lives on
             self._fail(call, error)
-        except BaseException:  # the loop's own way to say that it was cancelled
+        except BaseException as error:
+            failure = failure_in(error, self.backend.cancelled)
+            if failure is not None:
+                self._fail(call, failure)
+                return
             if client.call is call:
                 self._fail(call, RuntimeError("the application was cancelled"))
             raise
         finally:
             self._end(call)
+
+    def fail_behind_its_end(self, call: Call, error: Exception) -> None:
+        """Take note of what the loop finds wrong with the task of a call that has ended."""
+        self._fail(call, error)
 
     def _left_undone(self, call: Call) -> None:
         """Answer for an application that has returned too early, unless it was told that nobody waits."""

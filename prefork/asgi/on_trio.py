@@ -33,6 +33,8 @@ class TrioSignal:
 class TrioBackend:
     """A run of trio's."""
 
+    cancelled: type[BaseException] = trio.Cancelled
+
     def __init__(self) -> None:
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
@@ -118,9 +120,12 @@ def _alone(group: BaseException) -> BaseException:
 
 
 async def _run(job: Job) -> None:
-    with job.handle:
-        coroutine = job.coroutine = job.run()
-        await coroutine
+    try:
+        with job.handle:
+            coroutine = job.coroutine = job.run()
+            await coroutine
+    except Exception as error:  # noqa: BLE001 - from trio itself: the application has left a scope open, say
+        job.fail(error)
 
 
 def _deadline(when: float) -> float:

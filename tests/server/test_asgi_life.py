@@ -320,9 +320,7 @@ async def remembering(scope, receive, send):
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
-def test_what_a_request_sets_in_its_context_is_seen_by_no_other(
-    serve: Callable[..., LiveServer], backend: str
-) -> None:
+def test_what_a_request_sets_in_its_context_is_seen_by_no_other(serve: Callable[..., LiveServer], backend: str) -> None:
     """The alarm of a connection that is kept alive rings in the same turn of the loop in which others come in."""
     with (
         serve("sample:remembering", REMEMBERS, async_backend=backend, keep_alive_timeout=0.3) as server,
@@ -359,6 +357,121 @@ def test_what_a_request_has_set_is_not_seen_by_those_who_come_in_after_a_pause(
             assert client.recv(1000).endswith(b"nobody")
             assert outside.result()[1] == b"nobody"
         assert {server.get()[1] for _ in range(5)} == {b"nobody"}
+
+
+# A request fails.
+
+FAILING = """
+from contextlib import asynccontextmanager
+
+class Odd(BaseException):
+    pass
+
+async def fail_at_the_end():
+    try:
+        await anyio.sleep(60)
+    finally:
+        raise ValueError("the cleanup failed")
+
+async def leave():
+    sys.exit("enough")
+
+async def failing(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    path = scope["path"]
+    if path == "/cleanup":
+        async with anyio.create_task_group() as group:
+            group.start_soon(fail_at_the_end)
+            group.start_soon(anyio.sleep, 60)
+    elif path == "/odd":
+        raise Odd("of its own kind")
+    elif path == "/exit":
+        async with anyio.create_task_group() as group:
+            group.start_soon(leave)
+    elif path == "/unclosed":
+        import trio
+        trio.CancelScope().__enter__()
+    await app(scope, receive, send)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize(
+    ("path", "status", "reason"),
+    [("/cleanup", 504, "the cleanup failed"), ("/odd", 500, "of its own kind"), ("/exit", 500, "SystemExit: enough")],
+)
+def test_a_request_fails_alone_in_whatever_way_it_does(
+    serve: Callable[..., LiveServer], backend: str, path: str, status: int, reason: str
+) -> None:
+    with serve("sample:failing", FAILING, async_backend=backend, request_timeout=2) as server:
+        (worker,) = server.worker_pids
+        other = begin(server, "/one-second")
+        assert server.get(path)[0] == status
+        assert reason in server.wait_for("request.failed", path=path)["exception"]
+        assert other.recv(1000).endswith(b"tea")
+        other.close()
+        assert server.get()[1] == b"%d" % worker
+        assert server.stop() == 0
+        assert len(server.all("request.failed")) == 1
+        assert [gone["child_pid"] for gone in server.all("worker.exited", exit_code=0)] == [worker]
+
+
+def test_a_request_that_leaves_a_scope_open_fails_alone(serve: Callable[..., LiveServer]) -> None:
+    with serve("sample:failing", FAILING, async_backend="trio") as server:
+        (worker,) = server.worker_pids
+        assert server.get("/unclosed")[1] == b"%d" % worker
+        assert "Cancel scope" in server.wait_for("request.failed", path="/unclosed")["exception"]
+        assert server.get()[1] == b"%d" % worker
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("way", ["create_task(leave())", "get_running_loop().call_soon(sys.exit, 'enough')"])
+def test_who_exits_behind_an_answer_ends_nobody_and_is_told_of(
+    serve: Callable[..., LiveServer], backend: str, way: str
+) -> None:
+    more = f"""
+async def failing(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    if scope["path"] == "/exit":
+        asyncio.{way}
+    await app(scope, receive, send)
+"""
+    with serve("sample:failing", FAILING + more, async_backend=backend) as server:
+        (worker,) = server.worker_pids
+        assert server.get("/exit")[1] == b"%d" % worker
+        assert server.get()[1] == b"%d" % worker
+        assert server.stop() == 0
+        assert [gone["child_pid"] for gone in server.all("worker.exited", exit_code=0)] == [worker]
+        assert "SystemExit: enough" in server.log
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize("failure", ["raise Odd('no water')", "sys.exit('no water')"])
+def test_a_lifespan_fails_alone_in_whatever_way_it_does(
+    serve: Callable[..., LiveServer], backend: str, failure: str
+) -> None:
+    more = f"""
+async def brew():
+    await anyio.sleep(0.01)
+    {failure}
+
+async def brewing(scope, receive, send):
+    if scope["type"] != "lifespan":
+        return await app(scope, receive, send)
+    await receive()
+    await send({{"type": "lifespan.startup.complete"}})
+    async with anyio.create_task_group() as group:
+        group.start_soon(brew)
+        await receive()
+"""
+    with serve("sample:brewing", FAILING + more, async_backend=backend) as server:
+        (worker,) = server.worker_pids
+        assert "no water" in server.wait_for("lifespan.failed", phase="serving", code="PF434")["exception"]
+        assert server.get()[1] == b"%d" % worker
+        assert server.stop() == 0
+        assert [gone["child_pid"] for gone in server.all("worker.exited", exit_code=0)] == [worker]
 
 
 # It hangs.
