@@ -364,6 +364,7 @@ class Life:
         self.lifeline, self.inbox, self.resignation = lifeline, inbox, resignation
         self.alone = alone  # what is in force while nobody watches the lifeline
         self.began = False
+        self.ended = False
         self.scales = Scales(monotonic) if birth.config.max_memory else None
         self.phase = Phase.SERVING
         self.tell_at = math.inf  # when to tell of what keeps a worker that is to stop
@@ -396,6 +397,17 @@ class Life:
         os.close(nothing)
 
     def run(self) -> None:
+        """Watch over what is served, until there is nothing left to do, and over its end."""
+        try:
+            self.watch_over()
+            self.ended = True
+            self.beat()
+        finally:
+            self.driver.end()
+            while not self.driver.over:
+                self.listen(None)
+
+    def watch_over(self) -> None:
         """Watch over what is served, until there is nothing left to do."""
         while True:
             patience = self.driver.tick()
@@ -405,8 +417,16 @@ class Life:
             self.take_stock()
             if self.phase is Phase.LEAVING and self.driver.drained and self.worker.exit_guard.free:
                 return
-            for descriptor, _ in self.poller.poll(patience):
-                self.sources[descriptor]()
+            self.listen(patience)
+
+    def listen(self, patience: int | None) -> None:
+        """Wait for what anybody has to say, for so many milliseconds, and act upon it."""
+        for descriptor, _ in self.poller.poll(patience):
+            self.sources[descriptor]()
+
+    def beat(self) -> None:
+        """Show that this worker answers; when nothing is served any more the application may take its time, without."""
+        self.birth.row.beat(math.inf if self.ended else monotonic())
 
     # The way out, in its order: announce, be released, retire, leave.
 
@@ -479,7 +499,6 @@ class Life:
 
     def leave(self) -> None:
         """Say goodbye: nothing is served any more."""
-        self.birth.row.beat(math.inf)  # the application may take its time, and nobody answers meanwhile
         self.birth.hooks.run("worker_exiting", self.worker, records=self.records)
         self.driver.close()
         served, budget = self.driver.served, self.birth.budget
@@ -512,7 +531,7 @@ class Life:
             case b"c":
                 self.driver.close_after_answer()
             case b"p":
-                self.driver.pulse(lambda: self.birth.row.beat(monotonic()))
+                self.driver.pulse(self.beat)
 
     def heed(self) -> None:
         """Act upon signals sent to this worker alone. Only TERM means something: retire, a successor first."""

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import ROOT, LiveServer
+from server_process import ROOT, LiveServer, wait_until_gone
 
 from prefork.config import Config
 from prefork.errors import MissingExtra
@@ -150,6 +151,21 @@ def test_each_worker_has_a_lifespan_of_its_own_from_its_fork_to_its_end(
         for worker in {*begun, *server.worker_pids}:
             assert server.wait_for_output(f"begins {worker}")
             assert server.wait_for_output(f"ends {worker}")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_a_pool_that_is_stopped_does_not_wait_for_a_startup(serve: Callable[..., LiveServer], backend: str) -> None:
+    more = """
+async def starting(scope, receive, send):
+    say("starts", os.getpid())
+    await deep()
+"""
+    with serve("sample:starting", more, async_backend=backend, where={"ready": ""}) as server:
+        server.wait_for_output("starts")
+        assert server.stop() == 0
+        (gone,) = server.all("worker.exited")
+        assert (gone["exit_code"], gone["signal"], gone["expected"]) == (0, None, True)
+        assert not server.all("worker.killed")
 
 
 FAILS = """
@@ -652,3 +668,45 @@ def test_a_worker_whose_whole_pool_was_killed_ends(serve: Callable[..., LiveServ
             assert time.monotonic() < deadline
             time.sleep(0.05)
         client.close()
+
+
+SLOW_TO_LEAVE = """
+async def lingering(scope, receive, send):
+    if scope["type"] != "lifespan":
+        return await app(scope, receive, send)
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    say("goes", os.getpid())
+    while not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+        await anyio.sleep(0.01)
+    await send({"type": "lifespan.shutdown.complete"})
+    say("gone")
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_a_lifespan_takes_its_time_to_end_when_its_worker_is_replaced(
+    serve: Callable[..., LiveServer], tmp_path: Path, backend: str
+) -> None:
+    with serve("sample:lingering", SLOW_TO_LEAVE, async_backend=backend, heartbeat_timeout=0.5) as server:
+        (worker,) = server.worker_pids
+        server.send(signal.SIGUSR2)
+        server.wait_for_output(f"goes {worker}")
+        threading.Event().wait(2)  # four times as long as a worker that serves may be silent
+        (tmp_path / "go").touch()
+        assert server.wait_for("worker.exited", child_pid=worker)["exit_code"] == 0
+        assert server.wait_for_output("gone")
+        assert not server.all("worker.unresponsive")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_a_lifespan_that_does_not_end_does_not_outlive_the_pool(serve: Callable[..., LiveServer], backend: str) -> None:
+    with serve("sample:lingering", SLOW_TO_LEAVE, async_backend=backend, graceful_timeout=0.5) as server:
+        (worker,) = server.worker_pids
+        server.send(signal.SIGUSR2)
+        server.wait_for_output(f"goes {worker}")
+        for process in dict.fromkeys([server.pid, server.parent_pid]):
+            server.send(signal.SIGKILL, to=process)
+        server.process.wait()
+        wait_until_gone([worker])
