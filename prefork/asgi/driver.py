@@ -235,7 +235,7 @@ class AsgiDriver(Reception[Client]):
     @property
     def stuck(self) -> int:
         """How many tasks did not end when they were told to."""
-        return len(self._resisting & self._calls) + self._stubborn
+        return max(len(self._resisting & self._calls), self._stubborn)  # who resists to the end is among both
 
     @property
     def drained(self) -> bool:

@@ -579,6 +579,44 @@ def test_a_request_that_cannot_be_cancelled_costs_the_worker(serve: Callable[...
         assert server.get()[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("backend", "wait"),
+    [
+        ("asyncio", "deaf()"),
+        ("trio", "anyio.to_thread.run_sync(time.sleep, 60)"),
+        ("trio", "shielded()"),
+        ("trio", "deaf()"),
+    ],
+)
+def test_a_request_that_cannot_be_cancelled_does_not_keep_its_worker(
+    serve: Callable[..., LiveServer], backend: str, wait: str
+) -> None:
+    more = f"""
+async def shielded():
+    with anyio.CancelScope(shield=True):
+        await deep()
+
+async def deaf():
+    while True:
+        try:
+            await anyio.sleep(60)
+        except BaseException:
+            pass
+
+async def stubborn(scope, receive, send):
+    if scope.get("path") == "/stubborn":
+        await {wait}
+    await app(scope, receive, send)
+"""
+    with serve("sample:stubborn", more, request_timeout=0.2, async_backend=backend) as server:
+        (worker,) = server.worker_pids
+        assert server.get("/stubborn")[0] == 504
+        gone = server.wait_for("worker.exited", child_pid=worker)
+        assert (gone["reason"], gone["exit_code"], gone["stuck"]) == ("request_timeout", 0, 1)
+        assert any(line == f"ends {worker}" for line in server.output)
+        assert server.get()[0] == 200
+
+
 # It leaves.
 
 
