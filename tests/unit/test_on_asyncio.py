@@ -20,11 +20,19 @@ USER = ContextVar("USER", default="nobody")
 EPOLL = pytest.mark.skipif(not hasattr(select, "epoll"), reason="each waits for itself without epoll")
 
 
-class Sleeper:
-    """Sleeps, and takes note of its end."""
+class Task:
+    """What a backend needs of a job."""
 
     handle: Any = None
     coroutine: Coroutine[Any, Any, None] | None = None
+
+    def fail(self, error: Exception) -> None:
+        raise error
+
+
+class Sleeper(Task):
+    """Sleeps, and takes note of its end."""
+
     ended = False
 
     async def run(self) -> None:
@@ -34,11 +42,8 @@ class Sleeper:
             self.ended = True
 
 
-class Step:
+class Step(Task):
     """Does one thing."""
-
-    handle: Any = None
-    coroutine: Coroutine[Any, Any, None] | None = None
 
     def __init__(self, step: Callable[[], object]) -> None:
         self._step = step
