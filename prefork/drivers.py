@@ -22,7 +22,9 @@ class Driver(Protocol):
     served: int
     """Requests given to the application so far."""
     monitor_fd: int
-    """Readable when ``tick`` should be called; ``hear`` empties it."""
+    """Readable when ``tick`` should be called, and when it is ``over``; ``hear`` empties it."""
+    over: bool
+    """Whether nothing that ``end`` has begun goes on."""
 
     def run(self, started: Callable[[], None], lead: Callable[[], None]) -> None:
         """Begin to serve, call ``started`` once that is so, and serve until ``lead`` returns.
@@ -51,6 +53,9 @@ class Driver(Protocol):
 
     def pulse(self, beat: Callable[[], None]) -> None:
         """Call ``beat`` if requests are served: at once, or where and when they are."""
+
+    def end(self) -> None:
+        """Begin to end what is not served any more, or cannot be; ``lead`` has to stay until it is ``over``."""
 
     def hear(self) -> None:
         """Empty ``monitor_fd``."""

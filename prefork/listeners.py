@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import resource
+import select
 import socket
 import stat
 import struct
@@ -118,6 +119,14 @@ class Listeners:
             if self._owner == os.getpid() and listener.socket.fileno() >= 0:
                 _unlink(listener)
             listener.socket.close()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether anybody waits in a queue now."""
+        poll = select.poll()
+        for listener in self._listeners:
+            poll.register(listener.socket, select.POLLIN)
+        return bool(poll.poll(0))
 
     def refuse_newcomers(self) -> None:
         """Let nobody join the queues any more, in whatever process they are open, so that they can be emptied for good.

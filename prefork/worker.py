@@ -197,12 +197,13 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
 def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
     """Do all that has to be done before the driver runs."""
     config, records = birth.config, birth.records.bind(role="worker", worker=birth.number, generation=birth.generation)
+    early = bytearray()
     with ExitStack() as alone:
         # A driver that is to be reopened is one for WSGI: to look at the application once more is dear in a new process.
         may_be_asgi = birth.driver is None
         is_asgi = may_be_asgi and not isinstance(birth.app, str) and interface_of(birth.app, config) == "asgi"
         if isinstance(birth.app, str) or birth.hooks.worker_started or is_asgi:
-            alone.enter_context(dying_with_parent(lifeline))
+            alone.enter_context(listening_alone(lifeline, early, birth.listeners))
         app = load_app(birth.app, config.app_dir, config.interface) if isinstance(birth.app, str) else birth.app
         birth.hooks.load(config.app_dir, *IN_WORKERS)
         for wanted in birth.hooks.access_log_filter:
@@ -238,7 +239,9 @@ def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
         driver.announce_at(announcement(birth.budget))
         if may_be_asgi and interface_of(app, config) == "asgi":
             inbox.give_way()
-        return Life(birth, worker, driver, lifeline, inbox, records, resignation, alone.pop_all())
+        life = Life(birth, worker, driver, lifeline, inbox, records, resignation, alone.pop_all())
+        life.early = early
+        return life
 
 
 def mind_forks(disown: Callable[[], None]) -> None:
@@ -266,7 +269,7 @@ def where_held() -> str:
 
 
 def end_at_once() -> None:
-    """End the process although threads are stuck: nothing may wait for these, or for what they hold."""
+    """End the process although threads are stuck, or it starts: nothing may wait for these, or for what they hold."""
     writer = threading.Thread(target=flush, daemon=True)
     writer.start()
     writer.join(FLUSH_S)
@@ -281,23 +284,25 @@ def flush() -> None:
 
 
 @contextmanager
-def dying_with_parent(lifeline: int) -> Iterator[None]:
-    """End the process if its parent dies within the block.
+def listening_alone(lifeline: int, early: bytearray, listeners: Listeners) -> Iterator[None]:
+    """End the process if its parent dies within the block, or the pool stops; other orders are kept in ``early``.
 
     A worker that starts serves nobody yet, and is busy with the application's code: it cannot watch the lifeline, so the
-    system is asked to tell of it.
+    system is asked to tell of it. If somebody waits in the queues when the pool stops it goes on, and serves him.
     """
 
     def look(*_: object) -> None:
-        poll = select.poll()
-        poll.register(lifeline, 0)
-        if poll.poll(0):
+        with suppress(BlockingIOError):
+            while orders := os.read(lifeline, 64):
+                early.extend(orders)
             os._exit(1)
+        if STOP_QUICKLY in early or (STOP in early and not listeners.awaited):
+            end_at_once()
 
     before = signal.signal(signal.SIGIO, look)
     flags = fcntl.fcntl(lifeline, fcntl.F_GETFL)
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC)
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_ASYNC | os.O_NONBLOCK)
     try:
         look()
         yield
@@ -364,7 +369,9 @@ class Life:
         self.birth, self.worker, self.driver, self.records = birth, worker, driver, records
         self.lifeline, self.inbox, self.resignation = lifeline, inbox, resignation
         self.alone = alone  # what is in force while nobody watches the lifeline
+        self.early = bytearray()  # what was ordered meanwhile
         self.began = False
+        self.ended = False
         self.scales = Scales(monotonic) if birth.config.max_memory else None
         self.phase = Phase.SERVING
         self.tell_at = math.inf  # when to tell of what keeps a worker that is to stop
@@ -397,6 +404,18 @@ class Life:
         os.close(nothing)
 
     def run(self) -> None:
+        """Watch over what is served, until there is nothing left to do, and over its end."""
+        try:
+            self.carry_out(self.early)
+            self.watch_over()
+            self.ended = True
+            self.beat()
+        finally:
+            self.driver.end()
+            while not self.driver.over:
+                self.listen(None)
+
+    def watch_over(self) -> None:
         """Watch over what is served, until there is nothing left to do."""
         while True:
             patience = self.driver.tick()
@@ -406,8 +425,16 @@ class Life:
             self.take_stock()
             if self.phase is Phase.LEAVING and self.driver.drained and self.worker.exit_guard.free:
                 return
-            for descriptor, _ in self.poller.poll(patience):
-                self.sources[descriptor]()
+            self.listen(patience)
+
+    def listen(self, patience: int | None) -> None:
+        """Wait for what anybody has to say, for so many milliseconds, and act upon it."""
+        for descriptor, _ in self.poller.poll(patience):
+            self.sources[descriptor]()
+
+    def beat(self) -> None:
+        """Show that this worker answers; when nothing is served any more the application may take its time, without."""
+        self.birth.row.beat(math.inf if self.ended else monotonic())
 
     # The way out, in its order: announce, be released, retire, leave.
 
@@ -480,7 +507,6 @@ class Life:
 
     def leave(self) -> None:
         """Say goodbye: nothing is served any more."""
-        self.birth.row.beat(math.inf)  # the application may take its time, and nobody answers meanwhile
         self.birth.hooks.run("worker_exiting", self.worker, records=self.records)
         self.driver.close()
         served, budget = self.driver.served, self.birth.budget
@@ -494,6 +520,10 @@ class Life:
         orders = os.read(self.lifeline, 64)
         if not orders:
             self.outlive_parent()
+        self.carry_out(orders)
+
+    def carry_out(self, orders: Iterable[int]) -> None:
+        """Carry out orders, in their order."""
         for order in orders:
             self.perform(bytes([order]))
 
@@ -513,7 +543,7 @@ class Life:
             case b"c":
                 self.driver.close_after_answer()
             case b"p":
-                self.driver.pulse(lambda: self.birth.row.beat(monotonic()))
+                self.driver.pulse(self.beat)
 
     def heed(self) -> None:
         """Act upon signals sent to this worker alone. Only TERM means something: retire, a successor first."""

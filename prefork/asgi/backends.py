@@ -35,9 +35,17 @@ class Job(Protocol):
     async def run(self) -> None:
         """Do what is to be done. Raises nothing but the loop's own cancellation."""
 
+    def fail(self, error: Exception) -> None:
+        """Take note of what the loop finds wrong with the task when it has ended."""
+
 
 class Backend(Protocol):
-    """An event loop that runs in the main thread. All but ``soon`` is called there."""
+    """An event loop that runs in the main thread. All but ``soon`` is called there.
+
+    ``cancelled`` is what it raises in a task that it cancels.
+    """
+
+    cancelled: type[BaseException]
 
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         """Run ``main`` from a new loop's first turn to its last."""
@@ -77,6 +85,14 @@ class Backend(Protocol):
 
     def running(self) -> Any:
         """Return the coroutine that the loop is at, if it can tell; from any thread."""
+
+
+def failure_in(error: BaseException, cancelled: type[BaseException]) -> BaseException | None:
+    """Return what of an error is the application's own failure, if it is more than how a loop ends a task."""
+    ends = (cancelled, GeneratorExit)
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(ends)[1]
+    return None if isinstance(error, ends) else error
 
 
 def new_backend(name: str) -> Backend:

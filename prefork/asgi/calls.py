@@ -138,6 +138,10 @@ class Call:
         """Call the application."""
         await self._driver.call(self)
 
+    def fail(self, error: Exception) -> None:
+        """Take note of what the loop finds wrong with its task when it has ended."""
+        self._driver.fail_behind_its_end(self, error)
+
     def add(self, data: bytes) -> None:
         """Keep a piece of the body for the application."""
         self.pieces.append(data)

@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefork.access_format import Entry
-from prefork.asgi.backends import new_backend
+from prefork.asgi.backends import failure_in, new_backend
 from prefork.asgi.calls import HIGH, LOW, Call, Client, ClientLeft
 from prefork.asgi.gateway import Base, asked_by, server_scope, tls_extension
 from prefork.asgi.lifespan import Lifespan
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from prefork.access_format import Outcome
+    from prefork.asgi.backends import Signal
     from prefork.config import Config
     from prefork.http1.connection import Connection
     from prefork.http1.proxy_protocol import Header
@@ -108,6 +109,8 @@ class AsgiDriver(Reception[Client]):
         self._loop_turned = True
         self._seen = 0  # how many were served at the last look
         self._thread = threading.main_thread()
+        self._at_end: Signal | None = None
+        self.over = False
         self._told_of_upgrade = False
         self._timed: dict[Call, float] = {}  # requests whose time is over, and since when the loop knows
         self._resisting: set[Call] = set()
@@ -118,11 +121,18 @@ class AsgiDriver(Reception[Client]):
 
     def run(self, started: Callable[[], None], lead: Callable[[], None]) -> None:
         """Serve in this thread, beside ``lead`` in another."""
-        self.backend.run(partial(self._main, started, lead))
+        beside = threading.Thread(target=self._lead, args=(lead,), name="prefork-life", daemon=True)
+        try:
+            self.backend.run(partial(self._main, started, beside))
+        finally:
+            self.over = True
+            self._tell_monitor()
+            if beside.ident is not None:
+                beside.join()
         if self.failure is not None:
             raise self.failure
 
-    async def _main(self, started: Callable[[], None], lead: Callable[[], None]) -> None:
+    async def _main(self, started: Callable[[], None], beside: threading.Thread) -> None:
         lifespan = Lifespan(self.app, self.backend, self.records)
         try:
             await lifespan.startup()
@@ -131,14 +141,12 @@ class AsgiDriver(Reception[Client]):
             raise
         self._state = lifespan.state
         try:
-            over = self.backend.signal()
+            self._at_end = self.backend.signal()
             self.backend.watch(self._poller.fileno(), self._turn)
             self._resume_accepting()
             started()
-            beside = threading.Thread(target=self._lead, args=(lead, over.set), name="prefork-life", daemon=True)
             beside.start()
-            await over.wait()
-            beside.join()
+            await self._at_end.wait()
             await self._end_calls()
         finally:
             await lifespan.shutdown()
@@ -148,13 +156,16 @@ class AsgiDriver(Reception[Client]):
             if self._thread_exit is not None:
                 self._thread_exit()
 
-    def _lead(self, lead: Callable[[], None], over: Callable[[], None]) -> None:
+    def _lead(self, lead: Callable[[], None]) -> None:
         try:
             lead()
         except BaseException as error:  # noqa: BLE001 - the main thread raises it
             self.failure = error
-        finally:
-            self.backend.soon(over)
+
+    def end(self) -> None:
+        """Let the calls that are left end, and the lifespan."""
+        assert self._at_end is not None
+        self.backend.soon(self._at_end.set)
 
     async def _end_calls(self) -> None:
         """Cancel what a fault of the server has left running."""
@@ -228,7 +239,7 @@ class AsgiDriver(Reception[Client]):
     @property
     def stuck(self) -> int:
         """How many tasks did not end when they were told to."""
-        return len(self._resisting & self._calls) + self._stubborn
+        return max(len(self._resisting & self._calls), self._stubborn)  # who resists to the end is among both
 
     @property
     def drained(self) -> bool:
@@ -724,12 +735,20 @@ class AsgiDriver(Reception[Client]):
             self._settle(client)
         except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - whatever it raises, the worker lives on
             self._fail(call, error)
-        except BaseException:  # the loop's own way to say that it was cancelled
+        except BaseException as error:
+            failure = failure_in(error, self.backend.cancelled)
+            if failure is not None:
+                self._fail(call, failure)
+                return
             if client.call is call:
                 self._fail(call, RuntimeError("the application was cancelled"))
             raise
         finally:
             self._end(call)
+
+    def fail_behind_its_end(self, call: Call, error: Exception) -> None:
+        """Take note of what the loop finds wrong with the task of a call that has ended."""
+        self._fail(call, error)
 
     def _left_undone(self, call: Call) -> None:
         """Answer for an application that has returned too early, unless it was told that nobody waits."""

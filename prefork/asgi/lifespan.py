@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from prefork.asgi.backends import failure_in
 from prefork.asgi.gateway import VERSIONS
 from prefork.errors import AppFailed
 
@@ -90,16 +91,23 @@ class Lifespan:
 
     async def run(self) -> None:
         """Call the application."""
-        scope = {"type": "lifespan", "asgi": VERSIONS, "state": self._state}
+        scope = {"type": "lifespan", "asgi": VERSIONS.copy(), "state": self._state}
         try:
             await self._app(scope, self._receive, self._send)
-        except (Exception, SystemExit, KeyboardInterrupt) as error:  # noqa: BLE001 - anybody's code
-            self._error = error
-            if self.state is not None and not self._ending:
-                self._records.emit("lifespan.failed", phase="serving", exc_info=error)
+        except BaseException as error:
+            failure = failure_in(error, self._backend.cancelled)
+            if failure is None:
+                raise
+            self.fail(failure)
         finally:
             self._over = True
             self._changed.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Take note that the application has raised."""
+        self._error = error
+        if self.state is not None and not self._ending:
+            self._records.emit("lifespan.failed", phase="serving", exc_info=error)
 
     async def _receive(self) -> dict[str, Any]:
         self._asked += 1

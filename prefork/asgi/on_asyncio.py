@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import select
 import sys
 import time
 from contextlib import suppress
+from inspect import CO_COROUTINE
 from typing import TYPE_CHECKING, Any
 
 from prefork.asgi.backends import LAST_CALL_S
@@ -53,6 +55,8 @@ class AsyncioSignal:
 class AsyncioBackend:
     """A loop of asyncio's, or uvloop's."""
 
+    cancelled: type[BaseException] = asyncio.CancelledError
+
     def __init__(self, *, uvloop: bool) -> None:
         self._new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
         if uvloop:
@@ -60,6 +64,7 @@ class AsyncioBackend:
 
             self._new_loop = library.new_event_loop
         self._loop: Any = None
+        self._context = contextvars.Context()
         self._turn: Callable[[], float] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = _NEVER
@@ -69,11 +74,13 @@ class AsyncioBackend:
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         """Run ``main`` from a new loop's first turn to its last."""
         self._loop = loop = self._new_loop()
+        # Whatever is to be called some day runs in this one: else it were that of the request whose task asked for it.
+        self._context = contextvars.copy_context()
         self._epoll = _epoll_of(loop)
         asyncio.set_event_loop(loop)
         try:
-            loop.run_until_complete(main())
-            loop.run_until_complete(loop.shutdown_asyncgens())
+            self._complete(main())
+            self._complete(loop.shutdown_asyncgens())
         finally:
             if self._alarm is not None:
                 self._alarm.cancel()
@@ -82,6 +89,26 @@ class AsyncioBackend:
                 self._epoll.close()
             loop.close()
 
+    def _complete(self, what: Awaitable[None]) -> None:
+        """Run the loop until this is done. Who calls ``sys.exit()`` in another task meanwhile ends that one alone."""
+        task = asyncio.ensure_future(what, loop=self._loop)
+        while not task.done():
+            try:
+                self._loop.run_until_complete(task)
+            except (SystemExit, KeyboardInterrupt) as error:
+                self._leave_to_task(error)
+        task.result()
+
+    def _leave_to_task(self, error: BaseException) -> None:
+        """Have it as with any other exception: a task keeps its own, for who awaits it, or to tell that nobody did."""
+        trace = error.__traceback__
+        while trace is not None and not trace.tb_frame.f_code.co_flags & CO_COROUTINE:
+            trace = trace.tb_next
+        if trace is None:
+            self._loop.call_exception_handler({"message": "Exit in a callback", "exception": error})
+        else:  # without the frames of the loop, which would keep the task
+            error.with_traceback(trace)
+
     def signal(self) -> AsyncioSignal:
         """Return something to wait for."""
         return AsyncioSignal(self._loop)
@@ -89,7 +116,11 @@ class AsyncioBackend:
     def watch(self, descriptor: int, turn: Callable[[], float]) -> None:
         """Call ``turn`` when a descriptor is readable, and when the monotonic time is over that it returned."""
         self._turn = turn
-        self._loop.add_reader(descriptor, self._do_turn)
+        self._add_reader(descriptor, self._do_turn)
+
+    def _add_reader(self, descriptor: int, callback: Callable[[], None]) -> None:
+        # In a copy, for we may be within the context already, and it can be entered once.
+        self._context.copy().run(self._loop.add_reader, descriptor, callback)
 
     def share(self, descriptor: int, turn: Callable[[], None]) -> bool:
         """Call ``turn`` when a descriptor is readable for which siblings wait too, and one of them is enough."""
@@ -101,7 +132,7 @@ class AsyncioBackend:
             turn()
             self._do_turn()
 
-        self._loop.add_reader(descriptor, turn_and_look)
+        self._add_reader(descriptor, turn_and_look)
         self._make_exclusive(descriptor)
         return True
 
@@ -134,7 +165,8 @@ class AsyncioBackend:
             if self._alarm is not None:
                 self._alarm.cancel()
             self._alarm_at = when
-            self._alarm = self._loop.call_later(max(0.0, when - time.monotonic()), self._ring)
+            delay = max(0.0, when - time.monotonic())
+            self._alarm = self._loop.call_later(delay, self._ring, context=self._context)
 
     def _ring(self) -> None:
         self._alarm, self._alarm_at = None, _NEVER
@@ -143,16 +175,16 @@ class AsyncioBackend:
     def soon(self, callback: Callable[[], object]) -> None:
         """Call this in the loop's next turn; from any thread."""
         with suppress(RuntimeError):  # the loop has ended
-            self._loop.call_soon_threadsafe(callback)
+            self._loop.call_soon_threadsafe(callback, context=self._context)
 
     def spawn(self, job: Job) -> None:
         """Run a job as a task."""
         coroutine = job.coroutine = job.run()
-        loop = self._loop
+        loop, context = self._loop, self._context.copy()
         if _EAGER and loop.get_task_factory() is None:
-            task = asyncio.Task(coroutine, loop=loop, **_EAGER)
-        else:
-            task = loop.create_task(coroutine)
+            task = asyncio.Task(coroutine, loop=loop, context=context, **_EAGER)
+        else:  # a factory of the application's may not know of contexts
+            task = context.run(loop.create_task, coroutine)
         job.handle = task
 
     def cancel(self, job: Job) -> None:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from prefork.asgi.backends import LAST_CALL_S
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -30,10 +32,39 @@ class TrioSignal:
         self._lot.unpark_all()
 
 
+class _Clock(trio.abc.Clock):
+    """The monotonic clock, as the driver has it. Once it is ``stopped`` a run ends that asks it, whoever is left in there.
+
+    It has no other way out than an error of its scheduler's: tasks that do not heed their cancellation keep it for ever.
+    """
+
+    stopped = False
+
+    def start_clock(self) -> None:
+        """Do nothing."""
+
+    def current_time(self) -> float:
+        """Return the monotonic time."""
+        if self.stopped:
+            trio.lowlevel.current_task()  # raises if it is none who asks
+        return time.monotonic()
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        """Return for how many seconds to sleep."""
+        return deadline - self.current_time()
+
+
 class TrioBackend:
     """A run of trio's."""
 
+    cancelled: type[BaseException] = trio.Cancelled
+
     def __init__(self) -> None:
+        self._clock = _Clock()
+        self._error: BaseException | None = None
+        self._left: BaseException | None = None
+        self._jobs: set[Job] = set()
+        self._job_ended = TrioSignal()
         self._nursery: trio.Nursery | None = None
         self._token: trio.lowlevel.TrioToken | None = None
         self._alarm: trio.CancelScope | None = None
@@ -41,15 +72,27 @@ class TrioBackend:
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         """Run ``main`` from a new loop's first turn to its last."""
         try:
-            trio.run(self._root, main)
+            trio.run(self._root, main, clock=self._clock)
+        except trio.TrioInternalError as error:
+            if not self._clock.stopped:
+                raise
+            self._left = error  # it holds the tasks that are left, which would hear of it if they were collected
+            if self._error is not None:
+                raise self._error from None
         except BaseExceptionGroup as group:
             raise _alone(group) from None
 
     async def _root(self, main: Callable[[], Awaitable[None]]) -> None:
         self._token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as self._nursery:
-            await main()
-            self._nursery.cancel_scope.cancel()
+            try:
+                await main()
+            except BaseException as error:
+                self._error = error
+                raise
+            finally:
+                self._nursery.cancel_scope.cancel()
+                self._clock.stopped = bool(self._jobs)  # they have had their time in end_tasks()
 
     def signal(self) -> TrioSignal:
         """Return something to wait for."""
@@ -63,7 +106,7 @@ class TrioBackend:
     async def _keep_turning(self, descriptor: int, turn: Callable[[], float]) -> None:
         while True:
             due = turn()
-            with trio.CancelScope(deadline=_deadline(due)) as self._alarm:
+            with trio.CancelScope(deadline=due) as self._alarm:
                 await trio.lowlevel.wait_readable(descriptor)
 
     def share(self, descriptor: int, turn: Callable[[], None]) -> bool:  # noqa: ARG002 - as the others have it
@@ -76,7 +119,7 @@ class TrioBackend:
     def wake_at(self, when: float) -> None:
         """Call ``turn`` at this monotonic time already."""
         if self._alarm is not None:
-            self._alarm.deadline = min(self._alarm.deadline, _deadline(when))
+            self._alarm.deadline = min(self._alarm.deadline, when)
 
     def soon(self, callback: Callable[[], object]) -> None:
         """Call this in the loop's next turn; from any thread."""
@@ -90,7 +133,19 @@ class TrioBackend:
         """Run a job as a task."""
         assert self._nursery is not None
         job.handle = trio.CancelScope()
-        self._nursery.start_soon(_run, job)
+        self._jobs.add(job)
+        self._nursery.start_soon(self._run, job)
+
+    async def _run(self, job: Job) -> None:
+        try:
+            with job.handle:
+                coroutine = job.coroutine = job.run()
+                await coroutine
+        except Exception as error:  # noqa: BLE001 - from trio itself: the application has left a scope open, say
+            job.fail(error)
+        finally:
+            self._jobs.discard(job)
+            self._job_ended.set()
 
     def cancel(self, job: Job) -> None:
         """Cancel a job's task."""
@@ -101,9 +156,14 @@ class TrioBackend:
         await trio.sleep(seconds)
 
     async def end_tasks(self) -> tuple[list[str], int]:
-        """Return nothing: trio lets no task outlive the one that has started it."""
-        await trio.lowlevel.checkpoint()
-        return [], 0
+        """Cancel the jobs that are left; trio lets no other task outlive the one that has started it."""
+        left = [*self._jobs]
+        for job in left:
+            job.handle.cancel()
+        with trio.move_on_after(LAST_CALL_S):
+            while self._jobs:
+                await self._job_ended.wait()
+        return sorted(type(job).__qualname__ for job in left), len(self._jobs)
 
     def running(self) -> Any:
         """Return nothing: trio does not tell other threads."""
@@ -115,14 +175,3 @@ def _alone(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
         group = group.exceptions[0]
     return group
-
-
-async def _run(job: Job) -> None:
-    with job.handle:
-        coroutine = job.coroutine = job.run()
-        await coroutine
-
-
-def _deadline(when: float) -> float:
-    """Return on trio's clock what is a monotonic time."""
-    return trio.current_time() + when - time.monotonic()

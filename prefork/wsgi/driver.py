@@ -302,6 +302,8 @@ class _Turn(threading.Semaphore):
 class WsgiDriver(Reception[Client]):
     """Serves a WSGI application on ``config.threads`` request threads; the worker's main thread is the monitor."""
 
+    over = True
+
     def __init__(
         self, app: Callable[..., Iterable[bytes]], listeners: Iterable[Listener], config: Config, outfit: Outfit
     ) -> None:
@@ -364,6 +366,9 @@ class WsgiDriver(Reception[Client]):
             base.update(self._extra, **{"wsgi.errors": sys.stderr})
 
     # Called by the worker's main thread.
+
+    def end(self) -> None:
+        """Do nothing: the threads have ended, or nobody can end them."""
 
     def run(self, started: Callable[[], None], lead: Callable[[], None]) -> None:
         """Serve, beside ``lead`` in this thread."""

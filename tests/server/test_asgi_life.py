@@ -10,12 +10,15 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import ROOT, LiveServer
+from server_process import ROOT, LiveServer, wait_until_gone
 
 from prefork.config import Config
 from prefork.errors import MissingExtra
@@ -159,6 +162,21 @@ def test_each_worker_has_a_lifespan_of_its_own_from_its_fork_to_its_end(
         for worker in {*begun, *server.worker_pids}:
             assert server.wait_for_output(f"begins {worker}")
             assert server.wait_for_output(f"ends {worker}")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_a_pool_that_is_stopped_does_not_wait_for_a_startup(serve: Callable[..., LiveServer], backend: str) -> None:
+    more = """
+async def starting(scope, receive, send):
+    say("starts", os.getpid())
+    await deep()
+"""
+    with serve("sample:starting", more, async_backend=backend, where={"ready": ""}) as server:
+        server.wait_for_output("starts")
+        assert server.stop() == 0
+        (gone,) = server.all("worker.exited")
+        assert (gone["exit_code"], gone["signal"], gone["expected"]) == (0, None, True)
+        assert not server.all("worker.killed")
 
 
 FAILS = """
@@ -307,6 +325,194 @@ def test_who_streams_to_a_client_that_takes_all_leaves_the_others_their_turn(
         assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 200 OK")
 
 
+REMEMBERS = """
+import resource
+from contextvars import ContextVar
+
+USER = ContextVar("USER", default="nobody")
+
+def allow(descriptors):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+async def remembering(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    seen, path = USER.get(), scope["path"]
+    if path == "/login":
+        USER.set("alice")
+        await anyio.sleep(0)
+        assert USER.get() == "alice"
+    elif path == "/narrow":
+        USER.set("alice")
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        allow(3)
+        say("narrow")
+        await receive()
+        allow(before)
+    elif path == "/block":
+        time.sleep(0.5)
+        await anyio.sleep(0)  # the loop sees that the time of an alarm is over, and nobody who has sent something
+        say("blocks")
+        time.sleep(1)
+    await answer(send, seen.encode())
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_what_a_request_sets_in_its_context_is_seen_by_no_other(serve: Callable[..., LiveServer], backend: str) -> None:
+    """The alarm of a connection that is kept alive rings in the same turn of the loop in which others come in."""
+    with (
+        serve("sample:remembering", REMEMBERS, async_backend=backend, keep_alive_timeout=0.3) as server,
+        ExitStack() as stack,
+    ):
+        user = stack.enter_context(begin(server, "/login"))
+        assert user.recv(1000).endswith(b"nobody")
+        blocker, *others = (
+            stack.enter_context(socket.create_connection(server.address, timeout=20)) for _ in range(12)
+        )
+        blocker.sendall(b"GET /block HTTP/1.1\r\nHost: a\r\n\r\n")
+        server.wait_for_output("blocks")
+        others += (stack.enter_context(socket.create_connection(server.address, timeout=20)) for _ in range(40))
+        for client in others:
+            client.sendall(2 * b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answers = [b"".join(iter(partial(client.recv, 1000), b"")) for client in others]
+        assert {answer.count(b"nobody") for answer in answers} == {2}
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_what_a_request_has_set_is_not_seen_by_those_who_come_in_after_a_pause(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    with (
+        serve("sample:remembering", REMEMBERS, async_backend=backend, keep_alive_timeout=0.01) as server,
+        socket.create_connection(server.address, timeout=20) as client,
+    ):
+        client.sendall(b"POST /narrow HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n")
+        server.wait_for_output("narrow")
+        with ThreadPoolExecutor() as pool:
+            outside = pool.submit(server.get)
+            server.wait_for("pool.accept_paused")
+            client.sendall(b"a")
+            assert client.recv(1000).endswith(b"nobody")
+            assert outside.result()[1] == b"nobody"
+        assert {server.get()[1] for _ in range(5)} == {b"nobody"}
+
+
+# A request fails.
+
+FAILING = """
+from contextlib import asynccontextmanager
+
+class Odd(BaseException):
+    pass
+
+async def fail_at_the_end():
+    try:
+        await anyio.sleep(60)
+    finally:
+        raise ValueError("the cleanup failed")
+
+async def leave():
+    sys.exit("enough")
+
+async def failing(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    path = scope["path"]
+    if path == "/cleanup":
+        async with anyio.create_task_group() as group:
+            group.start_soon(fail_at_the_end)
+            group.start_soon(anyio.sleep, 60)
+    elif path == "/odd":
+        raise Odd("of its own kind")
+    elif path == "/exit":
+        async with anyio.create_task_group() as group:
+            group.start_soon(leave)
+    elif path == "/unclosed":
+        import trio
+        trio.CancelScope().__enter__()
+    await app(scope, receive, send)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize(
+    ("path", "status", "reason"),
+    [("/cleanup", 504, "the cleanup failed"), ("/odd", 500, "of its own kind"), ("/exit", 500, "SystemExit: enough")],
+)
+def test_a_request_fails_alone_in_whatever_way_it_does(
+    serve: Callable[..., LiveServer], backend: str, path: str, status: int, reason: str
+) -> None:
+    with serve("sample:failing", FAILING, async_backend=backend, request_timeout=2) as server:
+        (worker,) = server.worker_pids
+        other = begin(server, "/one-second")
+        assert server.get(path)[0] == status
+        assert reason in server.wait_for("request.failed", path=path)["exception"]
+        assert other.recv(1000).endswith(b"tea")
+        other.close()
+        assert server.get()[1] == b"%d" % worker
+        assert server.stop() == 0
+        assert len(server.all("request.failed")) == 1
+        assert [gone["child_pid"] for gone in server.all("worker.exited", exit_code=0)] == [worker]
+
+
+def test_a_request_that_leaves_a_scope_open_fails_alone(serve: Callable[..., LiveServer]) -> None:
+    with serve("sample:failing", FAILING, async_backend="trio") as server:
+        (worker,) = server.worker_pids
+        assert server.get("/unclosed")[1] == b"%d" % worker
+        assert "Cancel scope" in server.wait_for("request.failed", path="/unclosed")["exception"]
+        assert server.get()[1] == b"%d" % worker
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("way", ["create_task(leave())", "get_running_loop().call_soon(sys.exit, 'enough')"])
+def test_who_exits_behind_an_answer_ends_nobody_and_is_told_of(
+    serve: Callable[..., LiveServer], backend: str, way: str
+) -> None:
+    more = f"""
+async def failing(scope, receive, send):
+    if scope["type"] == "lifespan":
+        raise NotImplementedError
+    if scope["path"] == "/exit":
+        asyncio.{way}
+    await app(scope, receive, send)
+"""
+    with serve("sample:failing", FAILING + more, async_backend=backend) as server:
+        (worker,) = server.worker_pids
+        assert server.get("/exit")[1] == b"%d" % worker
+        assert server.get()[1] == b"%d" % worker
+        assert server.stop() == 0
+        assert [gone["child_pid"] for gone in server.all("worker.exited", exit_code=0)] == [worker]
+        assert "SystemExit: enough" in server.log
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize("failure", ["raise Odd('no water')", "sys.exit('no water')"])
+def test_a_lifespan_fails_alone_in_whatever_way_it_does(
+    serve: Callable[..., LiveServer], backend: str, failure: str
+) -> None:
+    more = f"""
+async def brew():
+    await anyio.sleep(0.01)
+    {failure}
+
+async def brewing(scope, receive, send):
+    if scope["type"] != "lifespan":
+        return await app(scope, receive, send)
+    await receive()
+    await send({{"type": "lifespan.startup.complete"}})
+    async with anyio.create_task_group() as group:
+        group.start_soon(brew)
+        await receive()
+"""
+    with serve("sample:brewing", FAILING + more, async_backend=backend) as server:
+        (worker,) = server.worker_pids
+        assert "no water" in server.wait_for("lifespan.failed", phase="serving", code="PF434")["exception"]
+        assert server.get()[1] == b"%d" % worker
+        assert server.stop() == 0
+        assert [gone["child_pid"] for gone in server.all("worker.exited", exit_code=0)] == [worker]
+
+
 # It hangs.
 
 
@@ -413,6 +619,44 @@ def test_a_request_that_cannot_be_cancelled_costs_the_worker(serve: Callable[...
         assert server.get()[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("backend", "wait"),
+    [
+        ("asyncio", "deaf()"),
+        ("trio", "anyio.to_thread.run_sync(time.sleep, 60)"),
+        ("trio", "shielded()"),
+        ("trio", "deaf()"),
+    ],
+)
+def test_a_request_that_cannot_be_cancelled_does_not_keep_its_worker(
+    serve: Callable[..., LiveServer], backend: str, wait: str
+) -> None:
+    more = f"""
+async def shielded():
+    with anyio.CancelScope(shield=True):
+        await deep()
+
+async def deaf():
+    while True:
+        try:
+            await anyio.sleep(60)
+        except BaseException:
+            pass
+
+async def stubborn(scope, receive, send):
+    if scope.get("path") == "/stubborn":
+        await {wait}
+    await app(scope, receive, send)
+"""
+    with serve("sample:stubborn", more, request_timeout=0.2, async_backend=backend) as server:
+        (worker,) = server.worker_pids
+        assert server.get("/stubborn")[0] == 504
+        gone = server.wait_for("worker.exited", child_pid=worker)
+        assert (gone["reason"], gone["exit_code"], gone["stuck"]) == ("request_timeout", 0, 1)
+        assert any(line == f"ends {worker}" for line in server.output)
+        assert server.get()[0] == 200
+
+
 # It leaves.
 
 
@@ -502,3 +746,45 @@ def test_a_worker_whose_whole_pool_was_killed_ends(serve: Callable[..., LiveServ
             assert time.monotonic() < deadline
             time.sleep(0.05)
         client.close()
+
+
+SLOW_TO_LEAVE = """
+async def lingering(scope, receive, send):
+    if scope["type"] != "lifespan":
+        return await app(scope, receive, send)
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    say("goes", os.getpid())
+    while not os.path.exists(os.path.join(os.path.dirname(__file__), "go")):
+        await anyio.sleep(0.01)
+    await send({"type": "lifespan.shutdown.complete"})
+    say("gone")
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_a_lifespan_takes_its_time_to_end_when_its_worker_is_replaced(
+    serve: Callable[..., LiveServer], tmp_path: Path, backend: str
+) -> None:
+    with serve("sample:lingering", SLOW_TO_LEAVE, async_backend=backend, heartbeat_timeout=0.5) as server:
+        (worker,) = server.worker_pids
+        server.send(signal.SIGUSR2)
+        server.wait_for_output(f"goes {worker}")
+        threading.Event().wait(2)  # four times as long as a worker that serves may be silent
+        (tmp_path / "go").touch()
+        assert server.wait_for("worker.exited", child_pid=worker)["exit_code"] == 0
+        assert server.wait_for_output("gone")
+        assert not server.all("worker.unresponsive")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_a_lifespan_that_does_not_end_does_not_outlive_the_pool(serve: Callable[..., LiveServer], backend: str) -> None:
+    with serve("sample:lingering", SLOW_TO_LEAVE, async_backend=backend, graceful_timeout=0.5) as server:
+        (worker,) = server.worker_pids
+        server.send(signal.SIGUSR2)
+        server.wait_for_output(f"goes {worker}")
+        for process in dict.fromkeys([server.pid, server.parent_pid]):
+            server.send(signal.SIGKILL, to=process)
+        server.process.wait()
+        wait_until_gone([worker])

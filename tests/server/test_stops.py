@@ -173,3 +173,28 @@ def test_an_interrupt_ends_a_stop_that_waits(write_app: Callable[..., Path]) -> 
         server.wait_for("pool.stop_delayed")
         assert server.get()[0] == 200
         assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_pool_that_is_stopped_does_not_wait_for_an_import(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import os, time\nos.write(1, b'imports\\n')\ntime.sleep(60)\n")
+    with LiveServer.pool("slow:app", app_dir=str(tmp_path), preload=False, where={"ready": ""}) as server:
+        server.wait_for_output("imports")
+        assert server.stop() == 0
+        assert server.all("worker.exited", exit_code=0, expected=True)
+        assert not server.all("worker.killed")
+
+
+def test_who_waits_for_the_first_worker_is_answered_although_the_pool_stops(
+    write_app: Callable[..., Path], tmp_path: Path
+) -> None:
+    app_dir = write_app("os.write(1, b'imports\\n')\nwhile not os.path.exists('go'): time.sleep(0.01)\n")
+    where = {"ready": "pool.listening", "cwd": tmp_path}
+    with LiveServer.pool("sample:app", app_dir=str(app_dir), preload=False, max_workers=1, where=where) as server:
+        server.wait_for_output("imports")
+        with socket.create_connection(server.address, timeout=PATIENCE) as client:
+            client.sendall(REQUEST)
+            server.process.terminate()
+            server.wait_for("pool.stopping")
+            (tmp_path / "go").touch()
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
+        assert server.wait() == 0

@@ -1,21 +1,38 @@
-"""Does a task of asyncio's end in its own code, whenever it is cancelled?"""
+"""Does a task of asyncio's end in its own code, whenever it is cancelled, and keep its context to itself?"""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import select
+import time
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from prefork.asgi.on_asyncio import AsyncioBackend
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
+
+USER = ContextVar("USER", default="nobody")
+EPOLL = pytest.mark.skipif(not hasattr(select, "epoll"), reason="each waits for itself without epoll")
 
 
-class Sleeper:
-    """Sleeps, and takes note of its end."""
+class Task:
+    """What a backend needs of a job."""
 
     handle: Any = None
     coroutine: Coroutine[Any, Any, None] | None = None
+
+    def fail(self, error: Exception) -> None:
+        raise error
+
+
+class Sleeper(Task):
+    """Sleeps, and takes note of its end."""
+
     ended = False
 
     async def run(self) -> None:
@@ -23,6 +40,16 @@ class Sleeper:
             await asyncio.sleep(60)
         finally:
             self.ended = True
+
+
+class Step(Task):
+    """Does one thing."""
+
+    def __init__(self, step: Callable[[], object]) -> None:
+        self._step = step
+
+    async def run(self) -> None:
+        self._step()
 
 
 def test_job_that_is_cancelled_before_its_first_step_begins_and_ends() -> None:
@@ -35,3 +62,48 @@ def test_job_that_is_cancelled_before_its_first_step_begins_and_ends() -> None:
 
     backend.run(main)
     assert job.ended
+
+
+@pytest.mark.parametrize("uvloop", [False, True])
+@pytest.mark.parametrize("way", ["wake_at", pytest.param("share", marks=EPOLL), "soon", "spawn"])
+def test_what_a_job_asks_for_is_done_in_the_servers_context(way: str, *, uvloop: bool) -> None:
+    backend = AsyncioBackend(uvloop=uvloop)
+    seen: list[str] = []
+    sources = [os.pipe(), os.pipe()]
+
+    async def main() -> None:
+        done = backend.signal()
+
+        def look() -> None:
+            seen.append(USER.get())
+            done.set()
+
+        def turn() -> float:
+            look()
+            return float("inf")
+
+        def ask() -> None:
+            USER.set("alice")
+            match way:
+                case "wake_at":
+                    backend.wake_at(time.monotonic())
+                case "share":
+                    assert backend.share(sources[1][0], look)
+                    os.write(sources[1][1], b"a")
+                case "soon":
+                    backend.soon(look)
+                case "spawn":
+                    backend.spawn(Step(look))
+
+        backend.watch(sources[0][0], turn)
+        backend.spawn(Step(ask))
+        await done.wait()
+
+    token = USER.set("the server")
+    try:
+        backend.run(main)
+        assert set(seen) == {"the server"}
+    finally:
+        USER.reset(token)
+        for descriptor in (end for source in sources for end in source):
+            os.close(descriptor)
