@@ -23,6 +23,8 @@ class Driver(Protocol):
     """Requests given to the application so far."""
     monitor_fd: int
     """Readable when ``tick`` should be called, and when it is ``over``; ``hear`` empties it."""
+    stray: bool
+    """To be set in a child that the application has forked: a request that comes back to the driver there ends it."""
     over: bool
     """Whether nothing that ``end`` has begun goes on."""
 

@@ -334,6 +334,7 @@ class Reception(Generic[G]):
         self._begin(outfit)
         self.served = 0
         """Requests given to the application so far."""
+        self.stray = False
         self._announce: float = NEVER
         self._last: float = NEVER
         self._threshold: float = NEVER

@@ -394,6 +394,7 @@ class Life:
         It has copies of everything: clients would not see the end of their connections as long as it lives, nor would the
         port be free without us, and we should hear the signals that are for it.
         """
+        self.driver.stray = True
         self.inbox.disown()
         send_last_words_to_stderr(self.birth.last_words)
         ours = {self.lifeline, self.birth.reports.fileno(), *self.inbox.descriptors, *self.driver.descriptors}

@@ -372,7 +372,6 @@ class WsgiDriver(Reception[Client]):
 
     def run(self, started: Callable[[], None], lead: Callable[[], None]) -> None:
         """Serve, beside ``lead`` in this thread."""
-        self._pid = os.getpid()
         self._resume_accepting()
         self._new_thread()
         started()
@@ -1064,7 +1063,7 @@ class WsgiDriver(Reception[Client]):
 
     # Requests.
 
-    def _call(self, client: Client, request: Request, body: RequestBody | None) -> None:
+    def _call(self, client: Client, request: Request, body: RequestBody | None) -> None:  # noqa: C901 - one way, and hot
         """Give a complete request to the application."""
         self.served += 1
         client.requests += 1
@@ -1108,7 +1107,8 @@ class WsgiDriver(Reception[Client]):
             self._fail(client, request, answer, error)
             outcome = "failed"
         finally:
-            self._end_stray()
+            if self.stray:
+                os._exit(1)  # all that it would go on with is the worker's
             if body is not None:
                 body.close()
             self._board[cell + BUSY] = 0
@@ -1285,13 +1285,9 @@ class WsgiDriver(Reception[Client]):
         except OSError:
             client.broken = True
 
-    def _end_stray(self) -> None:
-        """End a child that a view has forked, and that comes back from it: all that it would go on with is the worker's."""
-        if os.getpid() != self._pid:
-            os._exit(1)
-
     def _fail(self, client: Client, request: Request, answer: Answer, error: BaseException) -> None:
-        self._end_stray()
+        if self.stray:
+            os._exit(1)
         self.records.failure(
             error,
             method=request.line.method,
