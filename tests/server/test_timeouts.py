@@ -207,7 +207,7 @@ def test_a_whole_answer_arrives_although_the_application_is_stuck_behind_it(serv
 def test_a_whole_answer_of_which_a_part_still_waits_arrives_although_the_application_is_stuck_behind_it(
     serve: Callable[..., LiveServer], path: str, threads: int
 ) -> None:
-    with serve(threads=threads) as server, send(server, path) as client:
+    with serve(threads=threads, request_timeout=1) as server, send(server, path) as client:
         record = server.wait_for("request.timeout")
         assert "in never_comes" in record["stack"]
         assert record["status"] is None
@@ -220,7 +220,7 @@ def test_a_whole_answer_of_which_a_part_still_waits_arrives_although_the_applica
 def test_who_comes_back_behind_a_whole_answer_takes_nothing_of_it(
     serve: Callable[..., LiveServer], tmp_path: Path
 ) -> None:
-    with serve(RETURNS, threads=1) as server, send(server, "/returns") as client:
+    with serve(RETURNS, threads=1, request_timeout=1) as server, send(server, "/returns") as client:
         server.wait_for("request.timeout")
         (tmp_path / "open").touch()
         server.wait_for("request.failed")
@@ -235,7 +235,7 @@ def test_who_comes_back_behind_a_whole_answer_takes_nothing_of_it(
 def test_who_comes_back_when_the_connection_is_closed_behind_his_answer_harms_nobody(
     serve: Callable[..., LiveServer], tmp_path: Path
 ) -> None:
-    with serve(RETURNS) as server:
+    with serve(RETURNS, request_timeout=1) as server:
         held = send(server, "/held")
         assert answer(held)[0] == 200
         with send(server, "/returns?late") as client:

@@ -756,7 +756,8 @@ def test_the_configuration_is_checked_with_its_certificate(place: Place) -> None
         assert server.wait() == 0
     flags = ("--check-config", "--bind", "bücher.example:8443", "--cert", "adhoc")
     with LiveServer.of("tea:app", *flags, **where) as server:
-        assert server.wait() == 0
+        assert server.wait() == 1
+        assert [line.rpartition("[")[2] for line in server.output] == ["PF311]"]  # nowhere does that name resolve
 
 
 def test_a_unix_socket_speaks_tls_as_well(place: Place, tmp_path: Path) -> None:
