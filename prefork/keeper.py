@@ -14,7 +14,6 @@ from __future__ import annotations
 import _json
 import _signal  # type: ignore[import-not-found]
 import _socket
-import errno
 import os
 import select
 import sys
@@ -521,14 +520,11 @@ class Keeper:
         yield Tick()
 
     def read_signals(self) -> list[str]:
-        """Return the signals that have arrived, in their order. HUP is TERM if it says that the terminal was closed."""
+        """Return the signals that have arrived, in their order."""
         try:
-            names = [SIGNALS[number] for number in os.read(self.wake, 65536) if number in SIGNALS]
+            return [SIGNALS[number] for number in os.read(self.wake, 65536) if number in SIGNALS]
         except BlockingIOError:
             return []
-        if "HUP" in names and self.given["on_a_terminal"] and terminal_is_gone():
-            return ["TERM" if name == "HUP" else name for name in names]
-        return names
 
     def listen_to(self, generation: int) -> list[Any]:
         """Return what a pool has said."""
@@ -795,15 +791,6 @@ def with_signals_held(call: Any) -> None:
         call()
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
-
-
-def terminal_is_gone() -> bool:
-    """Return whether the terminal of this process was closed, or it never had one. Source: tty(4)."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY))
-    except OSError as error:
-        return error.errno == errno.ENXIO
-    return False
 
 
 def write_to_file(path: str, text: bytes) -> bool:

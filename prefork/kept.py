@@ -235,7 +235,6 @@ def _become_keeper(line: socket.socket, pool: int, mask: set[int], name: str | N
         "mask": sorted(mask),
         "directory": origin.DIRECTORY,
         "umask": origin.UMASK,
-        "on_a_terminal": origin.ON_A_TERMINAL,
         "name": name,
     }
     reader, writer = os.pipe()

@@ -7,7 +7,6 @@ starts believes itself to be one.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from typing import Any
@@ -50,26 +49,6 @@ def _umask() -> int:
         return 0o022
 
 
-def _on_a_terminal() -> bool:
-    """Return whether this runs in the foreground of a terminal, and somebody who closes that means to end it.
-
-    nohup redirects the streams, setsid leaves the terminal; and who ignores HUP wants to outlive it as well.
-    """
-    if not hasattr(os, "tcgetpgrp"):
-        return False
-    import _signal  # type: ignore[import-not-found]
-
-    if _signal.getsignal(_signal.SIGHUP) == _signal.SIG_IGN:
-        return False
-    for stream in range(3):
-        try:
-            if os.tcgetpgrp(stream) == os.getpgrp():
-                return True
-        except OSError:  # it leads elsewhere, or to a terminal that does not control us
-            pass
-    return False
-
-
 def _take_mark() -> dict[str, Any] | None:
     text = os.environ.pop(MARK, None)
     if text is None:
@@ -101,17 +80,6 @@ DIRECTORY, ENVIRONMENT, UMASK = _directory(), _environment(), _umask()
 COMMAND = (sys.executable, *sys.orig_argv[1:])
 mark: dict[str, Any] | None = _take_mark()
 """What the keeper that started this process says; ``None`` in any other."""
-ON_A_TERMINAL = mark is None and _on_a_terminal()
-"""Whether to end with the terminal. Of a process that a keeper has started the keeper knows."""
-
-
-def terminal_is_gone() -> bool:
-    """Return whether the terminal of this process was closed, or it never had one. Source: tty(4)."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY))
-    except OSError as error:
-        return error.errno == errno.ENXIO
-    return False
 
 
 # What is said when nothing is served yet.

@@ -13,7 +13,6 @@ import signal
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Self
 
-from prefork import origin
 from prefork.errors import PlatformUnsupported
 
 if TYPE_CHECKING:
@@ -40,16 +39,14 @@ class SignalInbox:
 
     ``fileno()`` is readable when ``read()`` has something to say. While ``impatient`` is true, a signal that asks to
     stop raises ``StoppedEarly`` in the main thread instead: that is for the time in which an application is imported.
-    ``on_a_terminal``: a HUP that comes when the terminal is gone reads as TERM.
     """
 
-    def __init__(self, *signals: signal.Signals, on_a_terminal: bool = origin.ON_A_TERMINAL) -> None:
+    def __init__(self, *signals: signal.Signals) -> None:
         self._signals = {int(number): number for number in signals}
         self._previous: dict[signal.Signals, Handler] = {}
         self._previous_wakeup = -1
         self.impatient = False
         self._notes_itself = False
-        self._on_a_terminal = on_a_terminal
 
     def __enter__(self) -> Self:
         self.open()
@@ -137,10 +134,7 @@ class SignalInbox:
         except BlockingIOError:
             return []
         # The application's own signals (an alarm, say) arrive here too, and are not ours to act upon.
-        arrived = [self._signals[number] for number in numbers if number in self._signals]
-        if signal.SIGHUP in arrived and self._on_a_terminal and origin.terminal_is_gone():
-            return [signal.SIGTERM if number is signal.SIGHUP else number for number in arrived]
-        return arrived
+        return [self._signals[number] for number in numbers if number in self._signals]
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def settle(birth: Birth, parents_end: int, mask: set[int]) -> SignalInbox:
     record_last_words(birth.last_words)
     for descriptor in (parents_end, *birth.foreign):
         os.closerange(descriptor, descriptor + 1)  # does not mind if it is closed
-    inbox = SignalInbox(*ORDERS, on_a_terminal=False)  # the parent ends with that, and tells us
+    inbox = SignalInbox(*ORDERS)
     inbox.open()  # and never closed: a stray thread that ends a hold at the very end must find the pipe
     _signal.signal(signal.SIGCHLD, _signal.SIG_DFL)
     _signal.pthread_sigmask(signal.SIG_SETMASK, mask)

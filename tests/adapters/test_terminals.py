@@ -6,11 +6,8 @@ import io
 import json
 import os
 import pty
-import signal
 import sys
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -18,9 +15,6 @@ from django_project import write_project
 from server_process import LiveServer, until
 
 from prefork.terminal import is_terminal
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 COMMANDS = {
     "prefork": ("-m", "prefork", "app:app", "--bind", "127.0.0.1:0"),
@@ -115,78 +109,3 @@ def test_a_terminal_is_one_and_nothing_else() -> None:
     assert not is_terminal(io.StringIO())
     assert not is_terminal(None)
     assert not is_terminal(object())
-
-
-class Window:
-    """A terminal with a shell that runs a server, which logs to a file: no stream is left once the window is closed."""
-
-    def __init__(self, server: LiveServer, log: Path, close: Callable[[], None]) -> None:
-        self.server, self.log, self.close = server, log, close
-
-    def wait_for(self, record: str) -> None:
-        """Wait until something is in the log."""
-        until(lambda: record in self.log.read_text())
-
-    def started(self) -> int:
-        """Return the process that the shell has started, once it serves."""
-        until(lambda: self.log.exists() and "pool.ready" in self.log.read_text())
-        starting = next(json.loads(line) for line in self.log.read_text().splitlines() if "pool.starting" in line)
-        return int(starting.get("keeper_pid", starting["pid"]))
-
-
-@contextmanager
-def in_a_window(folder: Path, *command: str, started_by: tuple[str, ...] = ()) -> Iterator[Window]:
-    write_project(folder)
-    (folder / "app.py").write_text("from flask import Flask\napp = Flask(__name__)\n")
-    log = folder / "log"
-    ours, theirs = pty.openpty()
-    descriptors = {ours, theirs}
-
-    def close() -> None:
-        while descriptors:
-            os.close(descriptors.pop())
-
-    # A shell that leads a session has the first terminal that it opens; it does not become what it runs last.
-    shell = ("/bin/sh", "-c", 'terminal="$1"; shift; exec <"$terminal" >"$terminal" 2>&1; "$@"; :', "sh")
-    flags = ("--workers", "1", "--log-file", str(log))
-    program = (*started_by, sys.executable, *command, *flags)
-    try:
-        with LiveServer(*shell, os.ttyname(theirs), *program, cwd=folder, ready="") as server:
-            yield Window(server, log, close)
-    finally:
-        close()
-
-
-@pytest.mark.parametrize("flags", [(), ("--no-redeploy",), ("--reload",)], ids=["kept", "alone", "reload"])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_server_ends_when_its_window_is_closed(tmp_path: Path, command: str, flags: tuple[str, ...]) -> None:
-    with in_a_window(tmp_path, *COMMANDS[command], *flags) as window:
-        window.started()
-        window.close()
-        window.wait_for("pool.stopped")
-        assert "pool.deploying" not in window.log.read_text()
-        until(lambda: not window.server.group())
-
-
-@pytest.mark.parametrize("by", [("nohup",), ("setsid",), ("/bin/sh", "-c", 'trap "" HUP; "$@"; :', "sh")])
-def test_what_was_started_to_outlive_its_window_deploys_at_hup(tmp_path: Path, by: tuple[str, ...]) -> None:
-    with in_a_window(tmp_path, *COMMANDS["prefork"], started_by=by) as window:
-        pid = window.started()
-        try:
-            window.close()
-            window.server.wait()
-            os.kill(pid, signal.SIGHUP)
-            window.wait_for("pool.deployed")
-        finally:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-        until(lambda: not psutil.pid_exists(pid))
-
-
-def test_hup_deploys_as_long_as_there_is_the_window(tmp_path: Path) -> None:
-    with in_a_window(tmp_path, *COMMANDS["prefork"]) as window:
-        pid = window.started()
-        os.kill(pid, signal.SIGHUP)
-        window.wait_for("pool.deployed")
-        window.close()
-        until(lambda: not window.server.group())
