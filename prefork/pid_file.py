@@ -70,11 +70,14 @@ def refuse_other_content(path: Path) -> None:
 
 
 def may_be_replaced(path: Path) -> bool:
-    """Whether there is nothing, or a regular file that is empty or holds a number; ``OSError`` if that cannot be told."""
+    """Whether there is nothing, or a regular file that is empty or begins with a number; ``OSError`` if it cannot be told."""
     if not path.is_file():
         return not path.exists()
-    with path.open("rb") as file, suppress(ValueError):
-        int(file.read(_MOST_READ).strip() or b"0")
+    with path.open("rb") as file:
+        # Zeros are what a power cut may have left.
+        words = file.read(_MOST_READ).replace(b"\0", b"").split(maxsplit=1)
+    with suppress(ValueError):
+        int(words[0] if words else b"0")
         return True
     return False
 

@@ -10,19 +10,28 @@ from typing import Any
 
 @cache
 def open_closed_streams() -> None:
-    """Let /dev/null stand where this process was started without stdin, stdout or stderr; a second call does nothing.
+    """Let /dev/null stand where stdin, stdout or stderr is closed; a second call does nothing.
 
     Else the next socket gets the number, and into that goes what a library, or the interpreter when it dies, has to say.
     And ``wsgi.errors`` is a stream (PEP 3333). A number that the program has given to a file of its own meanwhile is left
     alone.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, f"__{name}__") is None:
+        missing = getattr(sys, name) is None
+        if missing or not _is_open(number):
             null = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
             os.set_inheritable(null, null == number)
-            if getattr(sys, name) is None:
+            if missing:
                 stream = os.fdopen(null, "w" if number else "r", errors="backslashreplace", closefd=False)
                 setattr(sys, name, stream)
+
+
+def _is_open(number: int) -> bool:
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def is_terminal(stream: Any) -> bool:

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from prefork.pool import WorkerPool
     from prefork.records import Records
 
-# Ours, and one that the standard library gives a handler.
-_WITH_A_HANDLER = {"prefork", "concurrent.futures"}
-
 
 def serve(app: Flask, config: Config, *, name: str, quiet: bool = False, **more: Any) -> int:
     """Serve ``app`` until stopped; return the exit status. ``more`` is for the pool, ``quiet`` leaves the banner out.
@@ -98,28 +95,26 @@ def show_banner(name: str, urls: Sequence[str], *, debug: bool) -> None:
 
 def join_logs(app: Flask, records: Records) -> None:
     """Make one stream of our records and the application's, unless it has set up its own."""
-    if logs_itself():
-        return
     root = logging.getLogger()
     before = list(root.handlers)
     records.adopt_root()
-    if root.handlers != before:
+    for ours in (handler for handler in root.handlers if handler not in before):
+        ours.addFilter(is_for_the_root)
         # Flask's own handler would print each line a second time.
         app.logger.removeHandler(default_handler)
 
 
-def logs_itself() -> bool:
-    """Whether a logger has a handler of its own, and passes its lines on: a handler of the root would print them again."""
-    loggers = [
-        logger
-        for name, logger in logging.root.manager.loggerDict.items()
-        if isinstance(logger, logging.Logger) and logger.propagate and name not in _WITH_A_HANDLER
-    ]
-    return any(
-        handler is not default_handler and not isinstance(handler, logging.NullHandler)
-        for logger in loggers
-        for handler in logger.handlers
-    )
+def is_for_the_root(record: logging.LogRecord) -> bool:
+    """Whether no other logger on the way to the root has a handler, which shows the line already."""
+    logger: logging.Logger | None = logging.getLogger(record.name)
+    while logger is not None and logger.parent is not None:
+        if any(
+            handler is not default_handler and not isinstance(handler, logging.NullHandler)
+            for handler in logger.handlers
+        ):
+            return False
+        logger = logger.parent if logger.propagate else None
+    return True
 
 
 def pass_signals_on(pool: WorkerPool, app: Flask) -> None:
