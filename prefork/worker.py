@@ -307,8 +307,10 @@ def listening_alone(lifeline: int, early: bytearray, listeners: Listeners) -> It
         look()
         yield
     finally:
-        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags)
+        # In this order: what comes meanwhile is looked at, and a look never waits.
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags | os.O_NONBLOCK)
         signal.signal(signal.SIGIO, before)
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, flags)
 
 
 def rehearse(

@@ -35,7 +35,7 @@ class Job(Protocol):
     async def run(self) -> None:
         """Do what is to be done. Raises nothing but the loop's own cancellation."""
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Take note of what the loop finds wrong with the task when it has ended."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -138,7 +139,7 @@ class Call:
         """Call the application."""
         await self._driver.call(self)
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """Take note of what the loop finds wrong with its task when it has ended."""
         self._driver.fail_behind_its_end(self, error)
 
@@ -197,6 +198,8 @@ class Call:
         Raises ``OSError`` once the client is gone.
         """
         driver, client, answer = self._driver, self.client, self.answer
+        if driver.stray:
+            os._exit(1)
         if client.call is not self and not answer.done:
             raise ClientLeft("the client is gone, or was answered for")
         if message["type"] == "http.response.pathsend":

@@ -124,11 +124,12 @@ class AsgiDriver(Reception[Client]):
         beside = threading.Thread(target=self._lead, args=(lead,), name="prefork-life", daemon=True)
         try:
             self.backend.run(partial(self._main, started, beside))
-        finally:
-            self.over = True
-            self._tell_monitor()
-            if beside.ident is not None:
-                beside.join()
+        except BaseException as error:  # noqa: BLE001 - raised below, and before that beside: it may be serving yet
+            self.failure = self.failure or error
+        self.over = True
+        self._tell_monitor()
+        if beside.ident is not None:
+            beside.join()
         if self.failure is not None:
             raise self.failure
 
@@ -744,9 +745,11 @@ class AsgiDriver(Reception[Client]):
                 self._fail(call, RuntimeError("the application was cancelled"))
             raise
         finally:
+            if self.stray:
+                os._exit(1)
             self._end(call)
 
-    def fail_behind_its_end(self, call: Call, error: Exception) -> None:
+    def fail_behind_its_end(self, call: Call, error: BaseException) -> None:
         """Take note of what the loop finds wrong with the task of a call that has ended."""
         self._fail(call, error)
 

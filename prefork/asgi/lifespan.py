@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from prefork.records import Records
 
 
+_LAST_TURNS = 10
+"""How often it is let run behind its last word, to leave the blocks that it is in, before it is cancelled."""
+
+
 class Lifespan:
     """The lifespan of an application, from ``startup`` to ``shutdown``.
 
@@ -73,6 +77,9 @@ class Lifespan:
         self._changed.set()
         answer = await self._answer("shutdown")
         if answer is not None and answer["type"] == "lifespan.shutdown.complete":
+            for _ in range(_LAST_TURNS):
+                if not self._over:
+                    await self._backend.sleep(0)
             return
         error = self._error or RuntimeError(str((answer or {}).get("message") or "it ended without an answer"))
         self._records.emit("lifespan.failed", phase="shutdown", exc_info=error)

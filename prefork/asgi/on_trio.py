@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from prefork.asgi.backends import LAST_CALL_S
+from prefork.asgi.backends import LAST_CALL_S, failure_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -141,8 +141,13 @@ class TrioBackend:
             with job.handle:
                 coroutine = job.coroutine = job.run()
                 await coroutine
-        except Exception as error:  # noqa: BLE001 - from trio itself: the application has left a scope open, say
-            job.fail(error)
+        except BaseException as error:
+            failure = failure_in(error, self.cancelled)
+            if failure is not None:  # from trio itself: the application has left a scope open, say
+                job.fail(failure)
+            elif self._nursery is None or self._nursery.cancel_scope.cancel_called:
+                raise
+            # Else nobody has cancelled it: it is one that the application has kept, and told of by the job.
         finally:
             self._jobs.discard(job)
             self._job_ended.set()

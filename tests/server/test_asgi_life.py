@@ -428,11 +428,66 @@ async def failing(scope, receive, send):
     elif path == "/exit":
         async with anyio.create_task_group() as group:
             group.start_soon(leave)
+    elif path == "/gone":
+        raise GeneratorExit
+    elif path == "/kept":
+        import trio
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                await trio.sleep(1)
+            except trio.Cancelled as error:
+                kept = error
+        raise kept
+    elif path == "/stops":
+        asyncio.get_running_loop().stop()
+    elif path == "/forks":
+        if child := os.fork():
+            await answer(send, b"%d" % child)
+            return
     elif path == "/unclosed":
         import trio
         trio.CancelScope().__enter__()
     await app(scope, receive, send)
 """
+
+
+@pytest.mark.parametrize(
+    ("backend", "path"),
+    [("asyncio", "/gone"), ("uvloop", "/gone"), ("trio", "/gone"), ("trio", "/kept")],
+)
+def test_a_request_that_raises_what_ends_tasks_ends_none_but_its_own(
+    serve: Callable[..., LiveServer], backend: str, path: str
+) -> None:
+    with serve("sample:failing", FAILING, async_backend=backend) as server:
+        (worker,) = server.worker_pids
+        other = begin(server, "/one-second")
+        assert server.get(path)[0] == 500
+        assert other.recv(1000).endswith(b"tea")
+        other.close()
+        assert server.get()[1] == b"%d" % worker
+        assert server.stop() == 0
+        assert len(server.all("request.failed")) == 1
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
+def test_a_worker_whose_loop_is_ended_by_the_application_is_replaced_at_once(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    with serve("sample:failing", FAILING, async_backend=backend, heartbeat_timeout=0) as server:
+        client = begin(server, "/stops")
+        assert server.wait_for("worker.exited", expected=False)["exit_code"] == 1
+        assert any("Event loop stopped before" in line for line in server.output)
+        server.wait_for("worker.ready", count=2)
+        assert server.get()[0] == 200
+        client.close()
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+def test_a_child_that_a_request_forks_and_that_comes_back_ends(serve: Callable[..., LiveServer], backend: str) -> None:
+    with serve("sample:failing", FAILING, async_backend=backend) as server:
+        wait_until_gone([int(server.get("/forks")[1])])
+        assert server.get()[0] == 200
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
@@ -462,6 +517,27 @@ def test_a_request_that_leaves_a_scope_open_fails_alone(serve: Callable[..., Liv
         assert server.get("/unclosed")[1] == b"%d" % worker
         assert "Cancel scope" in server.wait_for("request.failed", path="/unclosed")["exception"]
         assert server.get()[1] == b"%d" % worker
+
+
+GROUPED = """
+async def grouped(scope, receive, send):
+    if scope["type"] == "lifespan":
+        async with anyio.create_task_group():
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+    else:
+        await answer(send)
+"""
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_lifespan_that_has_a_turn_to_go_is_let_end(serve: Callable[..., LiveServer], backend: str) -> None:
+    with serve("sample:grouped", GROUPED, async_backend=backend) as server:
+        assert server.get()[0] == 200
+        assert server.stop() == 0
+        assert not server.all("worker.tasks_cancelled")
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
