@@ -26,7 +26,7 @@ class Task:
     handle: Any = None
     coroutine: Coroutine[Any, Any, None] | None = None
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         raise error
 
 
