@@ -7,6 +7,8 @@ Flask's command has imported already, and anything else when it runs.
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -103,6 +105,12 @@ def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+def _interrupt_once(*_: object) -> None:
+    # The terminal sends Ctrl-C to the whole group, and the keeper passes it on: the second would strike the way out.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 @pass_script_info
 def _run(info: ScriptInfo, /, **options: Any) -> None:
     from prefork import errors
@@ -112,6 +120,9 @@ def _run(info: ScriptInfo, /, **options: Any) -> None:
         from prefork.kept import failures_told
     except errors.PlatformUnsupported as error:
         context.exit(errors.report(error))
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt_once)
     try:
         with failures_told():
             status = _Run(info, options).run()

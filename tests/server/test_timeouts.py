@@ -99,6 +99,8 @@ def app(environ, start_response):
     start_response("200 OK", [])
     answer = Returning([b"x" * SIZE])
     answer.late, answer.client = environ["QUERY_STRING"] == "late", environ["prefork.client_gone"].__self__
+    thread = threading.current_thread()
+    threading.Thread(target=lambda: (thread.join(), say("went its way")), daemon=True).start()
     return answer
 """
 SLOW_FILE = """
@@ -235,18 +237,17 @@ def test_who_comes_back_behind_a_whole_answer_takes_nothing_of_it(
 def test_who_comes_back_when_the_connection_is_closed_behind_his_answer_harms_nobody(
     serve: Callable[..., LiveServer], tmp_path: Path
 ) -> None:
-    with serve(RETURNS, request_timeout=1) as server:
-        held = send(server, "/held")
+    with serve(RETURNS, request_timeout=1) as server, send(server, "/held") as held:
         assert answer(held)[0] == 200
         with send(server, "/returns?late") as client:
             server.wait_for("request.timeout")
             assert len(answer(client)[1]) == SIZE
             server.wait_for_output("back")
+        server.wait_for_output("went its way")
         (tmp_path / "free").touch()
         gone = server.wait_for("worker.exited", reason="request_timeout")
         assert gone["exit_code"] == 0
         assert "stuck" not in gone
-        held.close()
 
 
 def test_an_answer_has_its_time_once_more_behind_a_file(serve: Callable[..., LiveServer], tmp_path: Path) -> None:
