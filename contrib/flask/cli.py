@@ -7,8 +7,6 @@ Flask's command has imported already, and anything else when it runs.
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +104,8 @@ def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 
 
 def _interrupt_once(*_: object) -> None:
+    import signal
+
     # The terminal sends Ctrl-C to the whole group, and the keeper passes it on: the second would strike the way out.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -113,6 +113,9 @@ def _interrupt_once(*_: object) -> None:
 
 @pass_script_info
 def _run(info: ScriptInfo, /, **options: Any) -> None:
+    import signal
+    import threading
+
     from prefork import errors
 
     context = click.get_current_context()
