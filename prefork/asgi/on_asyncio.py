@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import os
 import select
 import sys
@@ -65,6 +66,7 @@ class AsyncioBackend:
             self._new_loop = library.new_event_loop
         self._loop: Any = None
         self._context = contextvars.Context()
+        self._left_to_tasks = False
         self._turn: Callable[[], float] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = _NEVER
@@ -87,6 +89,8 @@ class AsyncioBackend:
             asyncio.set_event_loop(None)
             if self._epoll is not None:
                 self._epoll.close()
+            if self._left_to_tasks:
+                gc.collect()  # a task that nobody has asked tells of its error when it is collected
             loop.close()
 
     def _complete(self, what: Awaitable[None]) -> None:
@@ -108,6 +112,7 @@ class AsyncioBackend:
             self._loop.call_exception_handler({"message": "Exit in a callback", "exception": error})
         else:  # without the frames of the loop, which would keep the task
             error.with_traceback(trace)
+            self._left_to_tasks = True
 
     def signal(self) -> AsyncioSignal:
         """Return something to wait for."""
