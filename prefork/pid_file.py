@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from prefork.errors import BootError
 from prefork.obstacles import obstacle
-from prefork.proc import stat_of
+from prefork.proc import is_alive, stat_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,12 +118,8 @@ def living_owner(path: Path) -> int | None:
     pid = read_pid(path)
     if pid in (None, os.getpid()):
         return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+    if not is_alive(pid):
         return None
-    except PermissionError:
-        pass
     began = beginning_of(pid)
     return None if began is not None and began > path.stat().st_mtime + 1 else pid
 
