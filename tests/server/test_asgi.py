@@ -351,14 +351,14 @@ def test_a_body_waits_in_the_kernel_for_who_reads_slowly(server: LiveServer) -> 
         connection.close()
 
 
+def impatient(folder: Path) -> LiveServer:
+    """Return a server that waits for no client for longer than half a second."""
+    (folder / "sample.py").write_text(APP)
+    return LiveServer.pool("sample:app", app_dir=str(folder), max_workers=1, head_timeout=0.5, body_timeout=0.5)
+
+
 def test_a_client_is_not_to_blame_for_an_application_that_reads_late(tmp_path: Path) -> None:
-    (tmp_path / "sample.py").write_text(APP)
-    with (
-        LiveServer.pool(
-            "sample:app", app_dir=str(tmp_path), max_workers=1, head_timeout=0.5, body_timeout=0.5
-        ) as server,
-        socket.create_connection(server.address, timeout=20) as client,
-    ):
+    with impatient(tmp_path) as server, socket.create_connection(server.address, timeout=20) as client:
         client.sendall(ask("/reads-at-last", "Content-Length: 50000000", method="POST"))
         client.setblocking(False)
         sent = 0
@@ -375,13 +375,7 @@ def test_a_client_is_not_to_blame_for_an_application_that_reads_late(tmp_path: P
 
 def test_a_client_that_waits_to_be_told_to_go_on_has_its_time_from_then_on(tmp_path: Path) -> None:
     """It may hold its body back until 100 Continue comes (RFC 9110 section 10.1.1)."""
-    (tmp_path / "sample.py").write_text(APP)
-    with (
-        LiveServer.pool(
-            "sample:app", app_dir=str(tmp_path), max_workers=1, head_timeout=0.5, body_timeout=0.5
-        ) as server,
-        socket.create_connection(server.address, timeout=20) as client,
-    ):
+    with impatient(tmp_path) as server, socket.create_connection(server.address, timeout=20) as client:
         client.sendall(ask("/reads-at-last", "Expect: 100-continue", "Content-Length: 3", method="POST"))
         threading.Event().wait(1.5)  # three times as long as a client may be silent
         (tmp_path / "file.go").touch()
