@@ -8,7 +8,6 @@ import inspect
 import sys
 import traceback
 from dataclasses import field
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -248,6 +247,8 @@ def _default(module: ModuleType) -> Any:
     name = module.__name__
     if found:
         raise AppNotFound("PF203", f"{name}.{_NAMES[0]} is a module", f"give {name}.{_NAMES[0]}:{_NAMES[0]}")
+    from importlib.util import find_spec
+
     likely = [f"{name}:{factory}()" for factory in _FACTORIES if hasattr(module, factory)]
     likely += [f"{name}.{inner}" for inner in _MODULES if hasattr(module, "__path__") and find_spec(f"{name}.{inner}")]
     hint = f"did you mean {likely[0]}?" if likely else f"give {name}:NAME"
