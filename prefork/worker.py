@@ -185,6 +185,9 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
         life.driver.run(life.begin, life.run)
     except BaseException as error:  # an app that calls sys.exit() while it is imported has failed as well
         if life is not None and life.began:
+            if life.driver.stuck:
+                traceback.print_exc()
+                end_at_once(1)
             raise
         summary = "".join(traceback.format_exception_only(error)).strip()
         send(birth.reports, BootFailed(birth.worker, traceback=traceback.format_exc(), summary=summary))
@@ -268,12 +271,12 @@ def where_held() -> str:
     return "".join(traceback.format_stack()[:-2])
 
 
-def end_at_once() -> None:
+def end_at_once(status: int = 0) -> None:
     """End the process although threads are stuck, or it starts: nothing may wait for these, or for what they hold."""
     writer = threading.Thread(target=flush, daemon=True)
     writer.start()
     writer.join(FLUSH_S)
-    os._exit(0)
+    os._exit(status)
 
 
 def flush() -> None:

@@ -116,6 +116,7 @@ class AsgiDriver(Reception[Client]):
         self._resisting: set[Call] = set()
         self._resist_s = RESIST_S
         self._stubborn = 0
+        self._gave_up = False
 
     # The loop's thread: from its first turn to its last.
 
@@ -123,7 +124,7 @@ class AsgiDriver(Reception[Client]):
         """Serve in this thread, beside ``lead`` in another."""
         beside = threading.Thread(target=self._lead, args=(lead,), name="prefork-life", daemon=True)
         try:
-            self.backend.run(partial(self._main, started, beside))
+            self.backend.run(partial(self._main, started, beside), self._patience_with_threads)
         except BaseException as error:  # noqa: BLE001 - raised below, and before that beside: it may be serving yet
             self.failure = self.failure or error
         self.over = True
@@ -132,6 +133,10 @@ class AsgiDriver(Reception[Client]):
             beside.join()
         if self.failure is not None:
             raise self.failure
+
+    def _patience_with_threads(self) -> float:
+        """Return how long the threads have that are at work when the loop ends: one that was given up may never end."""
+        return self._resist_s if self._gave_up else NEVER
 
     async def _main(self, started: Callable[[], None], beside: threading.Thread) -> None:
         lifespan = Lifespan(self.app, self.backend, self.records)
@@ -239,8 +244,9 @@ class AsgiDriver(Reception[Client]):
 
     @property
     def stuck(self) -> int:
-        """How many tasks did not end when they were told to."""
-        return max(len(self._resisting & self._calls), self._stubborn)  # who resists to the end is among both
+        """How many tasks did not end when they were told to, and threads when they had had their time."""
+        # Who resists to the end is among both kinds of tasks.
+        return max(len(self._resisting & self._calls), self._stubborn) + self.backend.threads_left
 
     @property
     def drained(self) -> bool:
@@ -921,6 +927,7 @@ class AsgiDriver(Reception[Client]):
         ):
             self._timed.pop(call, None)
             return
+        self._gave_up = True
         self._tell_of_timeout(call, stack_of(call.coroutine))
         self._log(call, "timeout", "504")
         if running.sending:

@@ -8,6 +8,7 @@ import gc
 import os
 import select
 import sys
+import threading
 import time
 from contextlib import suppress
 from inspect import CO_COROUTINE
@@ -57,6 +58,7 @@ class AsyncioBackend:
     """A loop of asyncio's, or uvloop's."""
 
     cancelled: type[BaseException] = asyncio.CancelledError
+    threads_left = 0
 
     def __init__(self, *, uvloop: bool) -> None:
         self._new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
@@ -73,7 +75,7 @@ class AsyncioBackend:
         self._epoll: select.epoll | None = None
         self._shared: set[int] = set()
 
-    def run(self, main: Callable[[], Awaitable[None]]) -> None:
+    def run(self, main: Callable[[], Awaitable[None]], patience: Callable[[], float]) -> None:
         """Run ``main`` from a new loop's first turn to its last."""
         self._loop = loop = self._new_loop()
         # Whatever is to be called some day runs in this one: else it were that of the request whose task asked for it.
@@ -82,8 +84,10 @@ class AsyncioBackend:
         asyncio.set_event_loop(loop)
         try:
             self._complete(main())
+            self._complete(self._see_threads_off(patience()))
             self._complete(loop.shutdown_asyncgens())
         finally:
+            self.threads_left = self._count_threads()
             if self._alarm is not None:
                 self._alarm.cancel()
             asyncio.set_event_loop(None)
@@ -209,6 +213,20 @@ class AsyncioBackend:
             return [], 0
         _, stubborn = await asyncio.wait(left, timeout=LAST_CALL_S)
         return sorted(_described(task) for task in left), len(stubborn)
+
+    async def _see_threads_off(self, patience: float) -> None:
+        """Answer anyio's threads until they end: one that asks something of a loop that is over waits for it for ever."""
+        deadline, pause = time.monotonic() + patience, 0.001
+        told = {asyncio.current_task(self._loop)}
+        while self._count_threads() and time.monotonic() < deadline:
+            for task in asyncio.all_tasks(self._loop) - told:
+                task.cancel()
+                told.add(task)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_CALL_S / 10)
+
+    def _count_threads(self) -> int:
+        return sum(getattr(thread, "loop", None) is self._loop for thread in threading.enumerate())
 
     def running(self) -> Any:
         """Return the coroutine of the task that the loop is at; from any thread."""

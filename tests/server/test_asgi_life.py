@@ -440,6 +440,7 @@ async def failing(scope, receive, send):
                 kept = error
         raise kept
     elif path == "/stops":
+        await anyio.to_thread.run_sync(int)  # its thread waits for more
         asyncio.get_running_loop().stop()
     elif path == "/forks":
         if child := os.fork():
@@ -731,6 +732,24 @@ async def stubborn(scope, receive, send):
         assert (gone["reason"], gone["exit_code"], gone["stuck"]) == ("request_timeout", 0, 1)
         assert any(line == f"ends {worker}" for line in server.output)
         assert server.get()[0] == 200
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop"])
+def test_a_thread_of_a_request_whose_time_was_over_does_not_keep_its_worker(
+    serve: Callable[..., LiveServer], backend: str
+) -> None:
+    more = """
+async def blocking(scope, receive, send):
+    if scope.get("path") == "/thread":
+        await anyio.to_thread.run_sync(time.sleep, 60)
+    await app(scope, receive, send)
+"""
+    with serve("sample:blocking", more, request_timeout=0.2, async_backend=backend) as server:
+        assert server.get("/thread")[0] == 504
+        assert server.get()[0] == 200
+        assert server.stop() == 0
+        (gone,) = server.all("worker.exited")
+        assert (gone["signal"], gone["exit_code"], gone["stuck"]) == (None, 0, 1)
 
 
 # It leaves.

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import select
+import threading
 import time
 from contextvars import ContextVar
+from queue import Queue
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import anyio.from_thread
+import anyio.to_thread
 import pytest
 
 from prefork.asgi.on_asyncio import AsyncioBackend
@@ -60,7 +66,7 @@ def test_job_that_is_cancelled_before_its_first_step_begins_and_ends() -> None:
         backend.cancel(job)
         await asyncio.wait([job.handle])
 
-    backend.run(main)
+    backend.run(main, float)
     assert job.ended
 
 
@@ -102,9 +108,51 @@ def test_what_a_job_asks_for_is_done_in_the_servers_context(way: str, *, uvloop:
 
     token = USER.set("the server")
     try:
-        backend.run(main)
+        backend.run(main, float)
         assert set(seen) == {"the server"}
     finally:
         USER.reset(token)
         for descriptor in (end for source in sources for end in source):
             os.close(descriptor)
+
+
+@pytest.mark.parametrize("uvloop", [False, True])
+def test_thread_that_asks_something_of_a_loop_that_ends_is_answered(*, uvloop: bool) -> None:
+    """Else it would wait for ever, and Python for it."""
+    asked, outcome = threading.Event(), Queue[type[BaseException]]()
+
+    async def never() -> None:
+        asked.set()
+        await asyncio.sleep(60)
+
+    def ask() -> None:
+        try:
+            anyio.from_thread.run(never)
+        except BaseException as error:
+            outcome.put(type(error))
+            raise
+
+    async def main() -> None:
+        job = asyncio.create_task(anyio.to_thread.run_sync(ask))
+        await asyncio.to_thread(asked.wait)
+        job.cancel()
+        await asyncio.wait([job])
+
+    backend = AsyncioBackend(uvloop=uvloop)
+    backend.run(main, lambda: math.inf)
+    assert outcome.get(timeout=20).__name__ == "CancelledError"  # asyncio's, or that of concurrent.futures
+    assert not backend.threads_left
+
+
+def test_threads_that_are_at_work_when_their_time_is_over_are_counted() -> None:
+    backend, go = AsyncioBackend(uvloop=False), threading.Event()
+
+    async def main() -> None:
+        job = asyncio.create_task(anyio.to_thread.run_sync(go.wait))
+        await asyncio.sleep(0.01)
+        job.cancel()
+        await asyncio.wait([job])
+
+    backend.run(main, float)
+    go.set()
+    assert backend.threads_left == 1
