@@ -113,6 +113,7 @@ class Adapter(Value):
     thread_exit: Callable[[], None] | None = None
     files_changed: Callable[[], str | None] | None = None
     on_listening: Callable[[Sequence[str]], None] | None = None
+    app_name: str | None = None
 
 
 class Charge(Value):
@@ -767,7 +768,9 @@ def answer(caller: Caller, record: str, fields: Mapping[str, Any]) -> None:
 def facts(charge: Charge) -> dict[str, Any]:
     """Return what there is to say about a pool before it runs."""
     app, config = charge.app, charge.pool.config
-    name = app if isinstance(app, str) else getattr(app, "__qualname__", type(app).__qualname__)
+    name = charge.adapter.app_name
+    if name is None:
+        name = app if isinstance(app, str) else getattr(app, "__qualname__", type(app).__qualname__)
     python = sys.version.partition(" ")[0]  # as platform says, which takes 2 ms to import
     shown = {"workers": config.max_workers, "threads": config.threads, "preload": config.preload}
     counted = {"workers_counted": config.workers_from} if config.workers_from else {}

@@ -55,7 +55,8 @@ class WorkerPool:
     The remaining arguments are for frameworks' adapters. ``hygiene`` is called in the parent before every fork,
     ``child_hygiene`` first of all in each worker, ``thread_exit`` in each request thread when its worker leaves,
     ``on_listening`` with the URLs before the app is imported, and ``files_changed`` twice a second: it returns the path
-    of a file whose change shall end the pool with exit status 3. ``listeners`` are open already, and what is ``opened``.
+    of a file whose change shall end the pool with exit status 3. ``app_name`` is what the records call ``app``.
+    ``listeners`` are open already, and what is ``opened``.
 
     A pool is used once. It pickles to ``None``: whoever receives a copy of an object that refers to it has no pool.
     Raises ``ConfigError`` for options that are unknown, wrong, or contradict each other.
@@ -71,6 +72,7 @@ class WorkerPool:
         thread_exit: Callable[[], None] | None = None,
         files_changed: Callable[[], str | None] | None = None,
         on_listening: Callable[[Sequence[str]], None] | None = None,
+        app_name: str | None = None,
         listeners: Listeners | None = None,
         opened: Opened | None = None,
         logger: Any = None,
@@ -87,7 +89,7 @@ class WorkerPool:
         self._listeners = listeners
         self._opened = opened
         self.records = Records(self.config, logger=logger, outlet=None if opened is None else opened.outlet)
-        self._adapter = Adapter(hygiene, child_hygiene, thread_exit, files_changed, on_listening)
+        self._adapter = Adapter(hygiene, child_hygiene, thread_exit, files_changed, on_listening, app_name)
         self._urls: tuple[str, ...] = ()
         self._began = False
         self._parent_here: int | None = None  # this process, while it serves

@@ -415,11 +415,18 @@ class Tally:
 
 
 def wait_until_gone(pids: Sequence[int], timeout: float = PATIENCE) -> None:
-    """Wait for the end of processes that are not our children."""
+    """Wait for the end of processes that are not our children; who has ended is gone, whether his parent knows it or not."""
     processes = []
     for pid in pids:
         with suppress(psutil.NoSuchProcess):
             processes.append(psutil.Process(pid))
-    _, alive = psutil.wait_procs(processes, timeout)
-    left = [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    assert not left, f"still alive: {left}"
+    deadline = time.monotonic() + timeout
+    while left := [process for process in processes if _runs(process)]:
+        assert time.monotonic() < deadline, f"still alive: {left}"
+        time.sleep(0.01)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

@@ -45,7 +45,7 @@ def serve(app: Flask, config: Config, *, name: str, quiet: bool = False, **more:
 
     if signals.pool_ready.receivers:
         config = when_ready(config, lambda: tell(signals.pool_ready, app, pool.records))
-    pool = WorkerPool(app, config=config, on_listening=on_listening, **more)
+    pool = WorkerPool(app, config=config, on_listening=on_listening, app_name=name, **more)
     pass_signals_on(pool, app)
     return pool.serve()
 

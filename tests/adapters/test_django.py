@@ -35,6 +35,7 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def test_the_command_serves_the_project(write: Callable[..., Path]) -> None:
     with runprefork(write()) as server:
         assert server.get() == (200, b"hello")
+        assert server.wait_for("pool.starting")["app"] == "settings"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -54,6 +54,7 @@ def run_prefork(folder: Path, *flags: str, port: str | None = "0", **where: Any)
 def test_the_command_serves_the_app(write: Callable[..., Path]) -> None:
     with run_prefork(write()) as server:
         assert server.get() == (200, b"hello False")
+        assert server.wait_for("pool.starting")["app"] == "shop"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

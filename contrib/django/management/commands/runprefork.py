@@ -190,6 +190,7 @@ class Command(BaseCommand):
             child_hygiene=(fork.forget_inherited,),
             thread_exit=fork.close_thread,
             on_listening=on_listening,
+            app_name=settings.SETTINGS_MODULE,
             **more,
         )
         pool.hooks.worker_started.append(lambda worker: signals.worker_started.tell(pool.records, worker=worker))
