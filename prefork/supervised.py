@@ -64,7 +64,7 @@ class Caller(Fields):
             return
         with suppress(BrokenPipeError), open(self.answer, "w") as pipe:  # noqa: PTH123 - a descriptor
             self.answer = -1
-            json.dump(answer, pipe)
+            pipe.write(json.dumps(answer) + "\n")
 
     def tell_ready(self) -> None:
         """Say that the pool serves."""
@@ -91,6 +91,7 @@ class Supervised:
         self.patience = patience
         self._process, self._orders, self._answer = process, orders, answer
         self._pidfd = open_pidfd(process.pid)
+        self._end = process.sentinel if self._pidfd is None else self._pidfd
         self._lock = Lock()
         self._status: int | None = None
         ends = [orders] if self._pidfd is None else [orders, self._pidfd]
@@ -103,8 +104,13 @@ class Supervised:
 
         Raises ``BootError`` if it cannot; where code that is not ours raised, its notes have the traceback.
         """
+        # Not until the end of the pipe: what the application forks while it is imported may keep it open.
+        either = select.poll()
         with open(self._answer) as pipe:  # noqa: PTH123 - a descriptor
-            text = pipe.read()
+            either.register(pipe, select.POLLIN)
+            either.register(self._end, select.POLLIN)
+            told = any(descriptor == pipe.fileno() for descriptor, _ in either.poll())
+            text = pipe.readline() if told else ""
         answer: dict[str, str] = json.loads(text) if text else _DIED
         if "ready" in answer:
             return bool(answer["ready"])
@@ -128,7 +134,7 @@ class Supervised:
         """Wait for the end; return the exit status, or ``None`` after ``timeout`` seconds."""
         if self._status is None:
             end = select.poll()
-            end.register(self._process.sentinel if self._pidfd is None else self._pidfd, select.POLLIN)
+            end.register(self._end, select.POLLIN)
             end.poll(None if timeout is None else max(0.0, timeout) * 1000)
         with self._lock:  # not while waiting, or nobody could stop what somebody waits for
             if self._status is None:

@@ -173,6 +173,17 @@ def test_options_and_a_config_exclude_each_other() -> None:
         WorkerPool(app, max_worker=2)
 
 
+def test_a_pool_starts_although_its_application_forks_while_it_is_imported(write_app: Callable[..., Path]) -> None:
+    folder = write_app(
+        "import os.path\nif os.fork() == 0:\n    while not os.path.exists(__file__ + '.go'):\n        time.sleep(0.01)\n    os._exit(0)\n"
+    )
+    try:
+        with WorkerPool("sample:app", app_dir=str(folder), bind=HERE, max_workers=1, log_format="none") as pool:
+            assert ask(pool)
+    finally:
+        (folder / "sample.py.go").touch()
+
+
 def test_any_thread_may_start_and_stop_a_pool(leaves_nothing: None) -> None:
     answers: list[int] = []
 
