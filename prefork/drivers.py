@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from prefork.loading import as_single, interface_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import threading
+    from collections.abc import Callable, Collection, Iterable
 
     from prefork.asgi.driver import AsgiDriver
     from prefork.config import Config
@@ -76,6 +77,10 @@ class Driver(Protocol):
     @property
     def stuck(self) -> int:
         """How many of the requests that were given up are still there."""
+
+    @property
+    def given_up(self) -> Collection[threading.Thread]:
+        """Threads of the application, among which are those that requests waited for that were given up."""
 
     @property
     def leaving(self) -> bool:

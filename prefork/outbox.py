@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from prefork.pace import Pace
+
 MEMORY = 1024 * 1024
 """How many unsent bytes are kept in memory for one client."""
 SMALL = 4096
@@ -63,6 +65,7 @@ class Outbox:
         "_spool_dir",
         "failed",
         "most",
+        "pace",
         "size",
         "then",
     )
@@ -79,6 +82,8 @@ class Outbox:
         """Unsent bytes, those of files that the kernel sends not counted."""
         self.most = SPOOL
         """Beyond so many unsent bytes the application's thread is to wait for the client."""
+        self.pace: Pace | None = None
+        """How the client goes on with it."""
         self.failed: Callable[[OSError], object] | None = None
         """Called when a file cannot be written, once."""
         self.then: Callable[..., object] | None = None

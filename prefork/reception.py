@@ -238,7 +238,7 @@ class Guest:
         self.outbox: Outbox | None = None
         """What the client did not take yet."""
         self.pace: Pace | None = None
-        """How it goes on with a body that is being collected, or with what is in the outbox."""
+        """How it goes on with a body that is being collected."""
         self.queue_s: float | None = None
         """For how many seconds the present request waited until it was taken in; ``None`` where nobody asks or knows."""
         self.free_at = 0.0
@@ -272,7 +272,8 @@ class Guest:
 
     def takes(self) -> bool:
         """Whether the client takes what is in the outbox fast enough so far; if not, it is to be reset, not closed."""
-        if self.outbox is None or self.goes_on(self.outbox.taken(self.sock)):
+        outbox = self.outbox
+        if outbox is None or self.goes_on(outbox.pace, outbox.taken(self.sock)):
             return True
         self.forget_unsent()
         return False
@@ -281,10 +282,10 @@ class Guest:
         """Have it reset when it is closed: else the kernel would go on for minutes, with all that it has for the client."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
 
-    def goes_on(self, moved: int) -> bool:
+    def goes_on(self, pace: Pace | None, moved: int) -> bool:
         """Whether it goes on fast enough if so much was moved so far; if so the next look is at its deadline."""
-        assert self.pace is not None
-        again = self.pace.look(time.monotonic(), moved)
+        assert pace is not None
+        again = pace.look(time.monotonic(), moved)
         if again is not None:
             self.deadline = again
         return again is not None

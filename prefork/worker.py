@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from prefork.config import QUICK_STOP_S
 from prefork.drivers import new_driver
 from prefork.exit_guard import ExitGuard
+from prefork.farewell import end_at_once, end_without
 from prefork.hooks import IN_WORKERS
 from prefork.loading import interface_of, load_app
 from prefork.memory import Scales
@@ -40,7 +41,7 @@ from prefork.wsgi.driver import WsgiDriver
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
     from ssl import SSLContext
 
     from prefork.config import Config
@@ -55,8 +56,8 @@ if TYPE_CHECKING:
 RELEASE, RETIRE, STOP, STOP_QUICKLY, CLOSE_AFTER_ANSWER = b"s", b"r", b"t", b"q", b"c"
 REOPEN_LOGS, PING = b"l", b"p"
 _NEARLY = 0.9
-FLUSH_S = 1.0
-"""How long a worker with stuck threads tries to write what its application has printed."""
+LAST_S = 0.5
+"""How long threads that were given up have to end when their pool stops, and those of a worker that failed."""
 
 
 class Birth(Value, kw_only=True):
@@ -140,12 +141,17 @@ def be_worker(birth: Birth, lifeline: int, parents_end: int, mask: set[int]) -> 
     bare = sys.version_info < (3, 13)
     if bare:
         atexit._clear()  # noqa: SLF001 - as multiprocessing does
+    given_up: Collection[threading.Thread] | None = None
+    patience, status = LAST_S, 1
     try:
         inbox = settle(birth, parents_end, mask)
-        live(birth, lifeline, inbox)
+        given_up, patience = live(birth, lifeline, inbox)
+        status = 0
     finally:
         if bare:
             atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does
+        if given_up is None or given_up:
+            end_without(given_up, patience, status)
 
 
 def settle(birth: Birth, parents_end: int, mask: set[int]) -> SignalInbox:
@@ -176,8 +182,8 @@ def replace_used_executor() -> None:
         asgiref.SyncToAsync.single_thread_executor = type(executor)(max_workers=1)
 
 
-def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
-    """Start, serve and leave."""
+def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> tuple[Collection[threading.Thread], float]:
+    """Start, serve and leave; return the threads for which the process need not wait, and for how many seconds it does."""
     life: Life | None = None
     try:
         life = boot(birth, lifeline, inbox)
@@ -185,9 +191,6 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
         life.driver.run(life.begin, life.run)
     except BaseException as error:  # an app that calls sys.exit() while it is imported has failed as well
         if life is not None and life.began:
-            if life.driver.stuck:
-                traceback.print_exc()
-                end_at_once(1)
             raise
         summary = "".join(traceback.format_exception_only(error)).strip()
         send(birth.reports, BootFailed(birth.worker, traceback=traceback.format_exc(), summary=summary))
@@ -195,6 +198,7 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
     life.leave()
     if life.driver.stuck:
         end_at_once()
+    return life.driver.given_up, LAST_S if life.stops else birth.config.graceful_timeout
 
 
 def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
@@ -269,21 +273,6 @@ def mind_forks(disown: Callable[[], None]) -> None:
 def where_held() -> str:
     """Return the stack of who takes a hold, without the guard's own part of it."""
     return "".join(traceback.format_stack()[:-2])
-
-
-def end_at_once(status: int = 0) -> None:
-    """End the process although threads are stuck, or it starts: nothing may wait for these, or for what they hold."""
-    writer = threading.Thread(target=flush, daemon=True)
-    writer.start()
-    writer.join(FLUSH_S)
-    os._exit(status)
-
-
-def flush() -> None:
-    """Write what the application has printed."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(Exception):
-            stream.flush()
 
 
 @contextmanager
@@ -377,6 +366,7 @@ class Life:
         self.early = bytearray()  # what was ordered meanwhile
         self.began = False
         self.ended = False
+        self.stops = False  # with the whole pool, which kills who does not
         self.scales = Scales(monotonic) if birth.config.max_memory else None
         self.phase = Phase.SERVING
         self.tell_at = math.inf  # when to tell of what keeps a worker that is to stop
@@ -489,7 +479,7 @@ class Life:
 
     def stop(self, *, quick: bool) -> None:
         """Stop together with the whole pool: there is nobody to leave anything to."""
-        self.phase = Phase.LEAVING
+        self.phase, self.stops = Phase.LEAVING, True
         # Under Server::Starter the next generation serves already: nobody waits for us to be gone.
         limit = QUICK_STOP_S if quick else self.birth.config.graceful_timeout
         self.tell_at = min(self.tell_at, monotonic() + _NEARLY * limit)

@@ -42,18 +42,13 @@ class Job(Protocol):
 class Backend(Protocol):
     """An event loop that runs in the main thread. All but ``soon`` is called there.
 
-    ``cancelled`` is what it raises in a task that it cancels. ``threads_left`` is how many threads were still at work when it
-    ended: Python would wait for them before it exits. Trio has none, for its threads are daemons.
+    ``cancelled`` is what it raises in a task that it cancels.
     """
 
     cancelled: type[BaseException]
-    threads_left: int
 
-    def run(self, main: Callable[[], Awaitable[None]], patience: Callable[[], float]) -> None:
-        """Run ``main`` from a new loop's first turn to its last.
-
-        Threads that were asked for through anyio have ``patience()`` seconds to end behind it.
-        """
+    def run(self, main: Callable[[], Awaitable[None]]) -> None:
+        """Run ``main`` from a new loop's first turn to its last."""
 
     def signal(self) -> Signal:
         """Return something to wait for."""

@@ -21,6 +21,7 @@ import time
 import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from prefork.access_format import Entry
 from prefork.asgi.backends import failure_in, new_backend
@@ -32,6 +33,7 @@ from prefork.asgi.loop_watch import LoopWatch
 from prefork.asgi.stacks import stack_of
 from prefork.config import QUICK_STOP_S
 from prefork.errors import AppFailed
+from prefork.farewell import working
 from prefork.http1.connection import NamedConnection, Phase, closing_answer
 from prefork.http1.messages import Body, End, Refused, Request, Upgrade
 from prefork.memory import EACH
@@ -116,7 +118,7 @@ class AsgiDriver(Reception[Client]):
         self._resisting: set[Call] = set()
         self._resist_s = RESIST_S
         self._stubborn = 0
-        self._gave_up = False
+        self.given_up = WeakSet[threading.Thread]()
 
     # The loop's thread: from its first turn to its last.
 
@@ -124,7 +126,7 @@ class AsgiDriver(Reception[Client]):
         """Serve in this thread, beside ``lead`` in another."""
         beside = threading.Thread(target=self._lead, args=(lead,), name="prefork-life", daemon=True)
         try:
-            self.backend.run(partial(self._main, started, beside), self._patience_with_threads)
+            self.backend.run(partial(self._main, started, beside))
         except BaseException as error:  # noqa: BLE001 - raised below, and before that beside: it may be serving yet
             self.failure = self.failure or error
         self.over = True
@@ -133,10 +135,6 @@ class AsgiDriver(Reception[Client]):
             beside.join()
         if self.failure is not None:
             raise self.failure
-
-    def _patience_with_threads(self) -> float:
-        """Return how long the threads have that are at work when the loop ends: one that was given up may never end."""
-        return self._resist_s if self._gave_up else NEVER
 
     async def _main(self, started: Callable[[], None], beside: threading.Thread) -> None:
         lifespan = Lifespan(self.app, self.backend, self.records)
@@ -244,9 +242,8 @@ class AsgiDriver(Reception[Client]):
 
     @property
     def stuck(self) -> int:
-        """How many tasks did not end when they were told to, and threads when they had had their time."""
-        # Who resists to the end is among both kinds of tasks.
-        return max(len(self._resisting & self._calls), self._stubborn) + self.backend.threads_left
+        """How many tasks did not end when they were told to."""
+        return max(len(self._resisting & self._calls), self._stubborn)  # who resists to the end is among both
 
     @property
     def drained(self) -> bool:
@@ -549,7 +546,7 @@ class AsgiDriver(Reception[Client]):
             return
         if client.pace is None:
             client.pace = Pace(config.body_timeout, config.body_min_rate, time.monotonic(), call.received)
-        if not client.goes_on(call.received):
+        if not client.goes_on(client.pace, call.received):
             self._time_out(client)
 
     def _late(self, client: Client) -> bool:
@@ -557,7 +554,7 @@ class AsgiDriver(Reception[Client]):
         if call is None:
             return super()._late(client)
         measured = not call.ended and _awaits_client(call) and client.outbox is None
-        return measured and not client.goes_on(call.received)
+        return measured and not client.goes_on(client.pace, call.received)
 
     def _collect(self, call: Call) -> None:
         connection = call.client.connection
@@ -641,7 +638,7 @@ class AsgiDriver(Reception[Client]):
         client.sock.setblocking(False)  # sendfile() has no flags
         client.outbox, config = client.new_outbox(self.config.spool_dir), self.config
         client.outbox.failed = self.tell_of_spool
-        client.pace = Pace(
+        client.outbox.pace = Pace(
             config.write_timeout, config.write_min_rate, time.monotonic(), client.outbox.taken(client.sock)
         )
         client.takes()
@@ -927,7 +924,6 @@ class AsgiDriver(Reception[Client]):
         ):
             self._timed.pop(call, None)
             return
-        self._gave_up = True
         self._tell_of_timeout(call, stack_of(call.coroutine))
         self._log(call, "timeout", "504")
         if running.sending:
@@ -967,6 +963,7 @@ class AsgiDriver(Reception[Client]):
 
     def _cancel(self, call: Call) -> None:
         if call in self._calls:
+            self.given_up.update(working())  # whether it waits for one of them, nothing tells
             call.cancelled = True
             self.backend.cancel(call)
 

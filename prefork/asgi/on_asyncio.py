@@ -8,7 +8,6 @@ import gc
 import os
 import select
 import sys
-import threading
 import time
 from contextlib import suppress
 from inspect import CO_COROUTINE
@@ -58,7 +57,6 @@ class AsyncioBackend:
     """A loop of asyncio's, or uvloop's."""
 
     cancelled: type[BaseException] = asyncio.CancelledError
-    threads_left = 0
 
     def __init__(self, *, uvloop: bool) -> None:
         self._new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
@@ -74,8 +72,10 @@ class AsyncioBackend:
         self._alarm_at = _NEVER
         self._epoll: select.epoll | None = None
         self._shared: set[int] = set()
+        self._watched: set[int] = set()
+        self._stubborn: set[asyncio.Task[Any]] = set()
 
-    def run(self, main: Callable[[], Awaitable[None]], patience: Callable[[], float]) -> None:
+    def run(self, main: Callable[[], Awaitable[None]]) -> None:
         """Run ``main`` from a new loop's first turn to its last."""
         self._loop = loop = self._new_loop()
         # Whatever is to be called some day runs in this one: else it were that of the request whose task asked for it.
@@ -84,12 +84,11 @@ class AsyncioBackend:
         asyncio.set_event_loop(loop)
         try:
             self._complete(main())
-            self._complete(self._see_threads_off(patience()))
+            self._turn_no_more()
             self._complete(loop.shutdown_asyncgens())
+            self._complete(self._refuse())
         finally:
-            self.threads_left = self._count_threads()
-            if self._alarm is not None:
-                self._alarm.cancel()
+            self._turn_no_more()
             asyncio.set_event_loop(None)
             if self._epoll is not None:
                 self._epoll.close()
@@ -125,6 +124,7 @@ class AsyncioBackend:
     def watch(self, descriptor: int, turn: Callable[[], float]) -> None:
         """Call ``turn`` when a descriptor is readable, and when the monotonic time is over that it returned."""
         self._turn = turn
+        self._watched.add(descriptor)
         self._add_reader(descriptor, self._do_turn)
 
     def _add_reader(self, descriptor: int, callback: Callable[[], None]) -> None:
@@ -177,6 +177,15 @@ class AsyncioBackend:
             delay = max(0.0, when - time.monotonic())
             self._alarm = self._loop.call_later(delay, self._ring, context=self._context)
 
+    def _turn_no_more(self) -> None:
+        """Leave the poller alone: who begins a call now would see it cancelled."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        for descriptor in self._watched | self._shared:
+            self._loop.remove_reader(descriptor)
+        self._watched.clear()
+        self._shared.clear()
+
     def _ring(self) -> None:
         self._alarm, self._alarm_at = None, _NEVER
         self._do_turn()
@@ -211,22 +220,19 @@ class AsyncioBackend:
             task.cancel()
         if not left:
             return [], 0
-        _, stubborn = await asyncio.wait(left, timeout=LAST_CALL_S)
-        return sorted(_described(task) for task in left), len(stubborn)
+        _, self._stubborn = await asyncio.wait(left, timeout=LAST_CALL_S)
+        return sorted(_described(task) for task in left), len(self._stubborn)
 
-    async def _see_threads_off(self, patience: float) -> None:
-        """Answer anyio's threads until they end: one that asks something of a loop that is over waits for it for ever."""
-        deadline, pause = time.monotonic() + patience, 0.001
-        told = {asyncio.current_task(self._loop)}
-        while self._count_threads() and time.monotonic() < deadline:
-            for task in asyncio.all_tasks(self._loop) - told:
+    async def _refuse(self) -> None:
+        """Cancel what threads still ask of the loop: they would wait for ever for what it leaves undone."""
+        deadline = time.monotonic() + LAST_CALL_S
+        done = self._stubborn | {asyncio.current_task(self._loop)}
+        await asyncio.sleep(0)  # what they ask becomes a task in a turn
+        while (asked := asyncio.all_tasks(self._loop) - done) and time.monotonic() < deadline:
+            for task in asked:
                 task.cancel()
-                told.add(task)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_CALL_S / 10)
-
-    def _count_threads(self) -> int:
-        return sum(getattr(thread, "loop", None) is self._loop for thread in threading.enumerate())
+            _, stubborn = await asyncio.wait(asked, timeout=deadline - time.monotonic())
+            done |= stubborn
 
     def running(self) -> Any:
         """Return the coroutine of the task that the loop is at; from any thread."""

@@ -58,7 +58,6 @@ class TrioBackend:
     """A run of trio's."""
 
     cancelled: type[BaseException] = trio.Cancelled
-    threads_left = 0
 
     def __init__(self) -> None:
         self._clock = _Clock()
@@ -70,7 +69,7 @@ class TrioBackend:
         self._token: trio.lowlevel.TrioToken | None = None
         self._alarm: trio.CancelScope | None = None
 
-    def run(self, main: Callable[[], Awaitable[None]], patience: Callable[[], float]) -> None:  # noqa: ARG002 - as the others
+    def run(self, main: Callable[[], Awaitable[None]]) -> None:
         """Run ``main`` from a new loop's first turn to its last."""
         try:
             trio.run(self._root, main, clock=self._clock)

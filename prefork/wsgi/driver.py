@@ -13,9 +13,11 @@ comes back, and sends the clients that wait meanwhile through the ``Exchange`` t
 
 from __future__ import annotations
 
+import _socket
 import math
 import os
 import select
+import socket
 import stat
 import sys
 import threading
@@ -64,8 +66,7 @@ from prefork.wsgi.gateway import (
 )
 
 if TYPE_CHECKING:
-    import _socket
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from prefork.access_format import Outcome
     from prefork.config import Config
@@ -203,7 +204,7 @@ class Client(Guest):
     def _begin_to_wait(self, outbox: Outbox) -> None:
         """Have the time run in which the client has to take what comes into an outbox that is empty."""
         config = self.driver.config
-        self.pace = Pace(config.write_timeout, config.write_min_rate, time.monotonic(), outbox.taken(self.sock))
+        outbox.pace = Pace(config.write_timeout, config.write_min_rate, time.monotonic(), outbox.taken(self.sock))
 
     def new_outbox(self) -> Outbox:
         """Return what holds what the client does not take at once."""
@@ -303,6 +304,7 @@ class WsgiDriver(Reception[Client]):
     """Serves a WSGI application on ``config.threads`` request threads; the worker's main thread is the monitor."""
 
     over = True
+    given_up: Collection[threading.Thread] = ()
 
     def __init__(
         self, app: Callable[..., Iterable[bytes]], listeners: Iterable[Listener], config: Config, outfit: Outfit
@@ -1012,7 +1014,7 @@ class WsgiDriver(Reception[Client]):
         if client.body is not None:
             if client.pace is None:
                 client.pace = Pace(self.config.body_timeout, self.config.body_min_rate, time.monotonic(), 0)
-            if not client.goes_on(client.body.size):
+            if not client.goes_on(client.pace, client.body.size):
                 self._time_out(client)
         elif connection.buffered and not client.in_head:
             # A head has its time from its first byte on, however slowly the others come.
@@ -1052,7 +1054,7 @@ class WsgiDriver(Reception[Client]):
             raise Refused(507, reason, "RFC 4918 section 11.5") from None
 
     def _late(self, client: Client) -> bool:
-        return super()._late(client) if client.body is None else not client.goes_on(client.body.size)
+        return super()._late(client) if client.body is None else not client.goes_on(client.pace, client.body.size)
 
     def _let_go(self, client: Client) -> None:
         if client.tap >= 0:
@@ -1262,7 +1264,10 @@ class WsgiDriver(Reception[Client]):
                 self._clients.pop(client.fd, None)
                 self._count()
                 client.broken = True
-                client.cut(octets)
+                if running.whole and client.connection.idle and not client.tied:
+                    self._part_from_thread(client)
+                else:
+                    client.cut(octets)
         self.records.emit(
             "request.timeout",
             method=running.request.line.method,
@@ -1276,6 +1281,28 @@ class WsgiDriver(Reception[Client]):
         )
         if self._access is not None and take(running.untold):
             self._log_own_answer(client, running.request, str(late.status), octets, "timeout", running)
+
+    def _part_from_thread(self, client: Client) -> None:
+        """Go on with a client who has its whole answer, and may have asked again: only the thread that gave it is late.
+
+        By another descriptor: that of the thread leads nowhere from now on.
+        """
+        try:
+            nowhere = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.dup(client.fd)
+        except OSError:  # there are too many
+            client.cut(b"")
+            return
+        os.dup2(nowhere, client.fd, inheritable=False)
+        os.close(nowhere)
+        self._order(partial(self._go_on, descriptor, client))
+
+    def _go_on(self, descriptor: int, given_up: Client) -> None:
+        sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+        client = self._admit(sock, given_up.base, given_up.peer, time.monotonic() + self._keep_alive)
+        client.requests = given_up.requests
+        client.in_head = False
+        self._settle(client, answered=False)
 
     @staticmethod
     def _send_to_one_who_may_be_gone(client: Client, send: Callable[[], None]) -> None:

@@ -77,6 +77,18 @@ async def app(scope, receive, send):
                     break
             await start(send)
             await body(send, b"%d" % size)
+        case "/both-ways":
+            await start(send)
+            await anyio.sleep(0.2)  # as much of the body comes as is kept
+            async with anyio.create_task_group() as group:
+                group.start_soon(body, send, b"x" * 12_000_000, True)
+                await anyio.sleep(0.2)
+                more = True
+                while more:
+                    message = await receive()
+                    say("takes in", len(message["body"]))
+                    more = message["more_body"]
+            await body(send)
         case "/reads-at-last":
             while not os.path.exists(FILE + ".go"):
                 await anyio.sleep(0.01)
@@ -349,6 +361,18 @@ def test_a_body_waits_in_the_kernel_for_who_reads_slowly(server: LiveServer) -> 
         connection.request("POST", "/slow-reader", body=body, headers=framing, encode_chunked=bool(framing))
         assert connection.getresponse().read() == b"5000000"
         connection.close()
+
+
+@pytest.mark.parametrize("expects", [(), ("Expect: 100-continue",)])
+def test_a_body_is_taken_in_beside_an_answer_that_waits_for_its_client(
+    server: LiveServer, expects: tuple[str, ...]
+) -> None:
+    with socket.create_connection(server.address, timeout=20) as client:
+        client.sendall(ask("/both-ways", "Content-Length: 200000", *expects, method="POST") + b"x" * 200_000)
+        server.wait_for_output("takes in")
+        answer = client.makefile("rb").read()
+    assert len(answer) > 12_000_000
+    assert not server.all("worker.exited")
 
 
 def impatient(folder: Path) -> LiveServer:

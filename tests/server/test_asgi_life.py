@@ -742,14 +742,22 @@ def test_a_thread_of_a_request_whose_time_was_over_does_not_keep_its_worker(
 async def blocking(scope, receive, send):
     if scope.get("path") == "/thread":
         await anyio.to_thread.run_sync(time.sleep, 60)
+    if scope.get("path") == "/executor":
+        await asyncio.to_thread(time.sleep, 60)
     await app(scope, receive, send)
 """
-    with serve("sample:blocking", more, request_timeout=0.2, async_backend=backend) as server:
+    with serve("sample:blocking", more, request_timeout=0.2, graceful_timeout=5, async_backend=backend) as server:
+        (worker,) = server.worker_pids
         assert server.get("/thread")[0] == 504
-        assert server.get()[0] == 200
+        assert server.get("/executor")[0] == 504
+        assert server.get()[1] == b"%d" % worker
+        server.process.send_signal(signal.SIGUSR2)
+        server.wait_for("worker.retiring", child_pid=worker)
+        server.wait_for("worker.ready", count=2)
+        assert server.get("/thread")[0] == 504
         assert server.stop() == 0
-        (gone,) = server.all("worker.exited")
-        assert (gone["signal"], gone["exit_code"], gone["stuck"]) == (None, 0, 1)
+        gone = server.all("worker.exited")
+        assert [(record["signal"], record["exit_code"]) for record in gone] == [(None, 0), (None, 0)]
 
 
 # It leaves.

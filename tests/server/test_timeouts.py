@@ -194,14 +194,23 @@ def test_an_answer_that_had_begun_is_cut(serve: Callable[..., LiveServer]) -> No
         client.close()
 
 
-def test_a_whole_answer_arrives_although_the_application_is_stuck_behind_it(serve: Callable[..., LiveServer]) -> None:
-    with serve() as server:
-        client = send(server, "/closing")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_client_who_has_its_whole_answer_is_served_on_although_the_application_is_stuck_behind_it(
+    serve: Callable[..., LiveServer], threads: int, *, early: bool
+) -> None:
+    with serve(threads=threads) as server, send(server, "/closing") as client:
         assert answer(client) == (200, b"whole")
+        if early:
+            ask(client, "/")
         assert "in close" in server.wait_for("request.timeout")["stack"]
-        assert client.recv(1) == b""
-        server.wait_for("worker.exited", exit_code=0)
-        client.close()
+        if not early:
+            ask(client, "/")
+        assert answer(client)[0] == 200
+        gone = server.wait_for("worker.exited", reason="request_timeout")
+        assert (gone["exit_code"], gone["stuck"]) == (0, 1)
+        ask(client, "/")
+        assert answer(client)[0] == 200
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import select
 import threading
@@ -66,7 +65,7 @@ def test_job_that_is_cancelled_before_its_first_step_begins_and_ends() -> None:
         backend.cancel(job)
         await asyncio.wait([job.handle])
 
-    backend.run(main, float)
+    backend.run(main)
     assert job.ended
 
 
@@ -108,7 +107,7 @@ def test_what_a_job_asks_for_is_done_in_the_servers_context(way: str, *, uvloop:
 
     token = USER.set("the server")
     try:
-        backend.run(main, float)
+        backend.run(main)
         assert set(seen) == {"the server"}
     finally:
         USER.reset(token)
@@ -138,21 +137,5 @@ def test_thread_that_asks_something_of_a_loop_that_ends_is_answered(*, uvloop: b
         job.cancel()
         await asyncio.wait([job])
 
-    backend = AsyncioBackend(uvloop=uvloop)
-    backend.run(main, lambda: math.inf)
+    AsyncioBackend(uvloop=uvloop).run(main)
     assert outcome.get(timeout=20).__name__ == "CancelledError"  # asyncio's, or that of concurrent.futures
-    assert not backend.threads_left
-
-
-def test_threads_that_are_at_work_when_their_time_is_over_are_counted() -> None:
-    backend, go = AsyncioBackend(uvloop=False), threading.Event()
-
-    async def main() -> None:
-        job = asyncio.create_task(anyio.to_thread.run_sync(go.wait))
-        await asyncio.sleep(0.01)
-        job.cancel()
-        await asyncio.wait([job])
-
-    backend.run(main, float)
-    go.set()
-    assert backend.threads_left == 1

@@ -1,0 +1,59 @@
+"""How does a process end although threads are at work in it?
+
+Python waits for all threads before it exits, but for daemons. That is right for work that nobody has called off, and it
+may be for ever for a request that was given up: nothing ends a thread.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+FLUSH_S = 1.0
+"""How long a process with stuck threads tries to write what its application has printed."""
+LOOK_S = 0.1
+"""How often to look whether somebody else's work is done."""
+
+
+def working() -> set[threading.Thread]:
+    """Return the threads for which Python would wait."""
+    main = threading.main_thread()
+    return {thread for thread in threading.enumerate() if not thread.daemon and thread is not main}
+
+
+def end_without(given_up: Collection[threading.Thread] | None, patience: float, status: int = 0) -> None:
+    """End the process when only threads are at work that were ``given_up``, or any with ``None``.
+
+    They have ``patience`` seconds yet. To be called when the process has nothing to do but to exit.
+    """
+    threading.Thread(target=_wait_for_others, args=(given_up, patience, status), daemon=True).start()
+
+
+def _wait_for_others(given_up: Collection[threading.Thread] | None, patience: float, status: int) -> None:
+    time.sleep(patience)
+    while left := working():
+        if given_up is None or left.issubset(given_up):
+            end_at_once(status)
+        time.sleep(LOOK_S)
+
+
+def end_at_once(status: int = 0) -> None:
+    """End the process although threads are stuck, or it starts: nothing may wait for these, or for what they hold."""
+    writer = threading.Thread(target=flush, daemon=True)
+    writer.start()
+    writer.join(FLUSH_S)
+    os._exit(status)
+
+
+def flush() -> None:
+    """Write what the application has printed."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
