@@ -150,14 +150,17 @@ def test_a_head_that_comes_drop_by_drop_has_its_time_and_no_more(
 @pytest.mark.over_both
 def test_a_body_may_take_its_time_while_it_goes_on_and_not_a_moment_longer(serve: Callable[..., LiveServer]) -> None:
     begun = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n"
-    with serve(body_timeout=2, body_min_rate=0) as server:
-        with connect(server, begun) as client, connect(server, begun + b"12") as silent:
-            for drop in (b"1", b"2", b"3"):
-                pause(0.7)
-                client.sendall(drop)
-                assert server.get() == (200, b"0")
-            assert answer(client) == (200, b"3")
-            assert until_closed(silent).startswith(b"HTTP/1.1 408 ")
+    with (
+        serve(body_timeout=2, body_min_rate=0) as server,
+        connect(server, begun) as client,
+        connect(server, begun + b"12") as silent,
+    ):
+        for drop in (b"1", b"2", b"3"):
+            pause(0.7)
+            client.sendall(drop)
+            assert server.get() == (200, b"0")
+        assert answer(client) == (200, b"3")
+        assert until_closed(silent).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.over_both
