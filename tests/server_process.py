@@ -434,5 +434,5 @@ def wait_until_gone(pids: Sequence[int], timeout: float = PATIENCE) -> None:
 
 def _runs(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False
