@@ -21,7 +21,7 @@ import pytest
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,19 +72,24 @@ def put_to_sleep(pid: int) -> None:
 
 def switches(pids: Sequence[int]) -> dict[str, int]:
     """Return how often each thread of some processes has gone to sleep so far."""
-    counts = {}
-    for pid in pids:
-        for status in Path(f"/proc/{pid}/task").glob("*/status"):
-            line = next(line for line in status.read_text().splitlines() if line.startswith("volun"))
-            counts[str(status)] = int(line.split()[1])
-    return counts
+    return {path: int(fields["voluntary_ctxt_switches"]) for path, fields in _statuses(pids)}
 
 
 def all_asleep(*pids: int) -> bool:
-    """Whether nobody did anything for a moment."""
+    """Whether nobody did anything for a moment; who waits for a processor is not asleep."""
     before = switches(pids)
     threading.Event().wait(0.05)
-    return switches(pids) == before
+    runs = any(fields["State"].startswith("R") for _, fields in _statuses(pids))
+    return not runs and switches(pids) == before
+
+
+def _statuses(pids: Sequence[int]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield what the kernel tells of each thread of some processes, with the path where it does."""
+    for pid in pids:
+        for status in Path(f"/proc/{pid}/task").glob("*/status"):
+            with suppress(OSError):  # it has ended
+                lines = status.read_text().splitlines()
+                yield str(status), {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def threads_of(pid: int) -> list[psutil.Process]:
@@ -121,7 +126,7 @@ class LiveServer:
         self.records: list[Record] = []
         self.output: list[str] = []
         self._changed = threading.Condition()
-        self._ended = False
+        self._unended = 0  # pipes that may say more
 
     interface = "wsgi"
     """``"asgi"`` while the applications of tests, which are WSGI, are to be served as ASGI ones."""
@@ -162,6 +167,7 @@ class LiveServer:
             threading.Thread(target=self._read, args=(pipe,), daemon=True)
             for pipe in (self.process.stdout, self.process.stderr)
         ]
+        self._unended = len(self._readers)
         for reader in self._readers:
             reader.start()
         if self.ready:
@@ -210,8 +216,8 @@ class LiveServer:
         with self._changed:
             while len(found := self.all(record, **fields)) < count:
                 left = deadline - time.monotonic()
-                if left <= 0 or self._ended:
-                    why = "the server ended" if self._ended else f"{timeout} s passed"
+                if left <= 0 or not self._unended:
+                    why = f"{timeout} s passed" if self._unended else "the server ended"
                     raise AssertionError(f"{why} without {record} {fields or ''} (wanted {count}, got {len(found)})")
                 self._changed.wait(left)
         return found[count - 1]
@@ -222,7 +228,7 @@ class LiveServer:
         with self._changed:
             while len(found := [line for line in self.output if text in line]) < count:
                 left = deadline - time.monotonic()
-                if left <= 0 or self._ended:
+                if left <= 0 or not self._unended:
                     raise AssertionError(f"no output with {text!r}")
                 self._changed.wait(left)
         return found[0]
@@ -308,7 +314,7 @@ class LiveServer:
                         self.records.append(record)
                     self._changed.notify_all()
         with self._changed:
-            self._ended = self.process.poll() is not None or pipe is self.process.stderr
+            self._unended -= 1
             self._changed.notify_all()
 
     def _clean_up(self) -> None:

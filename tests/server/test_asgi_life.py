@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import ROOT, LiveServer, wait_until_gone
+from server_process import ROOT, LiveServer, until, wait_until_gone
 
 from prefork.config import Config
 from prefork.errors import MissingExtra
@@ -84,6 +84,7 @@ async def app(scope, receive, send):
                 await anyio.sleep(60)
             except BaseException:
                 say("resists")
+                time.sleep(0.001)  # trio cancels again at once
     elif path == "/more-time":
         scope["extensions"]["prefork.extend_deadline"](60)
         await anyio.sleep(0.5)
@@ -308,7 +309,7 @@ def test_a_thousand_requests_wait_side_by_side_in_one_worker(serve: Callable[...
             client.sendall(b"GET /one-second HTTP/1.1\r\nHost: a\r\n\r\n")
         for client in clients:
             assert client.recv(1000).startswith(b"HTTP/1.1 200 OK")
-        assert time.monotonic() - began < 3  # 1.2 on a quiet machine: see the benchmarks
+        assert time.monotonic() - began < 20  # 1.2 on a quiet machine, see the benchmarks; one behind the other 1000
         for client in clients:
             client.close()
 
@@ -594,19 +595,25 @@ async def brewing(scope, receive, send):
 
 
 def test_what_holds_the_loop_up_is_named(serve: Callable[..., LiveServer]) -> None:
-    with serve(blocked_threshold=0.2) as server:
-        assert server.get("/block=0.7")[0] == 200
-        told = server.wait_for("worker.blocked", code="PF432")
-        assert (told["method"], told["path"]) == ("GET", "/block=0.7")
+    with serve(blocked_threshold=0.4) as server:
+        assert server.get("/block=1.8")[0] == 200
+        told = server.wait_for("worker.blocked", path="/block=1.8", code="PF432")
+        assert told["method"] == "GET"
         assert "time.sleep" in told["stack"]
-        assert 0.2 <= told["blocked_s"] < 0.7
-        with ThreadPoolExecutor() as pool:
-            assert {status for status, _ in pool.map(server.get, ["/one-second"] * 20)} == {200}
-        assert len(server.all("worker.blocked")) == 1
+        assert 0.4 <= told["blocked_s"] < 1.8
+
+        def who_waits_is_not_named() -> bool:
+            before = len(server.all("worker.blocked"))
+            with ThreadPoolExecutor(20) as pool:
+                assert {status for status, _ in pool.map(server.get, ["/one-second"] * 20)} == {200}
+            return len(server.all("worker.blocked")) == before
+
+        until(who_waits_is_not_named)  # again, for a busy machine holds a loop up too
+        assert len(server.all("worker.blocked", path="/block=1.8")) == 1
 
 
 def test_a_worker_whose_loop_is_held_up_for_too_long_is_replaced_and_killed(serve: Callable[..., LiveServer]) -> None:
-    with serve(heartbeat_timeout=0.5) as server:
+    with serve(heartbeat_timeout=2) as server:
         (worker,) = server.worker_pids
         client = begin(server, "/block=60")
         sick = server.wait_for("worker.unresponsive", child_pid=worker)
@@ -683,13 +690,13 @@ def test_a_client_that_left_in_two_steps_before_its_time_was_up_harms_nobody(
         assert (gone["child_pid"], gone["exit_code"]) == (worker, 0)
 
 
-@pytest.mark.parametrize("path", ["/resist", "/block=3"])
+@pytest.mark.parametrize("path", ["/resist", "/block=4"])
 def test_a_request_that_cannot_be_cancelled_costs_the_worker(serve: Callable[..., LiveServer], path: str) -> None:
     with serve(request_timeout=0.2) as server:
         (worker,) = server.worker_pids
         began = time.monotonic()
         assert server.get(path)[0] == 504
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
         server.wait_for("request.timeout", path=path, status=504)
         gone = server.wait_for("worker.exited", child_pid=worker)
         assert (gone["reason"], gone["exit_code"]) == ("request_timeout", 0)
@@ -730,7 +737,7 @@ async def stubborn(scope, receive, send):
         assert server.get("/stubborn")[0] == 504
         gone = server.wait_for("worker.exited", child_pid=worker)
         assert (gone["reason"], gone["exit_code"], gone["stuck"]) == ("request_timeout", 0, 1)
-        assert any(line == f"ends {worker}" for line in server.output)
+        assert server.wait_for_output(f"ends {worker}")
         assert server.get()[0] == 200
 
 
@@ -797,8 +804,15 @@ def test_a_stream_goes_on_through_a_worker_that_retires(serve: Callable[..., Liv
         server.wait_for("worker.exited", child_pid=worker, exit_code=0)
 
 
+CANCELS_EARLY = """
+import prefork.asgi.driver
+prefork.asgi.driver.LAST_S, prefork.asgi.driver.RESIST_S = 2, 0.2
+"""
+"""Code of an application whose worker has, on a busy machine too, time to end between its cancellation and its kill."""
+
+
 def test_a_request_that_outlasts_the_stop_is_named_and_the_lifespan_ends(serve: Callable[..., LiveServer]) -> None:
-    with serve(graceful_timeout=1) as server:
+    with serve(more=CANCELS_EARLY, graceful_timeout=3) as server:
         client = begin(server, "/wait")
         server.wait_for_output("waits")
         assert server.stop() == 0
@@ -810,7 +824,7 @@ def test_a_request_that_outlasts_the_stop_is_named_and_the_lifespan_ends(serve: 
 
 @pytest.mark.parametrize("backend", ["uvloop", "trio"])
 def test_a_lifespan_ends_although_a_request_cannot_be_cancelled(serve: Callable[..., LiveServer], backend: str) -> None:
-    with serve(graceful_timeout=2, async_backend=backend) as server:
+    with serve(more=CANCELS_EARLY, graceful_timeout=4, async_backend=backend) as server:
         client = begin(server, "/resist")
         assert server.get()[0] == 200
         server.stop()
@@ -878,7 +892,7 @@ def test_a_lifespan_takes_its_time_to_end_when_its_worker_is_replaced(
         (tmp_path / "go").touch()
         assert server.wait_for("worker.exited", child_pid=worker)["exit_code"] == 0
         assert server.wait_for_output("gone")
-        assert not server.all("worker.unresponsive")
+        assert not server.all("worker.unresponsive", child_pid=worker)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,10 @@ class Container(LiveServer):
     def zombies(self) -> int:
         """How many dead processes nobody has asked for, below process 1."""
         children = Path(f"/proc/{self.process_1}/task/{self.process_1}/children").read_text().split()
-        states = [Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] for child in children]
+        states = []
+        for child in children:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it was asked for meanwhile
+                states.append(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0])
         return states.count("Z")
 
 

@@ -367,13 +367,14 @@ def test_a_program_without_us_is_refused_with_what_it_said(shop: Shop) -> None:
 
 def test_hups_during_a_deploy_are_one_more_with_the_newest_code(shop: Shop) -> None:
     with shop.served() as server:
-        marker = shop.folder / "loading"
-        shop.write(2, f"open({str(marker)!r}, 'w'); time.sleep(1)")
+        marker, go = shop.folder / "loading", shop.folder / "go"
+        shop.write(2, f"open({str(marker)!r}, 'w')\nwhile not os.path.exists({str(go)!r}):\n    time.sleep(0.01)")
         server.send(signal.SIGHUP, to=server.pid)
         until(marker.exists)
         shop.write(3)
         server.send(signal.SIGHUP, to=server.pid)
         server.send(signal.SIGHUP, to=server.pid)
+        go.touch()
         server.wait_for("pool.deployed", generation=3)
         server.wait_for("pool.stopped", generation=2)
         assert server.get("/")[1] == b"3"

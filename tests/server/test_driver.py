@@ -328,17 +328,17 @@ def test_who_asks_at_the_moment_in_which_his_time_is_up_is_answered_and_may_ask_
     assert exchange
 
     def talk() -> None:
-        with hand_over(exchange, deadline=monotonic() + 0.2) as client:
+        with hand_over(exchange, deadline=monotonic() + 1) as client:
             assert asked(client, "/first") == b"/first"
             with driver._sending:  # until this is free the leader cannot come to its poller, and then finds both
                 driver._wake()
-                threading.Event().wait(0.6)
+                threading.Event().wait(2.2)
                 client.sendall(request("/second"))
             assert answer(client) == b"/second"
             threading.Event().wait(0.1)  # or the third is found by the last look, and answered then
             assert asked(client, "/third") == b"/third"
 
-    driver = alone(exchange, keep_alive_timeout=0.5)
+    driver = alone(exchange, keep_alive_timeout=2)
     driver.run(lambda: None, talk)
     driver.close()
     exchange.close()
@@ -395,6 +395,7 @@ def test_the_rest_of_an_answer_that_another_thread_sent_goes_out_behind_whatever
             assert [asked(one, "/first") for one in (client, other)] == [b"/first"] * 2
             with driver._sending:  # until this is free the leader cannot come to its poller, and then finds both
                 driver._wake()
+                threading.Event().wait(0.2)  # or it is in its poller yet, and finds only the first
                 client.sendall(request(long) * 2)
                 other.sendall(request("/other"))
             assert meanwhile.wait(PATIENCE)

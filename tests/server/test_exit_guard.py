@@ -85,10 +85,17 @@ def test_a_job_is_finished_behind_its_answer_however_its_worker_goes(
         assert server.stop() == 0
 
 
+TELLS_EARLY = """
+import prefork.worker
+prefork.worker._NEARLY = 0.25
+"""
+"""Code of an application whose worker has, on a busy machine too, time to tell of what holds it before it is killed."""
+
+
 @pytest.mark.over_both
 @pytest.mark.parametrize("level", ["debug", "info"])
 def test_a_hold_that_outlives_the_patience_of_a_stop_is_named(write_app: Callable[..., Path], level: str) -> None:
-    folder = write_app(WORK + APPS["plain"])
+    folder = write_app(WORK + APPS["plain"] + TELLS_EARLY)
     flags = ("--app-dir", str(folder), "-w", "1", "--graceful-timeout", "2", "--log-level", level)
     with LiveServer.of("sample:application", *flags) as server:
         assert server.get() == (202, b"accepted")

