@@ -107,12 +107,12 @@ async def app(scope, receive, send):
             await body(send, json.dumps(kept()).encode() if path == "/kept" else b"tea")
 """
 LIMITS = {
-    "head_timeout": 0.8,
-    "body_timeout": 0.8,
-    "write_timeout": 0.8,
-    "keep_alive_timeout": 0.8,
-    "websocket_ping_interval": 0.4,
-    "websocket_ping_timeout": 0.4,
+    "head_timeout": 1.2,
+    "body_timeout": 1.2,
+    "write_timeout": 1.2,
+    "keep_alive_timeout": 1.2,
+    "websocket_ping_interval": 0.6,
+    "websocket_ping_timeout": 0.6,
 }
 CROWD = 500
 """How many are there at once; the server has to have descriptors for them."""

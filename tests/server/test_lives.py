@@ -204,7 +204,7 @@ def no_exchange(folder: Path) -> LiveServer:
 
 def sick_worker(folder: Path) -> LiveServer:
     """A request that takes too long, and a worker that answers nobody."""
-    with pool(folder, heartbeat_timeout=0.5, request_timeout=0.2, request_id=True) as server:
+    with pool(folder, heartbeat_timeout=1.5, request_timeout=0.2, request_id=True) as server:
         assert server.get("/stuck")[0] == 504
         server.wait_for("request.timeout")
         server.wait_for("worker.exited", reason="request_timeout")
@@ -217,7 +217,9 @@ def sick_worker(folder: Path) -> LiveServer:
 
 def unfinished_work(folder: Path) -> LiveServer:
     """A stop that does not wait for what the application still does."""
-    with pool(folder, graceful_timeout=0.3) as server:
+    # Told of early, for on a busy machine it is killed before it has heard of the stop and nearly used up its time.
+    (folder / "tea.py").write_text(APP + "import prefork.worker\nprefork.worker._NEARLY = 0.1\n")
+    with pool(folder, graceful_timeout=1.5) as server:
         assert server.get("/hold")[0] == 200
         server.stop()
     return server

@@ -327,7 +327,8 @@ def test_a_program_that_is_killed_ends_its_pool() -> None:
 
 
 def test_a_child_of_the_program_does_not_keep_the_pool_alive() -> None:
-    with program("os.fork() or time.sleep(60); time.sleep(60)") as server:
+    with program("os.fork() or time.sleep(60); print('forked', flush=True); time.sleep(60)") as server:
+        server.wait_for_output("forked")
         os.kill(server.pid, signal.SIGKILL)
         server.wait_for("pool.stopped", exit_code=0)
         os.killpg(server.pid, signal.SIGKILL)

@@ -114,11 +114,13 @@ def test_an_idle_pool_with_limits_of_memory_and_age_sleeps(serve: Callable[..., 
     with serve(max_memory="1G", max_worker_age=3600) as server:
         server.get()
         watched = [psutil.Process(pid) for pid in (server.parent_pid, *server.worker_pids)]
-        threading.Event().wait(1.5)  # until the last look after work is over
-        before = [process.num_ctx_switches().voluntary for process in watched]
-        threading.Event().wait(1.5)
-        after = [process.num_ctx_switches().voluntary for process in watched]
-        assert after == before
+
+        def nobody_wakes() -> bool:
+            before = [process.num_ctx_switches().voluntary for process in watched]
+            threading.Event().wait(1.5)
+            return [process.num_ctx_switches().voluntary for process in watched] == before
+
+        until(nobody_wakes)  # the last look after work is over in a moment
 
 
 @pytest.mark.over_both
@@ -136,13 +138,14 @@ def test_workers_are_replaced_when_they_are_of_age_each_at_its_own_time(serve: C
 
 @pytest.mark.over_both
 def test_workers_that_start_together_do_not_retire_together(serve: Callable[..., LiveServer]) -> None:
-    with serve(max_workers=4, max_reqs_per_child=40) as server, Tally(server, keep_alive=False) as tally:
+    with serve(max_workers=4, max_reqs_per_child=40) as server:
         assert list(budgets(server).values()) == [40, 30, 20, 10]
-        server.wait_for("worker.exited", count=12)
-        left = server.all(
-            "worker.exited", reason="max_requests"
-        )  # before the stop, which lets nobody finish its budget
-        assert list(budgets(server).values())[4:] == [40] * (len(budgets(server)) - 4)
+        with Tally(server, keep_alive=False) as tally:
+            server.wait_for("worker.exited", count=12)
+            # Before the stop, which lets nobody finish its budget.
+            left = server.all("worker.exited", reason="max_requests")
+            given = list(budgets(server).values())
+        assert given[4:] == [40] * (len(given) - 4)
     assert not tally.lost
     assert all(record["requests"] == budgets(server)[record["child_pid"]] + record["overrun"] for record in left)
 
@@ -291,4 +294,4 @@ def test_a_thousand_connections_one_after_the_other_leave_nothing_open(serve: Ca
         before = worker.num_fds()
         for _ in range(1024):
             assert server.get()[0] == 200
-        until(lambda: worker.num_fds() == before)  # the last few may not be closed yet
+        until(lambda: worker.num_fds() <= before)  # the last few may not be closed yet

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,19 +182,20 @@ def test_a_worker_whose_interpreter_is_held_shows_where_and_is_killed(serve: Cal
         client = send(server, "/hold")
         sick = server.wait_for("worker.unresponsive", child_pid=worker)
         assert not sick["stopped"]
-        assert "in hold_the_interpreter" in sick["stack"]
         gone = server.wait_for("worker.exited", child_pid=worker)
+        assert "in hold_the_interpreter" in (sick["stack"] or gone["stack"])  # on a busy machine it is written late
         assert [lost["path"] for lost in gone["requests_lost"]] == ["/hold"]
         assert server.get()[0] == 200
         client.close()
 
 
-@pytest.mark.parametrize("timeout", [0, 0.4])
+@pytest.mark.parametrize("timeout", [0, 1.5])
 def test_workers_that_answer_or_are_not_asked_are_left_alone(serve: Callable[..., LiveServer], timeout: float) -> None:
     with serve(heartbeat_timeout=timeout, max_workers=2, graceful_timeout=0.1) as server:
         waiting = send(server, "/wait")
         with Tally(server) as tally:
             tally.wait_for(1000)
+            threading.Event().wait(1.3 * timeout)  # who does not answer is told of after 1.25 of it
         assert not tally.lost
         assert not server.all("worker.unresponsive")
         waiting.close()

@@ -107,14 +107,14 @@ SLOW_FILE = """
 class SlowFile(io.FileIO):
     def close(self):
         if not self.closed:
-            time.sleep(0.5)
+            time.sleep(1.2)
             super().close()
 
 quick_app = app
 def app(environ, start_response):
     if environ["PATH_INFO"] != "/slow-file":
         return quick_app(environ, start_response)
-    time.sleep(0.5)
+    time.sleep(1.2)
     start_response("200 OK", [])
     return environ["wsgi.file_wrapper"](SlowFile(__file__))
 """
@@ -260,7 +260,7 @@ def test_who_comes_back_when_the_connection_is_closed_behind_his_answer_harms_no
 
 
 def test_an_answer_has_its_time_once_more_behind_a_file(serve: Callable[..., LiveServer], tmp_path: Path) -> None:
-    with serve(SLOW_FILE, request_timeout=0.8) as server:
+    with serve(SLOW_FILE, request_timeout=2.1) as server:
         client = send(server, "/slow-file")
         assert answer(client)[0] == 200
         ask(client, "/")
@@ -272,9 +272,10 @@ def test_an_answer_has_its_time_once_more_behind_a_file(serve: Callable[..., Liv
 def test_the_time_for_which_a_thread_waits_for_its_client_is_not_that_of_the_application(
     serve: Callable[..., LiveServer],
 ) -> None:
-    with serve("import prefork.outbox\nprefork.outbox.SPOOL = 1_000_000") as server, send(server, "/pieces") as client:
+    spool = "import prefork.outbox\nprefork.outbox.SPOOL = 1_000_000"
+    with serve(spool, request_timeout=1) as server, send(server, "/pieces") as client:
         server.wait_for_output("in /pieces")
-        threading.Event().wait(1.0)  # until its client takes something
+        threading.Event().wait(1.5)  # until its client takes something
         assert not server.all("request.timeout")
         with pytest.raises(IncompleteRead):
             answer(client)

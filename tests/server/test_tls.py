@@ -510,7 +510,7 @@ def test_who_says_that_it_was_the_last_request_in_one_go_is_answered_and_closed(
 
 
 def test_a_handshake_that_dawdles_keeps_no_thread_and_is_cut(place: Place) -> None:
-    with place.serve(threads=1, head_timeout=1) as server:
+    with place.serve(threads=1, head_timeout=2.5) as server:
         hello = ssl.MemoryBIO()
         with pytest.raises(ssl.SSLWantReadError):
             place.trusting().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
@@ -529,14 +529,14 @@ def test_a_handshake_that_dawdles_keeps_no_thread_and_is_cut(place: Place) -> No
                     slow.sendall(octets[at : at + 1])
                 asked = time.monotonic()
                 assert good.get("/").status_code == 200
-                assert time.monotonic() - asked < 0.5
+                assert time.monotonic() - asked < 2
                 for client in select.select([client for client in cut if not cut[client]], [], [], 0.1)[0]:
                     cut[client] = not client.recv(1000)
                     assert cut[client], "nothing was to be said"
                 if all(cut.values()):
                     break
             assert all(cut.values())
-            assert time.monotonic() - began < 4
+            assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("path", ["/big", "/pieces", "/file"])
@@ -634,7 +634,7 @@ def test_recycling_under_load_fails_no_request(place: Place) -> None:
             Tally(server, clients=6, tls=place.trusting()) as kept,
             Tally(server, clients=3, tls=place.trusting(), **slow) as new,
         ):
-            server.wait_for("worker.exited", count=15)
+            server.wait_for("worker.exited", count=15, timeout=4 * PATIENCE)
         assert kept.lost == new.lost == []
         assert set(kept.statuses) == set(new.statuses) == {200}
 

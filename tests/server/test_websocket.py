@@ -32,6 +32,8 @@ import anyio
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
+woken = []
+
 async def lifespan(receive, send):
     await receive()
     await send({"type": "lifespan.startup.complete"})
@@ -50,6 +52,8 @@ async def app(scope, receive, send):
         return await lifespan(receive, send)
     path = scope["path"]
     if scope["type"] == "http":
+        if path == "/wake":
+            woken.append(path)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         return await send({"type": "http.response.body", "body": b"plain"})
     assert (await receive()) == {"type": "websocket.connect"}
@@ -78,7 +82,7 @@ async def app(scope, receive, send):
             await send({"type": "websocket.send", "text": str(os.getpid())})
             await receive()
             say("busy")
-            time.sleep(0.8)
+            time.sleep(3)
         case "/pid":
             await send({"type": "websocket.send", "text": str(os.getpid())})
             say("over", os.getpid(), await echo(receive, send))
@@ -126,9 +130,10 @@ async def app(scope, receive, send):
             except OSError:
                 say("sent", sent)
         case "/slow":
-            await receive()
-            await anyio.sleep(0.5)
-            say("awake")
+            if (await receive())["type"] == "websocket.receive":
+                while not woken:
+                    await anyio.sleep(0.01)
+                woken.clear()
             size = 0
             while (message := await receive())["type"] == "websocket.receive":
                 size += len(message["bytes"])
@@ -467,6 +472,9 @@ def test_client_waits_for_an_application_that_takes_nothing_and_nothing_is_lost(
                 client.socket.sendall(piece)
                 sent += 1
         assert sent < 400, "somebody takes it all"
+    with connected(server) as other:
+        other.sendall(b"GET /wake HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert other.recv(65536).startswith(b"HTTP/1.1 200 ")
     until(lambda: re.search(r"size \d+ 1006", "\n".join(server.output)) is not None)
     size = int(re.findall(r"size (\d+) 1006", "\n".join(server.output))[-1])
     assert size == sent * 60_000, "messages in front of the end belong to the application"
@@ -499,17 +507,15 @@ def test_real_client_and_compression(server: LiveServer) -> None:
 
 def test_client_that_does_not_answer_pings_is_given_up(folder: Path) -> None:
     with LiveServer.pool(
-        "sample:app", **options(folder, websocket_ping_interval=0.1, websocket_ping_timeout=0.2)
+        "sample:app", **options(folder, websocket_ping_interval=0.4, websocket_ping_timeout=1.0)
     ) as server:
         with Client(server) as silent, Client(server) as lively:
-            assert lively.expect(2) == b"\x89\x00"
-            lively.socket.sendall(frame(PONG))
+            for _ in range(3):  # for longer than the other has
+                assert lively.expect(2) == b"\x89\x00"
+                lively.socket.sendall(frame(PONG))
             assert silent.expect(2) == b"\x89\x00"
             heard = silent.rest()
             assert (heard.code, heard.messages) == (1011, [])
-            for _ in range(3):
-                assert lively.expect(2) == b"\x89\x00"
-                lively.socket.sendall(frame(PONG))
             lively.socket.sendall(frame(TEXT, b"a"))
             assert b"\x81\x01a" in lively.expect(3) + lively.said
         server.wait_for_output("'code': 1011, 'reason': 'no answer to a ping'")
@@ -569,7 +575,7 @@ def test_access_log_has_a_websocket_when_it_is_over(folder: Path) -> None:
 
 
 def test_worker_that_is_replaced_keeps_its_websockets_until_the_drain_timeout(folder: Path) -> None:
-    more = {"websocket_drain_timeout": 1.0}
+    more = {"websocket_drain_timeout": 2.5}
     with LiveServer.pool("sample:app", **options(folder, **more)) as server, Client(server, "/pid") as early:
         first = pid_of(early)
         server.send(signal.SIGUSR2)
@@ -594,7 +600,7 @@ def test_worker_that_is_replaced_keeps_its_websockets_until_the_drain_timeout(fo
 @pytest.mark.parametrize("how", ["HUP", "start_server"])
 def test_deploy_leaves_the_websockets_of_the_old_code_until_the_drain_timeout(tmp_path: Path, how: str) -> None:
     (tmp_path / "sample.py").write_text(APP)
-    flags = ("-w", "1", "--max-reqs-per-child", "0", "--websocket-drain-timeout", "1.5")
+    flags = ("-w", "1", "--max-reqs-per-child", "0", "--websocket-drain-timeout", "3")
     with deployable(how, tmp_path, *flags) as server, Client(server, "/pid") as early:
         first = pid_of(early)
         (tmp_path / "sample.py").write_text(APP.replace("str(os.getpid())", "'-' + str(os.getpid())"))
