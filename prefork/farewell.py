@@ -20,6 +20,8 @@ FLUSH_S = 1.0
 """How long a process with stuck threads tries to write what its application has printed."""
 LOOK_S = 0.1
 """How often to look whether somebody else's work is done."""
+PATIENCE_S = 1.0
+"""How long threads have that keep a command from ending when it has served."""
 
 
 def working() -> set[threading.Thread]:
@@ -28,15 +30,22 @@ def working() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if not thread.daemon and thread is not main}
 
 
-def end_without(given_up: Collection[threading.Thread] | None, patience: float, status: int = 0) -> None:
-    """End the process when only threads are at work that were ``given_up``, or any with ``None``.
+def leave_threads(status: int) -> None:
+    """Have the process end with this status although threads are at work, as an application may start when it is imported."""
+    if working():
+        end_without(None, PATIENCE_S, status)
 
-    They have ``patience`` seconds yet. To be called when the process has nothing to do but to exit.
+
+def end_without(given_up: Collection[threading.Thread] | None, patience: float, status: int = 0) -> None:
+    """Have the process end although threads are at work that were ``given_up``, or any with ``None``.
+
+    They have ``patience`` seconds from the moment on at which Python waits for nothing else.
     """
     threading.Thread(target=_wait_for_others, args=(given_up, patience, status), daemon=True).start()
 
 
 def _wait_for_others(given_up: Collection[threading.Thread] | None, patience: float, status: int) -> None:
+    threading.main_thread().join()
     time.sleep(patience)
     while left := working():
         if given_up is None or left.issubset(given_up):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefork.children import CONTEXT, left_open, open_pidfd
 from prefork.errors import BootError, PreforkError
+from prefork.farewell import leave_threads
 from prefork.signals import ORDERS, held_back
 from prefork.values import Fields
 
@@ -191,4 +192,5 @@ def be_parent(main: Callable[[Caller], int], caller: Caller, foreign: tuple[int,
         status = error.exit_code if isinstance(error, PreforkError) else 1
     if status == 0:
         caller.tell({"ready": ""})
+    leave_threads(status)
     raise SystemExit(status)

@@ -41,7 +41,7 @@ from prefork.wsgi.driver import WsgiDriver
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from ssl import SSLContext
 
     from prefork.config import Config
@@ -141,17 +141,15 @@ def be_worker(birth: Birth, lifeline: int, parents_end: int, mask: set[int]) -> 
     bare = sys.version_info < (3, 13)
     if bare:
         atexit._clear()  # noqa: SLF001 - as multiprocessing does
-    given_up: Collection[threading.Thread] | None = None
-    patience, status = LAST_S, 1
     try:
         inbox = settle(birth, parents_end, mask)
-        given_up, patience = live(birth, lifeline, inbox)
-        status = 0
+        live(birth, lifeline, inbox)
+    except BaseException:
+        end_without(None, LAST_S, 1)
+        raise
     finally:
         if bare:
             atexit._run_exitfuncs()  # noqa: SLF001 - as multiprocessing does
-        if given_up is None or given_up:
-            end_without(given_up, patience, status)
 
 
 def settle(birth: Birth, parents_end: int, mask: set[int]) -> SignalInbox:
@@ -182,8 +180,8 @@ def replace_used_executor() -> None:
         asgiref.SyncToAsync.single_thread_executor = type(executor)(max_workers=1)
 
 
-def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> tuple[Collection[threading.Thread], float]:
-    """Start, serve and leave; return the threads for which the process need not wait, and for how many seconds it does."""
+def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
+    """Start, serve and leave."""
     life: Life | None = None
     try:
         life = boot(birth, lifeline, inbox)
@@ -198,7 +196,8 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> tuple[Collection[th
     life.leave()
     if life.driver.stuck:
         end_at_once()
-    return life.driver.given_up, LAST_S if life.stops else birth.config.graceful_timeout
+    if life.driver.given_up:
+        end_without(life.driver.given_up, LAST_S if life.stops else birth.config.graceful_timeout)
 
 
 def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:

@@ -120,6 +120,7 @@ def _run(info: ScriptInfo, /, **options: Any) -> None:
 
     context = click.get_current_context()
     try:
+        from prefork.farewell import leave_threads
         from prefork.kept import failures_told
     except errors.PlatformUnsupported as error:
         context.exit(errors.report(error))
@@ -134,6 +135,7 @@ def _run(info: ScriptInfo, /, **options: Any) -> None:
     except KeyboardInterrupt:
         # Before the pool has taken over its signals, which end with 0 as well.
         status = 0
+    leave_threads(status)
     context.exit(status)
 
 

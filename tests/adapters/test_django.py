@@ -38,6 +38,13 @@ def test_the_command_serves_the_project(write: Callable[..., Path]) -> None:
         assert server.wait_for("pool.starting")["app"] == "settings"
 
 
+def test_a_thread_of_the_project_does_not_keep_the_command_from_ending(write: Callable[..., Path]) -> None:
+    with runprefork(
+        write("import threading, time\nthreading.Thread(target=time.sleep, args=(600,)).start()")
+    ) as server:
+        assert server.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_term_end_it_with_0(write: Callable[..., Path], number: signal.Signals) -> None:
     with runprefork(write()) as server:

@@ -68,6 +68,18 @@ def deploy(server: LiveServer) -> None:
     server.wait_for("pool.stopped", pid=old)
 
 
+def test_a_thread_of_the_application_keeps_no_old_pool_and_no_keeper(shop: Shop) -> None:
+    more = "import threading\nthreading.Thread(target=time.sleep, args=(600,)).start()"
+    shop.write(1, more)
+    with shop.served() as server:
+        old = server.wait_for("pool.ready")["pid"]
+        shop.write(2, more)
+        deploy(server)
+        wait_until_gone([old])
+        assert server.get()[1] == b"2"
+        assert server.stop() == 0
+
+
 # How a pool comes to have a keeper.
 
 MANAGE = """

@@ -184,6 +184,15 @@ def test_a_pool_starts_although_its_application_forks_while_it_is_imported(write
         (folder / "sample.py.go").touch()
 
 
+def test_a_thread_that_the_application_starts_while_it_is_imported_does_not_outlive_the_pool(
+    write_app: Callable[..., Path],
+) -> None:
+    folder = write_app("import threading\nthreading.Thread(target=time.sleep, args=(600,)).start()\n")
+    with WorkerPool("sample:app", app_dir=str(folder), bind=HERE, max_workers=1, log_format="none") as pool:
+        assert ask(pool)
+    assert pool.wait(0) == 0
+
+
 def test_any_thread_may_start_and_stop_a_pool(leaves_nothing: None) -> None:
     answers: list[int] = []
 

@@ -88,6 +88,7 @@ class Command(BaseCommand):
 
     def serve_or_show(self, options: dict[str, Any]) -> None:
         """Serve, or show how; a status other than 0 ends the process."""
+        from prefork.farewell import leave_threads
         from prefork.privileges import refuse_late
 
         try:
@@ -110,6 +111,7 @@ class Command(BaseCommand):
         except KeyboardInterrupt:
             # Before the pool has taken over its signals, which end with 0 as well.
             status = 0
+        leave_threads(status)
         if status:
             sys.exit(status)
 
