@@ -187,6 +187,8 @@ def _address(sources: Iterator[_Source]) -> tuple[str, str] | None:
             continue
         if host is None and source.host:
             host, origin, of_host = source.host, origin or source.origin, source.of("HOST")
+            if not isinstance(host, str):
+                raise ConfigError("PF301", f"the host is {host!r} ({of_host})", "give a text such as '127.0.0.1'")
         if port is None and source.port not in {None, ""}:
             port, origin = source.port, origin or source.origin
             if not is_port(str(port)):

@@ -111,6 +111,7 @@ def test_an_address_given_twice_is_refused() -> None:
         pytest.param({"host": "a:1", "port": "2"}, {}, {}, "'a:1' (flag --host, --port)", id="host and port, and port"),
         pytest.param({}, {}, {"FLASK_RUN_HOST": "a:1"}, "'a:1' (environment FLASK_RUN_HOST)", id="FLASK_RUN_HOST"),
         pytest.param({}, {}, {"PREFORK_BIND": "a/b"}, "'a/b' (environment PREFORK_BIND)", id="bind"),
+        pytest.param({}, {"PREFORK_HOST": 1}, {}, "1 (app.config PREFORK_HOST)", id="a host that is no text"),
     ],
 )
 def test_a_wrong_address_is_told_with_who_gave_it(
