@@ -337,7 +337,7 @@ def _read_list(option: Option, value: Any) -> tuple[str, ...]:
 
 
 def _read_addresses(option: Option, value: Any) -> tuple[str, ...]:
-    addresses = _read_list(option, value)
+    addresses = _read_joined(option, value)
     if not addresses:
         raise option.wrong(value, "give an address such as 127.0.0.1:8000")
     for address in addresses:
