@@ -683,8 +683,8 @@ def _words(name: str) -> set[str]:
 
 def unknown(name: str) -> ConfigError:
     """Return the error for an option that does not exist."""
-    near = nearest(name)
-    hint = needless(name) or (f"did you mean {near!r}?" if near else "see --help-all")
+    near = nearest(name, NAMES)
+    hint = needless(name) or (f"did you mean {NAMES[near]!r}?" if near else "see --help-all")
     return ConfigError("PF101", f"there is no option {name!r}", hint)
 
 
@@ -774,8 +774,12 @@ def _of_environment(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> It
 
 
 def _of_table(table: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any, str]]:
+    keys: dict[str, str] = {}
     for key, value in table.items():
-        yield _known(key, source), value, f"{source} {key}"
+        name = _known(key, source)
+        if (other := keys.setdefault(name, key)) != key:
+            raise _in(ConfigError("PF103", f"{key} is given beside {other}", "they are one option: give either"), source)
+        yield name, value, f"{source} {key}"
 
 
 def _of_platform(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
@@ -836,7 +840,13 @@ def read_file(path: Path) -> Mapping[str, Any]:
     except ValueError as error:  # tomllib's own, and what is not UTF-8
         raise ConfigError("PF104", f"{path} is no TOML", str(error)) from None
     if path.name != "pyproject.toml" and "tool" not in table:
+        if isinstance(table.get("prefork"), dict):
+            hint = "put its options at the top, or call it [tool.prefork]"
+            raise ConfigError("PF104", f"{path} has a table [prefork]", hint)
         return table
+    above = next((key for key, value in table.items() if _spelt(key) in NAMES and not isinstance(value, dict)), None)
+    if above is not None:
+        raise ConfigError("PF104", f"{path} has {above} above its tables", "put it below [tool.prefork]")
     tool = table.get("tool")
     ours = tool.get("prefork") if isinstance(tool, dict) else None
     if not isinstance(ours, dict):

@@ -102,7 +102,8 @@ def no_such_flag(flag: str) -> ConfigError:
 
     from prefork.options_click import no_such_option
 
-    flags = [option.flag for option in OPTIONS.values() if option.name not in NOT_OURS]
+    ours = [option for option in OPTIONS.values() if option.name not in NOT_OURS]
+    flags = [flag for option in ours for flag in (option.flag, *option.aliases)]
     return no_such_option(flag, get_close_matches(flag, flags), without=NOT_OURS)
 
 

@@ -271,6 +271,7 @@ def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
         (("--timeout=5",), "did you mean --request-timeout?"),
         (("--port", "8000"), "did you mean --bind?"),
         (("--threds", "2"), "did you mean --threads?"),
+        (("--workres", "2"), "did you mean --workers?"),
         (("--preload",), "--help-all shows all of them"),
     ],
 )

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ("log_file", "-", None),
         ("http", "H11", "h11"),
         ("bind", "127.0.0.1:1, [::1]:2", ("127.0.0.1:1", "[::1]:2")),
+        ("bind", (":1,:2", "unix:/run/a"), (":1", ":2", "unix:/run/a")),
         ("bind", ["unix:/run/a"], ("unix:/run/a",)),
         ("warm_up", "/a,/b", ("/a", "/b")),
         ("warm_up", "shop:warm", "shop:warm"),
@@ -91,6 +92,8 @@ def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="max_workers") as caught:
         Config.of(max_worker=3)
     assert caught.value.code == "PF101"
+    with pytest.raises(ConfigError, match="did you mean 'max_workers'"):
+        Config.of(wokers=3)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
         ("initgroups", "see --help-all"),
         ("processes", "did you mean 'max_workers'?"),
         ("worker", "did you mean 'max_workers'?"),
+        ("wokers", "did you mean 'max_workers'?"),
     ],
 )
 def test_the_advice_for_an_option_of_another_server_is_its_counterpart_or_why_there_is_none(
@@ -169,6 +173,9 @@ def test_the_first_that_gives_an_option_wins(sources: set[str], value: int, orig
         ("a.toml", "max_workers = 'many'", "PF102"),
         ("a.toml", "max_workers = = 3", "PF104"),
         ("pyproject.toml", "[project]\nname = 'shop'", "PF104"),
+        ("a.toml", "[prefork]\nmax_workers = 3", "PF104"),
+        ("a.toml", "workers = 3\n[tool.prefork]\nthreads = 3", "PF104"),
+        ("a.toml", "workers = 3\nmax_workers = 4", "PF103"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(name: str, text: str, code: str, tmp_path: Path) -> None:
