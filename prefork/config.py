@@ -21,7 +21,7 @@ from prefork.addresses import parse_bind
 from prefork.errors import ConfigError, MissingExtra, NotHere
 from prefork.targets import is_target, parse_target
 from prefork.trust import NOBODY, UNIX, parse_proxy
-from prefork.values import Value
+from prefork.values import NOTHING, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -103,6 +103,8 @@ _ELSEWHERE = {
 }
 # What other servers have an option for, and here goes without.
 _NEEDLESS = {
+    "app": "the application is named on the command line: prefork shop:app, or flask --app shop",
+    "config": "the command prefork has --config FILE, which takes TOML",
     "daemon": "systemd or a container does that",
     "daemonize": "systemd or a container does that",
     "env": "set it where the command is started",
@@ -118,6 +120,7 @@ _NEEDLESS = {
     "worker_tmp_dir": "workers write nothing to tell that they are alive",
     "wsgi_file": "name the application alone, such as shop.wsgi:application",
 }
+_ALL = "see --help-all"
 # What Kubernetes says of a service, which may be called prefork or prefork-something, with links of old in the values.
 _OF_A_SERVICE = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_.*)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _LINK = re.compile(r"(tcp|udp|sctp)://")
@@ -684,7 +687,10 @@ def _words(name: str) -> set[str]:
 def unknown(name: str) -> ConfigError:
     """Return the error for an option that does not exist."""
     near = nearest(name, NAMES)
-    hint = needless(name) or (f"did you mean {NAMES[near]!r}?" if near else "see --help-all")
+    return _none_such(name, needless(name) or (f"did you mean {NAMES[near]!r}?" if near else _ALL))
+
+
+def _none_such(name: str, hint: str) -> ConfigError:
     return ConfigError("PF101", f"there is no option {name!r}", hint)
 
 
@@ -694,7 +700,7 @@ def unknown(name: str) -> ConfigError:
 class Resolved(Value):
     """A configuration, and for each option where its value came from.
 
-    ``strays`` are variables of the environment that look like an option's but are none: a user may have misspelt one.
+    ``strays`` are variables of the environment that look like an option's but are none, each with what to give instead.
     """
 
     config: Config
@@ -705,8 +711,8 @@ class Resolved(Value):
     def warnings(self) -> list[str]:
         """What to tell the user of the ``strays``, a line each."""
         return [
-            f"prefork: warning: {variable} is no option, and ignored: did you mean {near}? [PF101]"
-            for variable, near in self.strays.items()
+            f"prefork: warning: {variable} is no option, and ignored: {hint} [PF101]"
+            for variable, hint in self.strays.items()
         ]
 
     def describe(self) -> str:
@@ -724,24 +730,26 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     prefixes: tuple[str, ...] = ("PREFORK_",),
     settings: Mapping[str, Any] | None = None,
-    settings_name: str = "settings",
+    settings_name: str = "settings ",
     file: str | Path | None = None,
     defaults: Mapping[str, Any] | None = None,
+    without: Mapping[str, str] = NOTHING,
 ) -> Resolved:
     """Merge all sources; for each option the first that gives it wins.
 
     The order is ``flags``, ``environ`` under each of ``prefixes``, ``settings`` (of a framework, keys in any case) and
     ``file`` (TOML), then WEB_CONCURRENCY, PORT, FORWARDED_ALLOW_IPS and SCRIPT_NAME, then ``defaults`` and the declared
-    defaults. A flag that is ``None`` or an empty list was not given, nor was a variable that is empty. Raises
-    ``ConfigError``.
+    defaults. A flag that is ``None`` or an empty list was not given, nor was a variable that is empty. What comes before
+    a key of ``settings`` where it is told is ``settings_name``. The options in ``without`` are none here, for the reason
+    that is said there. Raises ``ConfigError``.
     """
     environ = os.environ if environ is None else environ
     found: dict[str, tuple[Any, str]] = {}
     for name, value, origin in [
-        *_of_flags(flags or {}),
-        *_of_environment(environ, prefixes),
-        *_of_table(settings or {}, settings_name),
-        *(_of_table(read_file(Path(file)), f"file {file}") if file is not None else ()),
+        *_of_flags(flags or {}, without),
+        *_of_environment(environ, prefixes, without),
+        *_of_table(settings or {}, settings_name, without),
+        *(_of_table(read_file(Path(file)), f"file {file} ", without) if file is not None else ()),
         *_of_platform(environ),
         *((name, value, "default") for name, value in (defaults or {}).items()),
     ]:
@@ -755,31 +763,34 @@ def resolve(
     config = Config(**{name: value for name, (value, _) in found.items()}, bind_from=bind_from)
     if config.workers_from:
         origins["max_workers"] += f" ({config.workers_from})"
-    return Resolved(config, origins, dict(_strays(environ, prefixes)))
+    return Resolved(config, origins, dict(_strays(environ, prefixes, without)))
 
 
-def _of_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _of_flags(flags: Mapping[str, Any], without: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
     for key, value in flags.items():
         if value is not None and value != ():
-            name = _known(key, "")
+            name = _known(key, "", without)
             yield name, value, f"flag {OPTIONS[name].flag}"
 
 
-def _of_environment(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
+def _of_environment(
+    environ: Mapping[str, str], prefixes: tuple[str, ...], without: Mapping[str, str]
+) -> Iterator[tuple[str, Any, str]]:
     for prefix in prefixes:
         for spelt, name in NAMES.items():
             variable = prefix + spelt.upper()
-            if environ.get(variable):
+            if environ.get(variable) and name not in without:
                 yield name, environ[variable], f"environment {variable}"
 
 
-def _of_table(table: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any, str]]:
+def _of_table(table: Mapping[str, Any], source: str, without: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
     keys: dict[str, str] = {}
     for key, value in table.items():
-        name = _known(key, source)
+        origin = f"{source}{key}"
+        name = _known(key, origin, without)
         if (other := keys.setdefault(name, key)) != key:
-            raise _in(ConfigError("PF103", f"{key} is given beside {other}", "they are one option: give either"), source)
-        yield name, value, f"{source} {key}"
+            raise _in(ConfigError("PF103", f"{key} is given beside {other}", "they are one option: give either"), origin)
+        yield name, value, origin
 
 
 def _of_platform(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
@@ -793,11 +804,13 @@ def _of_platform(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
         yield "root_path", environ["SCRIPT_NAME"], "environment SCRIPT_NAME"
 
 
-def _known(key: str, source: str) -> str:
-    name = str(key).lower().replace("-", "_")
-    if name not in NAMES:
+def _known(key: str, source: str, without: Mapping[str, str]) -> str:
+    name = NAMES.get(_spelt(str(key)))
+    if name is None:
         raise _in(unknown(str(key)), source)
-    return NAMES[name]
+    if name in without:
+        raise _in(_none_such(str(key), without[name]), source)
+    return name
 
 
 def check(name: str, value: Any, origin: str) -> None:
@@ -813,15 +826,21 @@ def _in(error: ConfigError, source: str) -> ConfigError:
     return ConfigError(error.code, f"{error.message} ({source})" if source else error.message, error.hint)
 
 
-def _strays(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Find what is nearly an option; anything else below our prefix may be somebody else's."""
+def _strays(
+    environ: Mapping[str, str], prefixes: tuple[str, ...], without: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Find what is below our prefix and no option, each with what to give instead."""
     for variable, value in environ.items():
         for prefix in prefixes:
             name = variable.removeprefix(prefix)
-            if name == variable or name.lower() in NAMES or is_of_kubernetes(name, value):
+            if name == variable or not value or is_of_kubernetes(name, value):
                 continue
-            if (near := nearest(name, NAMES, _TYPING_ERROR)) is not None:
-                yield variable, prefix + near.upper()
+            option = NAMES.get(name.lower())
+            if option in without:
+                yield variable, without[option]
+            elif option is None:
+                near = nearest(name, NAMES, _TYPING_ERROR)
+                yield variable, needless(name) or (f"did you mean {prefix}{near.upper()}?" if near else _ALL)
 
 
 def is_of_kubernetes(name: str, value: str) -> bool:

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 
 IPV4 = re.compile(r"\d+(\.\d+){3}")
 ADDRPORT = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):)?(?P<port>[0-9]+)")
-# manage.py has imported the project already when we are called: it is preloaded, from where it is.
-NOT_OURS = ("app_dir", "preload", "interface")
+NOT_OURS = {
+    "app_dir": "manage.py has imported the project already",
+    "preload": "the project is always loaded before the fork",
+    "interface": "--asgi says how it is called",
+}
 # What a dictionary of settings may have besides the options.
 LOGGING = "LOGGING"
 _NO_IPV6 = "leave -6 out, or give one in brackets"
@@ -62,8 +65,9 @@ def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
     resolved = resolve(
         flags=flags,
         settings=own_settings(),
-        settings_name="settings PREFORK",
+        settings_name="settings PREFORK ",
         defaults={"reload": bool(settings.DEBUG), "access_log": "-" if people else None, "redeploy": True},
+        without=NOT_OURS,
     )
     return with_access_log_off(resolved) if options.get("no_access_log") else resolved
 

@@ -26,10 +26,6 @@ _BEFORE_THE_APP = (
 )  # fmt: skip
 
 
-# Always preloaded, and found by Flask.
-_NOT_OURS = ("app_dir", "preload")
-
-
 class _Command(click.Command):
     """Makes its options when they are first asked for."""
 
@@ -38,10 +34,11 @@ class _Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
+            from prefork.contrib.flask.options import NOT_OURS
             from prefork.errors import report
             from prefork.options_click import no_such_option
 
-            ctx.exit(report(no_such_option(error.option_name, error.possibilities, without=_NOT_OURS)))
+            ctx.exit(report(no_such_option(error.option_name, error.possibilities, without=NOT_OURS)))
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options."""
@@ -65,12 +62,13 @@ class _Command(click.Command):
 
 
 def _parameters() -> list[click.Parameter]:
+    from prefork.contrib.flask.options import NOT_OURS
     from prefork.options_click import click_options
 
     def flag(*names: str, **more: Any) -> click.Option:
         return click.Option(list(names), **{"allow_from_autoenv": False, **more})
 
-    ours = click_options(without=(*_NOT_OURS, "reload_extra_files", "reload_exclude_patterns"), bind="127.0.0.1:5000")
+    ours = click_options(without=(*NOT_OURS, "reload_extra_files", "reload_exclude_patterns"), bind="127.0.0.1:5000")
     for option in ours:
         option.allow_from_autoenv = False  # the environment is read by our own rules
     return [

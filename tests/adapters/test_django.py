@@ -169,6 +169,23 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(write: Callable[..., P
         assert "Traceback" not in server.log
 
 
+def test_an_option_that_makes_no_sense_with_django_is_none(write: Callable[..., Path]) -> None:
+    with runprefork(write("PREFORK = {'INTERFACE': 'asgi'}\n"), ready="") as server:
+        assert server.wait() == 2
+        said = "there is no option 'INTERFACE' (settings PREFORK INTERFACE): --asgi says how it is called [PF101]"
+        assert server.output == [f"CommandError: {said}"]
+
+
+def test_a_variable_for_an_option_that_makes_no_sense_with_django_is_told_and_ignored(
+    write: Callable[..., Path],
+) -> None:
+    with runprefork(write(), env={"PREFORK_INTERFACE": "asgi", "PREFORK_PRELOAD": "0"}) as server:
+        assert server.get() == (200, b"hello")
+        assert server.wait_for("pool.starting")["preload"]
+        told = [line for line in server.output if "[PF101]" in line]
+        assert ["--asgi says" in told[0], "always loaded before the fork" in told[1]] == [True, True]
+
+
 def test_a_variable_that_is_nearly_an_option_is_told(write: Callable[..., Path]) -> None:
     with runprefork(write(), env={"PREFORK_THREADZ": "3"}) as server:
         assert [line.split()[-2] for line in server.output if "[PF101]" in line] == ["PREFORK_THREADS?"]
@@ -272,7 +289,8 @@ def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
         (("--port", "8000"), "did you mean --bind?"),
         (("--threds", "2"), "did you mean --threads?"),
         (("--workres", "2"), "did you mean --workers?"),
-        (("--preload",), "--help-all shows all of them"),
+        (("--preload",), "the project is always loaded before the fork"),
+        (("--no-preload",), "the project is always loaded before the fork"),
     ],
 )
 def test_a_flag_that_there_is_not_ends_it_with_2_and_what_to_give_instead(
@@ -394,6 +412,7 @@ def messages(folder: Path, *flags: str) -> str:
     [
         ("PREFORK = {'TREADS': 2}", "prefork.E001"),
         ("PREFORK = {'THREADS': 'many'}", "prefork.E002"),
+        ("PREFORK = {'INTERFACE': 'asgi'}", "--asgi says how it is called"),
         ("", "prefork.W002"),
         ("DATABASES['default']['OPTIONS'] = {'pool': True}", "prefork.W003"),
         ("WSGI_APPLICATION = 'shop.wsgi.application'", "prefork.W009"),

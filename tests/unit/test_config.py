@@ -204,25 +204,28 @@ KUBERNETES = {
 
 def test_what_kubernetes_puts_into_the_environment_is_no_mistake() -> None:
     environ = {**KUBERNETES, "PREFORK_THREADZ": "3"}
-    assert resolve(environ=environ).strays == {"PREFORK_THREADZ": "PREFORK_THREADS"}
+    assert resolve(environ=environ).strays == {"PREFORK_THREADZ": "did you mean PREFORK_THREADS?"}
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
+    ("name", "hint"),
     [
-        ("THREADZ", "THREADS"),
-        ("MAX_REQ_PER_CHILD", "MAX_REQS_PER_CHILD"),
-        ("TRUSTED_PROXY", "TRUSTED_PROXIES"),
-        ("WORKER", "WORKERS"),
-        ("PORT", "BIND"),
-        ("TIMEOUT", "REQUEST_TIMEOUT"),
+        ("THREADZ", "did you mean PREFORK_THREADS?"),
+        ("MAX_REQ_PER_CHILD", "did you mean PREFORK_MAX_REQS_PER_CHILD?"),
+        ("TRUSTED_PROXY", "did you mean PREFORK_TRUSTED_PROXIES?"),
+        ("WORKER", "did you mean PREFORK_WORKERS?"),
+        ("PORT", "did you mean PREFORK_BIND?"),
+        ("TIMEOUT", "did you mean PREFORK_REQUEST_TIMEOUT?"),
+        ("APP", "the application is named on the command line: prefork shop:app, or flask --app shop"),
+        ("CONFIG", "the command prefork has --config FILE, which takes TOML"),
+        ("DAEMON", "systemd or a container does that"),
+        ("DEBUG", "see --help-all"),
     ],
 )
-def test_a_variable_that_is_nearly_an_option_is_told_with_the_option(name: str, near: str) -> None:
-    resolved = resolve(environ={f"PREFORK_{name}": "3"})
-    assert resolved.strays == {f"PREFORK_{name}": f"PREFORK_{near}"}
-    said = f"prefork: warning: PREFORK_{name} is no option, and ignored: did you mean PREFORK_{near}? [PF101]"
-    assert resolved.warnings == [said]
+def test_a_variable_that_is_no_option_is_told_with_what_to_give_instead(name: str, hint: str) -> None:
+    resolved = resolve(environ={f"PREFORK_{name}": "3", "PREFORK_NOTHING": ""})
+    assert resolved.strays == {f"PREFORK_{name}": hint}
+    assert resolved.warnings == [f"prefork: warning: PREFORK_{name} is no option, and ignored: {hint} [PF101]"]
 
 
 def test_no_option_is_a_mistake() -> None:
