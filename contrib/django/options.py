@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
-from prefork.config import OPTIONS, Option, resolve
+from prefork.config import OPTIONS, Option, check, resolve
 from prefork.contrib.serving import may_join_logs, with_access_log_off
 from prefork.errors import ConfigError
 from prefork.terminal import is_terminal
+from prefork.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -55,9 +56,11 @@ def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
     """Merge ``options`` of the command line, the environment, and ``settings.PREFORK``. Raises ``ConfigError``."""
     options = options or {}
     flags = {name: options[name] for name in OPTIONS if options.get(name) is not None}
+    origin = "argument addrport" if options.get("addrport") else "flag --ipv6"
     if (address := _address(options)) is not None:
         if "bind" in flags:
             raise ConfigError("PF605", "--bind is given beside an address", "give either of them")
+        check("bind", (address,), origin)
         flags["bind"] = (address,)
     if (level := _LOG_LEVELS[options.get("verbosity", 1)]) is not None:
         flags.setdefault("log_level", level)
@@ -69,6 +72,9 @@ def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
         defaults={"reload": bool(settings.DEBUG), "access_log": "-" if people else None, "redeploy": True},
         without=NOT_OURS,
     )
+    if address is not None:
+        config = replace(resolved.config, bind_from=origin)
+        resolved = replace(resolved, config=config, origins={**resolved.origins, "bind": origin})
     return with_access_log_off(resolved) if options.get("no_access_log") else resolved
 
 

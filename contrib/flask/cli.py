@@ -181,10 +181,8 @@ class _Run:
 
     def show(self) -> int:
         """Print the options in effect."""
-        from prefork.contrib.serving import describe
-
         app = self.load_app(self.resolve().config)
-        click.echo(describe(self.warned(self.resolve(app))))
+        click.echo(self.warned(self.resolve(app)).describe())
         return 0
 
     def warned(self, resolved: Resolved) -> Resolved:

@@ -144,6 +144,19 @@ def test_the_port_variable_of_a_platform_is_honoured(write: Callable[..., Path])
             assert shown[1] == bind
 
 
+@pytest.mark.parametrize(
+    ("address", "flags", "origin"),
+    [("127.0.0.1:0", (), "argument addrport"), (None, ("-6",), "flag --ipv6"), (None, ("--bind", ":0"), "flag --bind")],
+)
+def test_who_gave_the_address_is_shown(
+    write: Callable[..., Path], address: str | None, flags: tuple[str, ...], origin: str
+) -> None:
+    with runprefork(write(), "--show-config", *flags, address=address, ready="") as server:
+        assert server.wait() == 0
+        (shown,) = [line for line in server.output if line.startswith("bind ")]
+        assert shown.split(maxsplit=2)[2] == origin
+
+
 def test_static_files_are_served_under_debug_alone(write: Callable[..., Path]) -> None:
     folder = write("import os\nDEBUG = 'DEBUGGING' in os.environ\n")
     with runprefork(folder, env={"DEBUGGING": "1"}) as server:
@@ -271,6 +284,12 @@ def test_migrations_that_are_missing_are_told_under_debug_alone(write: Callable[
 def test_an_asgi_application_beside_changes_nothing(write: Callable[..., Path]) -> None:
     with runprefork(write("ASGI_APPLICATION = 'shop.asgi.application'\n")) as server:
         assert server.get() == (200, b"hello")
+
+
+def test_a_port_that_is_none_is_told_with_who_gave_it(write: Callable[..., Path]) -> None:
+    with runprefork(write(), address="70000", ready="") as server:
+        assert server.wait() == 2
+        assert "bind is '127.0.0.1:70000' (argument addrport): " in server.log
 
 
 def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
