@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 
-def click_options(*, without: Iterable[str] = (), bind: str | None = None) -> list[click.Option]:
-    """Return a click option for each of ours but those in ``without``; ``bind`` is the default that is shown of that one.
+def click_options(*, without: Iterable[str] = (), defaults: Mapping[str, Any] = NOTHING) -> list[click.Option]:
+    """Return a click option for each of ours but those in ``without``; ``defaults`` are shown where they are others.
 
     Values stay texts: ``prefork.config.resolve`` reads and checks them, with one message for every source.
     """
     left_out = set(without)
-    options = {**OPTIONS, **({} if bind is None else {"bind": replace(OPTIONS["bind"], default=(bind,))})}
+    options = {**OPTIONS, **{name: replace(OPTIONS[name], default=default) for name, default in defaults.items()}}
     return [_click_option(option) for option in options.values() if option.name not in left_out]
 
 
 def _click_option(option: Option) -> click.Option:
     if option.kind == "bool":
         flag = f"{option.flag}/--no-{option.flag[2:]}"
-        return click.Option([option.name, flag], help=option.help, default=None)
+        return click.Option([option.name, flag], help=option.long_help, default=None)
     return click.Option(
         [option.name, *option.flags],
         help=option.long_help,

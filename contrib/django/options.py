@@ -153,7 +153,8 @@ def add_options(parser: ArgumentParser) -> None:
 def _add(group: Any, option: Option) -> list[tuple[Action, str]]:
     if option.kind == "bool":
         opposite = [f"--no-{option.flag[2:]}", *(["--noreload"] if option.name == "reload" else [])]
-        text = option.help + ("  [on under DEBUG]" if option.name == "reload" else "")
+        shown = {"reload": "on under DEBUG", "redeploy": "true"}.get(option.name, option.shown_default)
+        text = f"{option.help}  [{shown}; {option.environment}]"
         return [
             (group.add_argument(option.flag, dest=option.name, action="store_true", default=None, help=text), text),
             (

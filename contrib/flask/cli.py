@@ -68,7 +68,10 @@ def _parameters() -> list[click.Parameter]:
     def flag(*names: str, **more: Any) -> click.Option:
         return click.Option(list(names), **{"allow_from_autoenv": False, **more})
 
-    ours = click_options(without=(*NOT_OURS, "reload_extra_files", "reload_exclude_patterns"), bind="127.0.0.1:5000")
+    ours = click_options(
+        without=(*NOT_OURS, "reload_extra_files", "reload_exclude_patterns"),
+        defaults={"bind": ("127.0.0.1:5000",), "redeploy": True},
+    )
     for option in ours:
         option.allow_from_autoenv = False  # the environment is read by our own rules
     return [

@@ -158,7 +158,9 @@ def test_ctrl_c_while_the_app_is_loaded_ends_it_with_0(write: Callable[..., Path
     [
         ("--max-requests", "did you mean --max-reqs-per-child?"),
         ("--threds", "did you mean --threads?"),
-        ("--pythonpath", "--help-all shows all of them"),
+        ("--pythonpath", "Flask finds the application"),
+        ("--preload", "the application is always loaded before the fork"),
+        ("--no-preload", "the application is always loaded before the fork"),
     ],
 )
 def test_a_flag_that_there_is_not_ends_it_with_2_and_what_to_give_instead(

@@ -305,6 +305,14 @@ def test_help_shows_the_common_options_and_help_all_the_rest(
     assert "--spool-dir" in all_of_them
 
 
+def test_help_tells_the_default_and_the_variable_of_a_yes_or_no_too(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    words = " ".join(run("--help-all").stdout.split())
+    for shown in ("[true; PREFORK_PRELOAD]", "[false; PREFORK_RELOAD]", "[true; PREFORK_REDEPLOY]"):
+        assert shown in words
+
+
 def test_without_an_application_one_line_says_how_to_name_one(
     run: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
