@@ -44,7 +44,7 @@ _MOST_QUEUED = 2**31 - 1
 # How much alike two names must be of which one is meant by the other: less if they have a word in common.
 _TYPING_ERROR = 0.8
 _RELATED = 0.6
-# What other servers call it, where spelling alone would not lead there.
+# What other servers call it, where spelling alone would not lead there; letters are gunicorn's flags.
 _ELSEWHERE = {
     "access_logfile": "access_log",
     "access_logformat": "access_log_format",
@@ -69,8 +69,8 @@ _ELSEWHERE = {
     "limit_request_line": "max_request_line_size",
     "loop": "async_backend",
     "max_requests": "max_reqs_per_child",
-    "max_requests_jitter": "min_reqs_per_child",
     "max_worker_lifetime": "max_worker_age",
+    "n": "proc_name",
     "pid": "pid_file",
     "port": "bind",
     "processes": "max_workers",
@@ -94,6 +94,7 @@ _ELSEWHERE = {
     "timeout_keep_alive": "keep_alive_timeout",
     "trusted_proxy": "trusted_proxies",
     "trusted_proxy_headers": "forwarded_headers",
+    "u": "user",
     "uds": "bind",
     "uid": "user",
     "url_prefix": "root_path",
@@ -104,20 +105,32 @@ _ELSEWHERE = {
 # What other servers have an option for, and here goes without.
 _NEEDLESS = {
     "app": "the application is named on the command line: prefork shop:app, or flask --app shop",
+    "c": "the command prefork has --config FILE, which takes TOML",
+    "capture_output": "what the application prints goes to stdout and stderr",
     "config": "the command prefork has --config FILE, which takes TOML",
+    "d": "systemd or a container does that",
     "daemon": "systemd or a container does that",
     "daemonize": "systemd or a container does that",
     "env": "set it where the command is started",
     "env_file": "set it where the command is started",
+    "factory": "call it: prefork 'shop:create_app()'",
+    "k": "what an application needs is seen by looking at it",
+    "lifespan": "an application that has a lifespan is told of its start and its end",
     "log_config": "the logging that the application sets up is used",
     "master": "there always is a process above the workers",
+    "max_requests_jitter": "for 1000 requests and a jitter of 100 give --min-reqs-per-child 1000 --max-reqs-per-child 1100",
     "module": "name the application alone, such as shop.wsgi:application",
     "no_sendfile": "files of wsgi.file_wrapper are always sent so",
+    "no_server_header": "a Server that the application sets is kept instead of ours",
+    "p": "a file for the process id is --pid-file, a port is --bind :8000",
     "print_config": "--show-config prints each value",
     "reuse_port": "all workers accept from one socket",
     "sendfile": "files of wsgi.file_wrapper are always sent so",
+    "server_header": "a Server that the application sets is kept instead of ours",
+    "statsd_host": "Prometheus can be served, and on_record is told what there is to count",
     "worker_class": "what an application needs is seen by looking at it",
     "worker_tmp_dir": "workers write nothing to tell that they are alive",
+    "ws": "WebSocket is spoken where prefork[websocket] is installed, but for --no-websocket",
     "wsgi_file": "name the application alone, such as shop.wsgi:application",
 }
 _ALL = "see --help-all"
@@ -541,7 +554,7 @@ class Config(Value, kw_only=True):
     root_path: str = option("", "root_path", group="Proxies", help="The path where the application is mounted, its SCRIPT_NAME; it may be in the path of a request or left out.")
     user: str | None = option(None, "account", group="Process", optional=True, help="Run as this user, after binding and before the application is loaded. Refused where root has loaded it by then: by manage.py, by app.run_prefork(), or by Flask to read its settings.")
     group: str | None = option(None, "account", group="Process", optional=True, help="Run as this group.")
-    umask: str | None = option(None, "octal", group="Process", optional=True, help="The umask, in octal.")
+    umask: str | None = option(None, "octal", group="Process", optional=True, help="The umask, in octal, such as 022. Where Python or TOML has read a number, that is it: write 0o022, for 22 is 026.")
     chdir: str | None = option(None, "path", group="Process", optional=True, help="Change to this directory first.")
     pid_file: str | None = option(None, "path", group="Process", optional=True, help="Write the parent's process id to this file.")
     proc_name: str | None = option(None, "str", group="Process", optional=True, help="What ps shows.")
