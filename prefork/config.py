@@ -722,11 +722,11 @@ class Resolved(Value):
 
     @property
     def warnings(self) -> list[str]:
-        """What to tell the user of the ``strays``, a line each."""
-        return [
-            f"prefork: warning: {variable} is no option, and ignored: {hint} [PF101]"
-            for variable, hint in self.strays.items()
-        ]
+        """What to tell the user, a line each: of the ``strays``, and of a format for an access log that nobody wants."""
+        found = [f"{variable} is no option, and ignored: {hint} [PF101]" for variable, hint in self.strays.items()]
+        if self.config.access_log_format and self.config.access_log is None and self.origins["access_log"] == "default":
+            found.append("access_log_format is given, and no request is recorded: give access_log too [PF103]")
+        return [f"prefork: warning: {what}" for what in found]
 
     def describe(self) -> str:
         """Return each effective value, a line each, and where it came from."""
@@ -802,7 +802,8 @@ def _of_table(table: Mapping[str, Any], source: str, without: Mapping[str, str])
         origin = f"{source}{key}"
         name = _known(key, origin, without)
         if (other := keys.setdefault(name, key)) != key:
-            raise _in(ConfigError("PF103", f"{key} is given beside {other}", "they are one option: give either"), origin)
+            twice = ConfigError("PF103", f"{key} is given beside {other}", "they are one option: give either")
+            raise _in(twice, origin)
         yield name, value, origin
 
 
@@ -848,10 +849,10 @@ def _strays(
             name = variable.removeprefix(prefix)
             if name == variable or not value or is_of_kubernetes(name, value):
                 continue
-            option = NAMES.get(name.lower())
-            if option in without:
-                yield variable, without[option]
-            elif option is None:
+            ours = NAMES.get(name.lower())
+            if ours is not None and ours in without:
+                yield variable, without[ours]
+            elif ours is None:
                 near = nearest(name, NAMES, _TYPING_ERROR)
                 yield variable, needless(name) or (f"did you mean {prefix}{near.upper()}?" if near else _ALL)
 

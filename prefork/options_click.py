@@ -37,7 +37,9 @@ def _click_option(option: Option) -> click.Option:
     )
 
 
-def no_such_option(flag: str, likely: Sequence[str] | None = (), *, without: Mapping[str, str] = NOTHING) -> ConfigError:
+def no_such_option(
+    flag: str, likely: Sequence[str] | None = (), *, without: Mapping[str, str] = NOTHING
+) -> ConfigError:
     """Return the error for a flag that there is not, which says what to give instead: the first of ``likely``.
 
     Of another server's flag it is ours that does the same, which by its spelling alone may be far. The options in

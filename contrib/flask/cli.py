@@ -152,18 +152,22 @@ class _Run:
         """Serve, or show how; return the exit status."""
         from prefork.contrib.flask.serving import serve
         from prefork.kept import keep
+        from prefork.values import replace
 
         if self.show_config:
             return self.show()
         # Without the application's settings: the outer process of the reloader must not load it, nor must root.
-        config = self.warned(self.resolve()).config
+        early = self.resolve()
+        # Whether there is an access log, the application may say.
+        self.warned(replace(early, origins={**early.origins, "access_log": ""}))
+        config = early.config
         if config.reload:
             return self.serve_anew(config)
         if config.user is not None or config.group is not None:
             return self.serve_as_somebody_else(config)
         keep(config)  # before there is an application, whose threads would be left behind
         app = self.load_app(config)
-        config = self.resolve(app).config
+        config = self.warned(replace(self.resolve(app), strays={})).config
         return self.serve_anew(config) if config.reload else serve(app, config, name=self.name(app))
 
     def resolve(self, app: Flask | None = None) -> Resolved:
@@ -189,7 +193,7 @@ class _Run:
         return 0
 
     def warned(self, resolved: Resolved) -> Resolved:
-        """Tell the user what is nearly an option; return the same."""
+        """Tell the user what has no effect; return the same."""
         for line in resolved.warnings:
             click.echo(line, err=True)
         return resolved

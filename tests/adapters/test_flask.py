@@ -212,6 +212,14 @@ def test_a_variable_that_is_nearly_an_option_is_told_once(write: Callable[..., P
         assert [line.split()[-2] for line in told] == ["PREFORK_THREADS?", "FLASK_RUN_PREFORK_WORKERS?"]
 
 
+def test_a_format_without_a_log_is_told_once_the_app_had_its_say(write: Callable[..., Path]) -> None:
+    env = {"PREFORK_ACCESS_LOG_FORMAT": "common"}
+    with run_prefork(write(), env=env) as server:
+        assert len([line for line in server.output if "[PF103]" in line]) == 1
+    with run_prefork(write(end="\napp.config['PREFORK_ACCESS_LOG'] = '-'\n"), env=env) as server:
+        assert not [line for line in server.output if "[PF103]" in line]
+
+
 @pytest.mark.parametrize("more", [(), ("--reload",)], ids=["once", "anew"])
 def test_the_directory_is_changed_before_the_app_is_loaded(
     write: Callable[..., Path], tmp_path: Path, more: tuple[str, ...]

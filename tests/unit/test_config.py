@@ -104,6 +104,7 @@ def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
         ("initgroups", "see --help-all"),
         ("processes", "did you mean 'max_workers'?"),
         ("worker", "did you mean 'max_workers'?"),
+        ("app", "the application is named on the command line: prefork shop:app, or flask --app shop"),
         ("wokers", "did you mean 'max_workers'?"),
     ],
 )
@@ -226,6 +227,20 @@ def test_a_variable_that_is_no_option_is_told_with_what_to_give_instead(name: st
     resolved = resolve(environ={f"PREFORK_{name}": "3", "PREFORK_NOTHING": ""})
     assert resolved.strays == {f"PREFORK_{name}": hint}
     assert resolved.warnings == [f"prefork: warning: PREFORK_{name} is no option, and ignored: {hint} [PF101]"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"PREFORK_ACCESS_LOG_FORMAT": "common"}, True),
+        ({"PREFORK_ACCESS_LOG_FORMAT": "common", "PREFORK_ACCESS_LOG": "-"}, False),
+        ({"PREFORK_ACCESS_LOG_FORMAT": "common", "PREFORK_ACCESS_LOG": "off"}, False),
+        ({}, False),
+    ],
+)
+def test_a_format_without_a_log_is_told_unless_that_is_turned_off(environ: dict[str, str], told: bool) -> None:
+    said = "prefork: warning: access_log_format is given, and no request is recorded: give access_log too [PF103]"
+    assert resolve(environ=environ).warnings == [said] * told
 
 
 def test_no_option_is_a_mistake() -> None:
