@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from prefork.config import OPTIONS
 from prefork.errors import ConfigError
 from prefork.values import replace
 
@@ -12,19 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from prefork.config import Config, Resolved
-
-
-def describe(resolved: Resolved) -> str:
-    """Return each effective value, a line each, and where it came from."""
-    width = max(map(len, OPTIONS))
-    rows = [(name, _plain(getattr(resolved.config, name)), resolved.origins[name]) for name in OPTIONS]
-    return "\n".join(f"{name:<{width}}  {shown:<24}  {origin}".rstrip() for name, shown, origin in rows)
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value))
-    return "" if value is None else str(value)
 
 
 def with_access_log_off(resolved: Resolved) -> Resolved:

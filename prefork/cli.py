@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prefork.pool import WorkerPool
 
 HINT = "prefork module:app, such as prefork shop.wsgi:application"
+_DEFAULTS = {"redeploy": True}
 
 
 class Command(click.Command):
@@ -50,7 +51,7 @@ def _help_all(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def _run(app: str | None, config: str | None, **options: Any) -> int:
     show_config, check_config = options.pop("show_config"), options.pop("check_config")
     flags = {name: value for name, value in options.items() if value is not None and value != ()}
-    resolved = resolve(flags=flags, file=config, defaults={"redeploy": True})
+    resolved = resolve(flags=flags, file=config, defaults=_DEFAULTS)
     for line in resolved.warnings:
         click.echo(line, err=True)
     if show_config:
@@ -125,7 +126,7 @@ def command() -> click.Command:
         callback=_run,
         params=[
             click.Argument(["app"], required=False),
-            *click_options(),
+            *click_options(defaults=_DEFAULTS),
             click.Option(["--config"], metavar="FILE", help="Read options from a TOML file."),
             click.Option(["--show-config"], is_flag=True, help="Print each effective value and where it came from."),
             click.Option(["--check-config"], is_flag=True, help="Load the application and say whether it would serve."),

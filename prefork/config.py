@@ -21,7 +21,7 @@ from prefork.addresses import parse_bind
 from prefork.errors import ConfigError, MissingExtra, NotHere
 from prefork.targets import is_target, parse_target
 from prefork.trust import NOBODY, UNIX, parse_proxy
-from prefork.values import Value
+from prefork.values import NOTHING, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,7 +44,7 @@ _MOST_QUEUED = 2**31 - 1
 # How much alike two names must be of which one is meant by the other: less if they have a word in common.
 _TYPING_ERROR = 0.8
 _RELATED = 0.6
-# What other servers call it, where spelling alone would not lead there.
+# What other servers call it, where spelling alone would not lead there; letters are gunicorn's flags.
 _ELSEWHERE = {
     "access_logfile": "access_log",
     "access_logformat": "access_log_format",
@@ -69,8 +69,8 @@ _ELSEWHERE = {
     "limit_request_line": "max_request_line_size",
     "loop": "async_backend",
     "max_requests": "max_reqs_per_child",
-    "max_requests_jitter": "min_reqs_per_child",
     "max_worker_lifetime": "max_worker_age",
+    "n": "proc_name",
     "pid": "pid_file",
     "port": "bind",
     "processes": "max_workers",
@@ -94,6 +94,7 @@ _ELSEWHERE = {
     "timeout_keep_alive": "keep_alive_timeout",
     "trusted_proxy": "trusted_proxies",
     "trusted_proxy_headers": "forwarded_headers",
+    "u": "user",
     "uds": "bind",
     "uid": "user",
     "url_prefix": "root_path",
@@ -103,21 +104,36 @@ _ELSEWHERE = {
 }
 # What other servers have an option for, and here goes without.
 _NEEDLESS = {
+    "app": "the application is named on the command line: prefork shop:app, or flask --app shop",
+    "c": "the command prefork has --config FILE, which takes TOML",
+    "capture_output": "what the application prints goes to stdout and stderr",
+    "config": "the command prefork has --config FILE, which takes TOML",
+    "d": "systemd or a container does that",
     "daemon": "systemd or a container does that",
     "daemonize": "systemd or a container does that",
     "env": "set it where the command is started",
     "env_file": "set it where the command is started",
+    "factory": "call it: prefork 'shop:create_app()'",
+    "k": "what an application needs is seen by looking at it",
+    "lifespan": "an application that has a lifespan is told of its start and its end",
     "log_config": "the logging that the application sets up is used",
     "master": "there always is a process above the workers",
+    "max_requests_jitter": "for 1000 requests and a jitter of 100 give --min-reqs-per-child 1000 --max-reqs-per-child 1100",
     "module": "name the application alone, such as shop.wsgi:application",
     "no_sendfile": "files of wsgi.file_wrapper are always sent so",
+    "no_server_header": "a Server that the application sets is kept instead of ours",
+    "p": "a file for the process id is --pid-file, a port is --bind :8000",
     "print_config": "--show-config prints each value",
     "reuse_port": "all workers accept from one socket",
     "sendfile": "files of wsgi.file_wrapper are always sent so",
+    "server_header": "a Server that the application sets is kept instead of ours",
+    "statsd_host": "Prometheus can be served, and on_record is told what there is to count",
     "worker_class": "what an application needs is seen by looking at it",
     "worker_tmp_dir": "workers write nothing to tell that they are alive",
+    "ws": "WebSocket is spoken where prefork[websocket] is installed, but for --no-websocket",
     "wsgi_file": "name the application alone, such as shop.wsgi:application",
 }
+_ALL = "see --help-all"
 # What Kubernetes says of a service, which may be called prefork or prefork-something, with links of old in the values.
 _OF_A_SERVICE = re.compile(r"(.*_)?(SERVICE_(HOST|PORT(_.*)?)|PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
 _LINK = re.compile(r"(tcp|udp|sctp)://")
@@ -337,7 +353,7 @@ def _read_list(option: Option, value: Any) -> tuple[str, ...]:
 
 
 def _read_addresses(option: Option, value: Any) -> tuple[str, ...]:
-    addresses = _read_list(option, value)
+    addresses = _read_joined(option, value)
     if not addresses:
         raise option.wrong(value, "give an address such as 127.0.0.1:8000")
     for address in addresses:
@@ -538,7 +554,7 @@ class Config(Value, kw_only=True):
     root_path: str = option("", "root_path", group="Proxies", help="The path where the application is mounted, its SCRIPT_NAME; it may be in the path of a request or left out.")
     user: str | None = option(None, "account", group="Process", optional=True, help="Run as this user, after binding and before the application is loaded. Refused where root has loaded it by then: by manage.py, by app.run_prefork(), or by Flask to read its settings.")
     group: str | None = option(None, "account", group="Process", optional=True, help="Run as this group.")
-    umask: str | None = option(None, "octal", group="Process", optional=True, help="The umask, in octal.")
+    umask: str | None = option(None, "octal", group="Process", optional=True, help="The umask, in octal, such as 022. Where Python or TOML has read a number, that is it: write 0o022, for 22 is 026.")
     chdir: str | None = option(None, "path", group="Process", optional=True, help="Change to this directory first.")
     pid_file: str | None = option(None, "path", group="Process", optional=True, help="Write the parent's process id to this file.")
     proc_name: str | None = option(None, "str", group="Process", optional=True, help="What ps shows.")
@@ -683,8 +699,11 @@ def _words(name: str) -> set[str]:
 
 def unknown(name: str) -> ConfigError:
     """Return the error for an option that does not exist."""
-    near = nearest(name)
-    hint = needless(name) or (f"did you mean {near!r}?" if near else "see --help-all")
+    near = nearest(name, NAMES)
+    return _none_such(name, needless(name) or (f"did you mean {NAMES[near]!r}?" if near else _ALL))
+
+
+def _none_such(name: str, hint: str) -> ConfigError:
     return ConfigError("PF101", f"there is no option {name!r}", hint)
 
 
@@ -694,7 +713,7 @@ def unknown(name: str) -> ConfigError:
 class Resolved(Value):
     """A configuration, and for each option where its value came from.
 
-    ``strays`` are variables of the environment that look like an option's but are none: a user may have misspelt one.
+    ``strays`` are variables of the environment that look like an option's but are none, each with what to give instead.
     """
 
     config: Config
@@ -703,11 +722,11 @@ class Resolved(Value):
 
     @property
     def warnings(self) -> list[str]:
-        """What to tell the user of the ``strays``, a line each."""
-        return [
-            f"prefork: warning: {variable} is no option, and ignored: did you mean {near}? [PF101]"
-            for variable, near in self.strays.items()
-        ]
+        """What to tell the user, a line each: of the ``strays``, and of a format for an access log that nobody wants."""
+        found = [f"{variable} is no option, and ignored: {hint} [PF101]" for variable, hint in self.strays.items()]
+        if self.config.access_log_format and self.config.access_log is None and self.origins["access_log"] == "default":
+            found.append("access_log_format is given, and no request is recorded: give access_log too [PF103]")
+        return [f"prefork: warning: {what}" for what in found]
 
     def describe(self) -> str:
         """Return each effective value, a line each, and where it came from."""
@@ -724,24 +743,26 @@ def resolve(
     environ: Mapping[str, str] | None = None,
     prefixes: tuple[str, ...] = ("PREFORK_",),
     settings: Mapping[str, Any] | None = None,
-    settings_name: str = "settings",
+    settings_name: str = "settings ",
     file: str | Path | None = None,
     defaults: Mapping[str, Any] | None = None,
+    without: Mapping[str, str] = NOTHING,
 ) -> Resolved:
     """Merge all sources; for each option the first that gives it wins.
 
     The order is ``flags``, ``environ`` under each of ``prefixes``, ``settings`` (of a framework, keys in any case) and
     ``file`` (TOML), then WEB_CONCURRENCY, PORT, FORWARDED_ALLOW_IPS and SCRIPT_NAME, then ``defaults`` and the declared
-    defaults. A flag that is ``None`` or an empty list was not given, nor was a variable that is empty. Raises
-    ``ConfigError``.
+    defaults. A flag that is ``None`` or an empty list was not given, nor was a variable that is empty. What comes before
+    a key of ``settings`` where it is told is ``settings_name``. The options in ``without`` are none here, for the reason
+    that is said there. Raises ``ConfigError``.
     """
     environ = os.environ if environ is None else environ
     found: dict[str, tuple[Any, str]] = {}
     for name, value, origin in [
-        *_of_flags(flags or {}),
-        *_of_environment(environ, prefixes),
-        *_of_table(settings or {}, settings_name),
-        *(_of_table(read_file(Path(file)), f"file {file}") if file is not None else ()),
+        *_of_flags(flags or {}, without),
+        *_of_environment(environ, prefixes, without),
+        *_of_table(settings or {}, settings_name, without),
+        *(_of_table(read_file(Path(file)), f"file {file} ", without) if file is not None else ()),
         *_of_platform(environ),
         *((name, value, "default") for name, value in (defaults or {}).items()),
     ]:
@@ -755,27 +776,35 @@ def resolve(
     config = Config(**{name: value for name, (value, _) in found.items()}, bind_from=bind_from)
     if config.workers_from:
         origins["max_workers"] += f" ({config.workers_from})"
-    return Resolved(config, origins, dict(_strays(environ, prefixes)))
+    return Resolved(config, origins, dict(_strays(environ, prefixes, without)))
 
 
-def _of_flags(flags: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _of_flags(flags: Mapping[str, Any], without: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
     for key, value in flags.items():
         if value is not None and value != ():
-            name = _known(key, "")
+            name = _known(key, "", without)
             yield name, value, f"flag {OPTIONS[name].flag}"
 
 
-def _of_environment(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[tuple[str, Any, str]]:
+def _of_environment(
+    environ: Mapping[str, str], prefixes: tuple[str, ...], without: Mapping[str, str]
+) -> Iterator[tuple[str, Any, str]]:
     for prefix in prefixes:
         for spelt, name in NAMES.items():
             variable = prefix + spelt.upper()
-            if environ.get(variable):
+            if environ.get(variable) and name not in without:
                 yield name, environ[variable], f"environment {variable}"
 
 
-def _of_table(table: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any, str]]:
+def _of_table(table: Mapping[str, Any], source: str, without: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
+    keys: dict[str, str] = {}
     for key, value in table.items():
-        yield _known(key, source), value, f"{source} {key}"
+        origin = f"{source}{key}"
+        name = _known(key, origin, without)
+        if (other := keys.setdefault(name, key)) != key:
+            twice = ConfigError("PF103", f"{key} is given beside {other}", "they are one option: give either")
+            raise _in(twice, origin)
+        yield name, value, origin
 
 
 def _of_platform(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
@@ -789,11 +818,13 @@ def _of_platform(environ: Mapping[str, str]) -> Iterator[tuple[str, Any, str]]:
         yield "root_path", environ["SCRIPT_NAME"], "environment SCRIPT_NAME"
 
 
-def _known(key: str, source: str) -> str:
-    name = str(key).lower().replace("-", "_")
-    if name not in NAMES:
+def _known(key: str, source: str, without: Mapping[str, str]) -> str:
+    name = NAMES.get(_spelt(str(key)))
+    if name is None:
         raise _in(unknown(str(key)), source)
-    return NAMES[name]
+    if name in without:
+        raise _in(_none_such(str(key), without[name]), source)
+    return name
 
 
 def check(name: str, value: Any, origin: str) -> None:
@@ -809,15 +840,21 @@ def _in(error: ConfigError, source: str) -> ConfigError:
     return ConfigError(error.code, f"{error.message} ({source})" if source else error.message, error.hint)
 
 
-def _strays(environ: Mapping[str, str], prefixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Find what is nearly an option; anything else below our prefix may be somebody else's."""
+def _strays(
+    environ: Mapping[str, str], prefixes: tuple[str, ...], without: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """Find what is below our prefix and no option, each with what to give instead."""
     for variable, value in environ.items():
         for prefix in prefixes:
             name = variable.removeprefix(prefix)
-            if name == variable or name.lower() in NAMES or is_of_kubernetes(name, value):
+            if name == variable or not value or is_of_kubernetes(name, value):
                 continue
-            if (near := nearest(name, NAMES, _TYPING_ERROR)) is not None:
-                yield variable, prefix + near.upper()
+            ours = NAMES.get(name.lower())
+            if ours is not None and ours in without:
+                yield variable, without[ours]
+            elif ours is None:
+                near = nearest(name, NAMES, _TYPING_ERROR)
+                yield variable, needless(name) or (f"did you mean {prefix}{near.upper()}?" if near else _ALL)
 
 
 def is_of_kubernetes(name: str, value: str) -> bool:
@@ -836,7 +873,13 @@ def read_file(path: Path) -> Mapping[str, Any]:
     except ValueError as error:  # tomllib's own, and what is not UTF-8
         raise ConfigError("PF104", f"{path} is no TOML", str(error)) from None
     if path.name != "pyproject.toml" and "tool" not in table:
+        if isinstance(table.get("prefork"), dict):
+            hint = "put its options at the top, or call it [tool.prefork]"
+            raise ConfigError("PF104", f"{path} has a table [prefork]", hint)
         return table
+    above = next((key for key, value in table.items() if _spelt(key) in NAMES and not isinstance(value, dict)), None)
+    if above is not None:
+        raise ConfigError("PF104", f"{path} has {above} above its tables", "put it below [tool.prefork]")
     tool = table.get("tool")
     ours = tool.get("prefork") if isinstance(tool, dict) else None
     if not isinstance(ours, dict):

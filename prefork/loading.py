@@ -56,7 +56,7 @@ def load_app(spec: str | Callable[..., Any], app_dir: str = ".", interface: str 
         if interface == "wsgi":
             raise AppNotFound("PF205", f"{name} is an ASGI application", "leave interface alone, or name the WSGI one")
         return app
-    if inspect.isfunction(app) and not _takes(app, 2):
+    if (inspect.isfunction(app) or inspect.isclass(app)) and not _takes(app, 2):
         hint = f"did you mean {name}()?" if isinstance(spec, str) else "call it, if it makes the application"
         raise AppNotFound("PF211", f"{name} does not take (environ, start_response)", hint)
     return app

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
-from prefork.config import OPTIONS, Option, resolve
+from prefork.config import OPTIONS, Option, check, resolve
 from prefork.contrib.serving import may_join_logs, with_access_log_off
 from prefork.errors import ConfigError
 from prefork.terminal import is_terminal
+from prefork.values import replace
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,8 +23,11 @@ if TYPE_CHECKING:
 
 IPV4 = re.compile(r"\d+(\.\d+){3}")
 ADDRPORT = re.compile(r"(?:(?P<host>\[[0-9A-Fa-f:]+\]|[A-Za-z0-9.-]+):)?(?P<port>[0-9]+)")
-# manage.py has imported the project already when we are called: it is preloaded, from where it is.
-NOT_OURS = ("app_dir", "preload", "interface")
+NOT_OURS = {
+    "app_dir": "manage.py has imported the project already",
+    "preload": "the project is always loaded before the fork",
+    "interface": "--asgi says how it is called",
+}
 # What a dictionary of settings may have besides the options.
 LOGGING = "LOGGING"
 _NO_IPV6 = "leave -6 out, or give one in brackets"
@@ -52,9 +56,11 @@ def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
     """Merge ``options`` of the command line, the environment, and ``settings.PREFORK``. Raises ``ConfigError``."""
     options = options or {}
     flags = {name: options[name] for name in OPTIONS if options.get(name) is not None}
+    origin = "argument addrport" if options.get("addrport") else "flag --ipv6"
     if (address := _address(options)) is not None:
         if "bind" in flags:
             raise ConfigError("PF605", "--bind is given beside an address", "give either of them")
+        check("bind", (address,), origin)
         flags["bind"] = (address,)
     if (level := _LOG_LEVELS[options.get("verbosity", 1)]) is not None:
         flags.setdefault("log_level", level)
@@ -62,9 +68,13 @@ def resolve_options(options: Mapping[str, Any] | None = None) -> Resolved:
     resolved = resolve(
         flags=flags,
         settings=own_settings(),
-        settings_name="settings PREFORK",
+        settings_name="settings PREFORK ",
         defaults={"reload": bool(settings.DEBUG), "access_log": "-" if people else None, "redeploy": True},
+        without=NOT_OURS,
     )
+    if address is not None:
+        config = replace(resolved.config, bind_from=origin)
+        resolved = replace(resolved, config=config, origins={**resolved.origins, "bind": origin})
     return with_access_log_off(resolved) if options.get("no_access_log") else resolved
 
 
@@ -102,7 +112,8 @@ def no_such_flag(flag: str) -> ConfigError:
 
     from prefork.options_click import no_such_option
 
-    flags = [option.flag for option in OPTIONS.values() if option.name not in NOT_OURS]
+    ours = [option for option in OPTIONS.values() if option.name not in NOT_OURS]
+    flags = [flag for option in ours for flag in (option.flag, *option.aliases)]
     return no_such_option(flag, get_close_matches(flag, flags), without=NOT_OURS)
 
 
@@ -142,7 +153,8 @@ def add_options(parser: ArgumentParser) -> None:
 def _add(group: Any, option: Option) -> list[tuple[Action, str]]:
     if option.kind == "bool":
         opposite = [f"--no-{option.flag[2:]}", *(["--noreload"] if option.name == "reload" else [])]
-        text = option.help + ("  [on under DEBUG]" if option.name == "reload" else "")
+        shown = {"reload": "on under DEBUG", "redeploy": "true"}.get(option.name, option.shown_default)
+        text = f"{option.help}  [{shown}; {option.environment}]"
         return [
             (group.add_argument(option.flag, dest=option.name, action="store_true", default=None, help=text), text),
             (

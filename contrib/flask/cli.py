@@ -26,10 +26,6 @@ _BEFORE_THE_APP = (
 )  # fmt: skip
 
 
-# Always preloaded, and found by Flask.
-_NOT_OURS = ("app_dir", "preload")
-
-
 class _Command(click.Command):
     """Makes its options when they are first asked for."""
 
@@ -38,10 +34,11 @@ class _Command(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
+            from prefork.contrib.flask.options import NOT_OURS
             from prefork.errors import report
             from prefork.options_click import no_such_option
 
-            ctx.exit(report(no_such_option(error.option_name, error.possibilities, without=_NOT_OURS)))
+            ctx.exit(report(no_such_option(error.option_name, error.possibilities, without=NOT_OURS)))
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         """Return the options."""
@@ -65,12 +62,16 @@ class _Command(click.Command):
 
 
 def _parameters() -> list[click.Parameter]:
+    from prefork.contrib.flask.options import NOT_OURS
     from prefork.options_click import click_options
 
     def flag(*names: str, **more: Any) -> click.Option:
         return click.Option(list(names), **{"allow_from_autoenv": False, **more})
 
-    ours = click_options(without=(*_NOT_OURS, "reload_extra_files", "reload_exclude_patterns"), bind="127.0.0.1:5000")
+    ours = click_options(
+        without=(*NOT_OURS, "reload_extra_files", "reload_exclude_patterns"),
+        defaults={"bind": ("127.0.0.1:5000",), "redeploy": True},
+    )
     for option in ours:
         option.allow_from_autoenv = False  # the environment is read by our own rules
     return [
@@ -153,18 +154,22 @@ class _Run:
         """Serve, or show how; return the exit status."""
         from prefork.contrib.flask.serving import serve
         from prefork.kept import keep
+        from prefork.values import replace
 
         if self.show_config:
             return self.show()
         # Without the application's settings: the outer process of the reloader must not load it, nor must root.
-        config = self.warned(self.resolve()).config
+        early = self.resolve()
+        # Whether there is an access log, the application may say.
+        self.warned(replace(early, origins={**early.origins, "access_log": ""}))
+        config = early.config
         if config.reload:
             return self.serve_anew(config)
         if config.user is not None or config.group is not None:
             return self.serve_as_somebody_else(config)
         keep(config)  # before there is an application, whose threads would be left behind
         app = self.load_app(config)
-        config = self.resolve(app).config
+        config = self.warned(replace(self.resolve(app), strays={})).config
         return self.serve_anew(config) if config.reload else serve(app, config, name=self.name(app))
 
     def resolve(self, app: Flask | None = None) -> Resolved:
@@ -185,14 +190,12 @@ class _Run:
 
     def show(self) -> int:
         """Print the options in effect."""
-        from prefork.contrib.serving import describe
-
         app = self.load_app(self.resolve().config)
-        click.echo(describe(self.warned(self.resolve(app))))
+        click.echo(self.warned(self.resolve(app)).describe())
         return 0
 
     def warned(self, resolved: Resolved) -> Resolved:
-        """Tell the user what is nearly an option; return the same."""
+        """Tell the user what has no effect; return the same."""
         for line in resolved.warnings:
             click.echo(line, err=True)
         return resolved

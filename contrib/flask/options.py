@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 PREFIXES = ("FLASK_RUN_PREFORK_", "PREFORK_")
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", "5000"
+NOT_OURS = {"app_dir": "Flask finds the application", "preload": "the application is always loaded before the fork"}
+# What the environment has for us besides the options: the address by parts, and what the command's own flag --debug reads.
+_NO_STRAYS = {"PREFORK_HOST", "PREFORK_PORT", *(PREFIXES[0] + name for name in ("HOST", "PORT", "DEBUG"))}
 # What is for any server of the application, or for want of a better address: no reason to refuse inherited sockets.
 _UNASKED = {"environment FLASK_RUN_*", "environment PORT", "app.config SERVER_NAME"}
 
@@ -137,7 +140,7 @@ def resolve_options(
         environ=environ,
         prefixes=PREFIXES,
         settings=settings,
-        settings_name="app.config PREFORK_*",
+        settings_name="app.config PREFORK_",
         defaults={
             "bind": (join(DEFAULT_HOST, DEFAULT_PORT),),
             "reload": debug,
@@ -145,10 +148,10 @@ def resolve_options(
             "redeploy": redeploy,
             **others,
         },
+        without=NOT_OURS,
     )
     origins = {name: "environment FLASK_RUN_*" for name in others if resolved.origins[name] == "default"}
-    ours = {prefix + name for prefix in PREFIXES for name in ("HOST", "PORT")}
-    strays = {variable: near for variable, near in resolved.strays.items() if variable not in ours}
+    strays = {variable: hint for variable, hint in resolved.strays.items() if variable not in _NO_STRAYS}
     resolved = replace(resolved, origins={**resolved.origins, **origins}, strays=strays)
     if origin is not None:
         config = replace(resolved.config, bind_from="" if origin in _UNASKED else origin)
@@ -187,6 +190,8 @@ def _address(sources: Iterator[_Source]) -> tuple[str, str] | None:
             continue
         if host is None and source.host:
             host, origin, of_host = source.host, origin or source.origin, source.of("HOST")
+            if not isinstance(host, str):
+                raise ConfigError("PF301", f"the host is {host!r} ({of_host})", "give a text such as '127.0.0.1'")
         if port is None and source.port not in {None, ""}:
             port, origin = source.port, origin or source.origin
             if not is_port(str(port)):

@@ -151,6 +151,19 @@ def test_the_port_variable_of_a_platform_is_honoured(write: Callable[..., Path])
             assert shown[1] == bind
 
 
+@pytest.mark.parametrize(
+    ("address", "flags", "origin"),
+    [("127.0.0.1:0", (), "argument addrport"), (None, ("-6",), "flag --ipv6"), (None, ("--bind", ":0"), "flag --bind")],
+)
+def test_who_gave_the_address_is_shown(
+    write: Callable[..., Path], address: str | None, flags: tuple[str, ...], origin: str
+) -> None:
+    with runprefork(write(), "--show-config", *flags, address=address, ready="") as server:
+        assert server.wait() == 0
+        (shown,) = [line for line in server.output if line.startswith("bind ")]
+        assert shown.split(maxsplit=2)[2] == origin
+
+
 def test_static_files_are_served_under_debug_alone(write: Callable[..., Path]) -> None:
     folder = write("import os\nDEBUG = 'DEBUGGING' in os.environ\n")
     with runprefork(folder, env={"DEBUGGING": "1"}) as server:
@@ -174,6 +187,23 @@ def test_an_unknown_setting_is_named_with_the_nearest_one(write: Callable[..., P
         assert server.wait() != 0
         assert "max_workers" in server.log.lower()
         assert "Traceback" not in server.log
+
+
+def test_an_option_that_makes_no_sense_with_django_is_none(write: Callable[..., Path]) -> None:
+    with runprefork(write("PREFORK = {'INTERFACE': 'asgi'}\n"), ready="") as server:
+        assert server.wait() == 2
+        said = "there is no option 'INTERFACE' (settings PREFORK INTERFACE): --asgi says how it is called [PF101]"
+        assert server.output == [f"CommandError: {said}"]
+
+
+def test_a_variable_for_an_option_that_makes_no_sense_with_django_is_told_and_ignored(
+    write: Callable[..., Path],
+) -> None:
+    with runprefork(write(), env={"PREFORK_INTERFACE": "asgi", "PREFORK_PRELOAD": "0"}) as server:
+        assert server.get() == (200, b"hello")
+        assert server.wait_for("pool.starting")["preload"]
+        told = [line for line in server.output if "[PF101]" in line]
+        assert ["--asgi says" in told[0], "always loaded before the fork" in told[1]] == [True, True]
 
 
 def test_a_variable_that_is_nearly_an_option_is_told(write: Callable[..., Path]) -> None:
@@ -263,6 +293,12 @@ def test_an_asgi_application_beside_changes_nothing(write: Callable[..., Path]) 
         assert server.get() == (200, b"hello")
 
 
+def test_a_port_that_is_none_is_told_with_who_gave_it(write: Callable[..., Path]) -> None:
+    with runprefork(write(), address="70000", ready="") as server:
+        assert server.wait() == 2
+        assert "bind is '127.0.0.1:70000' (argument addrport): " in server.log
+
+
 def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
     with runprefork(write(), address="nowhere:", ready="") as server:
         assert server.wait() == 2
@@ -278,7 +314,9 @@ def test_a_wrong_address_is_one_line(write: Callable[..., Path]) -> None:
         (("--timeout=5",), "did you mean --request-timeout?"),
         (("--port", "8000"), "did you mean --bind?"),
         (("--threds", "2"), "did you mean --threads?"),
-        (("--preload",), "--help-all shows all of them"),
+        (("--workres", "2"), "did you mean --workers?"),
+        (("--preload",), "the project is always loaded before the fork"),
+        (("--no-preload",), "the project is always loaded before the fork"),
     ],
 )
 def test_a_flag_that_there_is_not_ends_it_with_2_and_what_to_give_instead(
@@ -400,6 +438,7 @@ def messages(folder: Path, *flags: str) -> str:
     [
         ("PREFORK = {'TREADS': 2}", "prefork.E001"),
         ("PREFORK = {'THREADS': 'many'}", "prefork.E002"),
+        ("PREFORK = {'INTERFACE': 'asgi'}", "--asgi says how it is called"),
         ("", "prefork.W002"),
         ("DATABASES['default']['OPTIONS'] = {'pool': True}", "prefork.W003"),
         ("WSGI_APPLICATION = 'shop.wsgi.application'", "prefork.W009"),

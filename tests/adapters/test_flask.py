@@ -165,7 +165,9 @@ def test_ctrl_c_while_the_app_is_loaded_ends_it_with_0(write: Callable[..., Path
     [
         ("--max-requests", "did you mean --max-reqs-per-child?"),
         ("--threds", "did you mean --threads?"),
-        ("--pythonpath", "--help-all shows all of them"),
+        ("--pythonpath", "Flask finds the application"),
+        ("--preload", "the application is always loaded before the fork"),
+        ("--no-preload", "the application is always loaded before the fork"),
     ],
 )
 def test_a_flag_that_there_is_not_ends_it_with_2_and_what_to_give_instead(
@@ -215,6 +217,14 @@ def test_a_variable_that_is_nearly_an_option_is_told_once(write: Callable[..., P
     with run_prefork(write(), env={"PREFORK_THREADZ": "3", "FLASK_RUN_PREFORK_WORKERZ": "3"}) as server:
         told = [line for line in server.output if "[PF101]" in line]
         assert [line.split()[-2] for line in told] == ["PREFORK_THREADS?", "FLASK_RUN_PREFORK_WORKERS?"]
+
+
+def test_a_format_without_a_log_is_told_once_the_app_had_its_say(write: Callable[..., Path]) -> None:
+    env = {"PREFORK_ACCESS_LOG_FORMAT": "common"}
+    with run_prefork(write(), env=env) as server:
+        assert len([line for line in server.output if "[PF103]" in line]) == 1
+    with run_prefork(write(end="\napp.config['PREFORK_ACCESS_LOG'] = '-'\n"), env=env) as server:
+        assert not [line for line in server.output if "[PF103]" in line]
 
 
 @pytest.mark.parametrize("more", [(), ("--reload",)], ids=["once", "anew"])

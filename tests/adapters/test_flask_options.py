@@ -111,6 +111,7 @@ def test_an_address_given_twice_is_refused() -> None:
         pytest.param({"host": "a:1", "port": "2"}, {}, {}, "'a:1' (flag --host, --port)", id="host and port, and port"),
         pytest.param({}, {}, {"FLASK_RUN_HOST": "a:1"}, "'a:1' (environment FLASK_RUN_HOST)", id="FLASK_RUN_HOST"),
         pytest.param({}, {}, {"PREFORK_BIND": "a/b"}, "'a/b' (environment PREFORK_BIND)", id="bind"),
+        pytest.param({}, {"PREFORK_HOST": 1}, {}, "1 (app.config PREFORK_HOST)", id="a host that is no text"),
     ],
 )
 def test_a_wrong_address_is_told_with_who_gave_it(
@@ -137,13 +138,34 @@ def test_an_unknown_setting_is_named_with_the_nearest_one() -> None:
         resolve_options(Given(settings={"PREFORK_TREADS": 1}), debug=False, environ={})
 
 
+ABSENT = [("PRELOAD", "always loaded before the fork"), ("APP_DIR", "Flask finds the application")]
+
+
+@pytest.mark.parametrize(("name", "why"), ABSENT)
+def test_an_option_that_makes_no_sense_with_flask_is_none(name: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=rf"no option '{name}' \(app\.config PREFORK_{name}\): .*{why}"):
+        resolve_options(Given(settings={f"PREFORK_{name}": "off"}), debug=False, environ={})
+    with pytest.raises(ConfigError, match=rf"no option '{name.lower()}': .*{why}"):
+        resolve_options(Given(options={name.lower(): "off"}), debug=False, environ={})
+    resolved = resolve_options(Given(), debug=False, environ={f"FLASK_RUN_PREFORK_{name}": "off"})
+    assert (resolved.config.preload, resolved.config.app_dir) == (True, ".")
+    (warning,) = resolved.warnings
+    assert f"FLASK_RUN_PREFORK_{name} is no option" in warning
+    assert why in warning
+
+
+def test_flasks_own_debug_flag_may_be_in_the_environment() -> None:
+    environ = {"FLASK_RUN_PREFORK_DEBUG": "1", "PREFORK_DEBUG": "1"}
+    assert list(resolve_options(Given(), debug=True, environ=environ).strays) == ["PREFORK_DEBUG"]
+
+
 def test_a_host_and_a_port_in_the_environment_are_no_mistake_and_what_is_nearly_an_option_is() -> None:
     names = ("HOST", "PORT", "WORKERS", "TRUSTED_PROXY")
     environ = {prefix + name: "1" for prefix in ("FLASK_RUN_PREFORK_", "PREFORK_") for name in names}
     resolved = resolve_options(Given(), debug=False, environ=environ)
     assert resolved.strays == {
-        "FLASK_RUN_PREFORK_TRUSTED_PROXY": "FLASK_RUN_PREFORK_TRUSTED_PROXIES",
-        "PREFORK_TRUSTED_PROXY": "PREFORK_TRUSTED_PROXIES",
+        "FLASK_RUN_PREFORK_TRUSTED_PROXY": "did you mean FLASK_RUN_PREFORK_TRUSTED_PROXIES?",
+        "PREFORK_TRUSTED_PROXY": "did you mean PREFORK_TRUSTED_PROXIES?",
     }
 
 

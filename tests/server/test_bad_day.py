@@ -142,7 +142,6 @@ def test_an_unknown_option_is_told_with_the_nearest_one(run: Callable[..., subpr
     ("theirs", "ours"),
     [
         ("--max-requests", "--max-reqs-per-child"),
-        ("--max-requests-jitter", "--min-reqs-per-child"),
         ("--timeout", "--request-timeout"),
         ("--forwarded-allow-ips", "--trusted-proxies"),
         ("--error-logfile", "--log-file"),
@@ -160,6 +159,8 @@ def test_an_unknown_option_is_told_with_the_nearest_one(run: Callable[..., subpr
         ("--loop", "--async-backend"),
         ("--ws-max-size", "--websocket-max-size"),
         ("--logfile", "--log-file"),
+        ("-n", "--proc-name"),
+        ("-u", "--user"),
     ],
 )
 def test_a_flag_of_another_server_is_told_with_ours(
@@ -182,6 +183,20 @@ def test_a_flag_of_another_server_is_told_with_ours(
         ("--worker-tmp-dir", "workers write nothing to tell that they are alive"),
         ("--master", "there always is a process above the workers"),
         ("--wsgi-file", "name the application alone, such as shop.wsgi:application"),
+        ("-c", "the command prefork has --config FILE, which takes TOML"),
+        ("-k", "what an application needs is seen by looking at it"),
+        ("-D", "systemd or a container does that"),
+        ("-p", "a file for the process id is --pid-file, a port is --bind :8000"),
+        ("--factory", "call it: prefork 'shop:create_app()'"),
+        ("--capture-output", "what the application prints goes to stdout and stderr"),
+        ("--statsd-host", "Prometheus can be served, and on_record is told what there is to count"),
+        ("--lifespan", "an application that has a lifespan is told of its start and its end"),
+        ("--ws", "WebSocket is spoken where prefork[websocket] is installed, but for --no-websocket"),
+        ("--no-server-header", "a Server that the application sets is kept instead of ours"),
+        (
+            "--max-requests-jitter",
+            "for 1000 requests and a jitter of 100 give --min-reqs-per-child 1000 --max-reqs-per-child 1100",
+        ),
         ("--vacuum", "--help-all shows all of them"),
         ("--paste", "--help-all shows all of them"),
         ("--syslog", "--help-all shows all of them"),
@@ -303,6 +318,14 @@ def test_help_shows_the_common_options_and_help_all_the_rest(
     assert "--max-workers" in some
     assert "--spool-dir" not in some
     assert "--spool-dir" in all_of_them
+
+
+def test_help_tells_the_default_and_the_variable_of_a_yes_or_no_too(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    words = " ".join(run("--help-all").stdout.split())
+    for shown in ("[true; PREFORK_PRELOAD]", "[false; PREFORK_RELOAD]", "[true; PREFORK_REDEPLOY]"):
+        assert shown in words
 
 
 def test_without_an_application_one_line_says_how_to_name_one(

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         ("log_file", "-", None),
         ("http", "H11", "h11"),
         ("bind", "127.0.0.1:1, [::1]:2", ("127.0.0.1:1", "[::1]:2")),
+        ("bind", (":1,:2", "unix:/run/a"), (":1", ":2", "unix:/run/a")),
         ("bind", ["unix:/run/a"], ("unix:/run/a",)),
         ("warm_up", "/a,/b", ("/a", "/b")),
         ("warm_up", "shop:warm", "shop:warm"),
@@ -91,6 +92,8 @@ def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="max_workers") as caught:
         Config.of(max_worker=3)
     assert caught.value.code == "PF101"
+    with pytest.raises(ConfigError, match="did you mean 'max_workers'"):
+        Config.of(wokers=3)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +104,8 @@ def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
         ("initgroups", "see --help-all"),
         ("processes", "did you mean 'max_workers'?"),
         ("worker", "did you mean 'max_workers'?"),
+        ("app", "the application is named on the command line: prefork shop:app, or flask --app shop"),
+        ("wokers", "did you mean 'max_workers'?"),
     ],
 )
 def test_the_advice_for_an_option_of_another_server_is_its_counterpart_or_why_there_is_none(
@@ -169,6 +174,9 @@ def test_the_first_that_gives_an_option_wins(sources: set[str], value: int, orig
         ("a.toml", "max_workers = 'many'", "PF102"),
         ("a.toml", "max_workers = = 3", "PF104"),
         ("pyproject.toml", "[project]\nname = 'shop'", "PF104"),
+        ("a.toml", "[prefork]\nmax_workers = 3", "PF104"),
+        ("a.toml", "workers = 3\n[tool.prefork]\nthreads = 3", "PF104"),
+        ("a.toml", "workers = 3\nmax_workers = 4", "PF103"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(name: str, text: str, code: str, tmp_path: Path) -> None:
@@ -197,25 +205,42 @@ KUBERNETES = {
 
 def test_what_kubernetes_puts_into_the_environment_is_no_mistake() -> None:
     environ = {**KUBERNETES, "PREFORK_THREADZ": "3"}
-    assert resolve(environ=environ).strays == {"PREFORK_THREADZ": "PREFORK_THREADS"}
+    assert resolve(environ=environ).strays == {"PREFORK_THREADZ": "did you mean PREFORK_THREADS?"}
 
 
 @pytest.mark.parametrize(
-    ("name", "near"),
+    ("name", "hint"),
     [
-        ("THREADZ", "THREADS"),
-        ("MAX_REQ_PER_CHILD", "MAX_REQS_PER_CHILD"),
-        ("TRUSTED_PROXY", "TRUSTED_PROXIES"),
-        ("WORKER", "WORKERS"),
-        ("PORT", "BIND"),
-        ("TIMEOUT", "REQUEST_TIMEOUT"),
+        ("THREADZ", "did you mean PREFORK_THREADS?"),
+        ("MAX_REQ_PER_CHILD", "did you mean PREFORK_MAX_REQS_PER_CHILD?"),
+        ("TRUSTED_PROXY", "did you mean PREFORK_TRUSTED_PROXIES?"),
+        ("WORKER", "did you mean PREFORK_WORKERS?"),
+        ("PORT", "did you mean PREFORK_BIND?"),
+        ("TIMEOUT", "did you mean PREFORK_REQUEST_TIMEOUT?"),
+        ("APP", "the application is named on the command line: prefork shop:app, or flask --app shop"),
+        ("CONFIG", "the command prefork has --config FILE, which takes TOML"),
+        ("DAEMON", "systemd or a container does that"),
+        ("DEBUG", "see --help-all"),
     ],
 )
-def test_a_variable_that_is_nearly_an_option_is_told_with_the_option(name: str, near: str) -> None:
-    resolved = resolve(environ={f"PREFORK_{name}": "3"})
-    assert resolved.strays == {f"PREFORK_{name}": f"PREFORK_{near}"}
-    said = f"prefork: warning: PREFORK_{name} is no option, and ignored: did you mean PREFORK_{near}? [PF101]"
-    assert resolved.warnings == [said]
+def test_a_variable_that_is_no_option_is_told_with_what_to_give_instead(name: str, hint: str) -> None:
+    resolved = resolve(environ={f"PREFORK_{name}": "3", "PREFORK_NOTHING": ""})
+    assert resolved.strays == {f"PREFORK_{name}": hint}
+    assert resolved.warnings == [f"prefork: warning: PREFORK_{name} is no option, and ignored: {hint} [PF101]"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({"PREFORK_ACCESS_LOG_FORMAT": "common"}, True),
+        ({"PREFORK_ACCESS_LOG_FORMAT": "common", "PREFORK_ACCESS_LOG": "-"}, False),
+        ({"PREFORK_ACCESS_LOG_FORMAT": "common", "PREFORK_ACCESS_LOG": "off"}, False),
+        ({}, False),
+    ],
+)
+def test_a_format_without_a_log_is_told_unless_that_is_turned_off(environ: dict[str, str], told: bool) -> None:
+    said = "prefork: warning: access_log_format is given, and no request is recorded: give access_log too [PF103]"
+    assert resolve(environ=environ).warnings == [said] * told
 
 
 def test_no_option_is_a_mistake() -> None:

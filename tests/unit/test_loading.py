@@ -22,6 +22,13 @@ class Shop:
     def wsgi(self, environ, start_response): return [self.name.encode()]
     __call__ = wsgi
 
+class API:
+    def __init__(self): pass
+    def __call__(self, environ, start_response): return []
+
+class Evented:
+    async def __call__(self, scope, receive, send): pass
+
 class Lazy:
     @property
     def app(self): raise LookupError("no database")
@@ -127,6 +134,8 @@ def test_an_application_is_found(spec: str, answer: bytes | None, folder: Path) 
         ("kiosk:create_app(colour='red')", "PF210", "unexpected keyword argument 'colour'"),
         ("kiosk:create_app", "PF211", "did you mean kiosk:create_app()?"),
         ("kiosk:one", "PF211", "(environ, start_response)"),
+        ("kiosk:API", "PF211", "did you mean kiosk:API()?"),
+        ("kiosk:Evented", "PF211", "did you mean kiosk:Evented()?"),
     ],
 )
 def test_what_names_no_application_is_told_with_what_to_do(spec: str, code: str, words: str, folder: Path) -> None:
@@ -275,6 +284,8 @@ def test_a_callable_stands_for_itself_and_is_held_to_the_same() -> None:
     app = Both()
     assert load_app(app) is app
     assert load_app(coroutine) is coroutine
+    with pytest.raises(AppNotFound, match=r"Both does not take .* call it, if it makes the application \[PF211\]"):
+        load_app(Both)
     with pytest.raises(AppNotFound, match=r"<lambda> does not take .* call it, if it makes the application \[PF211\]"):
         load_app(lambda: app)
 

@@ -18,7 +18,7 @@ from django.utils.module_loading import import_string
 
 from prefork.contrib.django import checks, fork, signals
 from prefork.contrib.django.options import add_options, joins_logs, no_such_flag, resolve_options
-from prefork.contrib.serving import describe, when_ready
+from prefork.contrib.serving import when_ready
 from prefork.errors import ConfigError, PlatformUnsupported, PreforkError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Command(BaseCommand):
             for line in resolved.warnings:
                 self.stderr.write(self.style.WARNING(line))
             if options["show_config"]:
-                self.stdout.write(describe(resolved))
+                self.stdout.write(resolved.describe())
                 return
             if not settings.DEBUG and not settings.ALLOWED_HOSTS:
                 raise ConfigError("PF608", "ALLOWED_HOSTS is empty and DEBUG is False", "name the hosts to answer for")
