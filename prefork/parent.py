@@ -748,8 +748,8 @@ def event_of(report: Report) -> Event:
             return WorkerReady(worker, boot_s)
         case Retiring(worker=worker, reason=reason, requests=requests, memory_bytes=memory_bytes):
             return WorkerRetiring(worker, reason, requests, memory_bytes)
-        case BootFailed(worker=worker, traceback=traceback, summary=summary):
-            return WorkerBootFailed(worker, summary, traceback)
+        case BootFailed(worker=worker, traceback=traceback, summary=summary, code=code):
+            return WorkerBootFailed(worker, summary, traceback, code)
         case Leaving(worker=worker, requests=requests, overrun=overrun, stuck=stuck):
             return WorkerLeaving(worker, requests, overrun, stuck)
 

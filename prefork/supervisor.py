@@ -45,6 +45,7 @@ class WorkerBootFailed(Value):
     worker: int
     summary: str
     traceback: str
+    code: str = "PF401"
 
 
 class WorkerLeaving(Value):
@@ -588,11 +589,11 @@ class Supervisor:
         if worker is None or self._ending:
             return []
         worker.reason = "boot"
-        told = {"reason": event.summary, "traceback": event.traceback}
+        told = {"reason": event.summary, "traceback": event.traceback, "code": event.code}
         if self._first_ready:
             return [Emit("worker.boot_failed", told, event.worker)]
         # The first word on it is enough: the others fail for the same reason.
-        failed = Emit("pool.boot_failed", {**told, "attempts": 1, "code": "PF401"})
+        failed = Emit("pool.boot_failed", {**told, "attempts": 1})
         return [failed, *self._stop(now, quick=True, exit_code=1)]
 
     def _exited(self, event: WorkerExited, now: float) -> list[Action]:

@@ -378,11 +378,23 @@ def test_orphaned_workers_give_up_after_the_graceful_timeout(faulty: Callable[..
 def test_a_broken_app_is_told_once_and_ends_the_pool(faulty: Callable[..., LiveServer]) -> None:
     with faulty("raise LookupError('no such shop')\n", preload=False, max_workers=4, where={"ready": ""}) as server:
         assert server.wait() == 1
-        (told,) = server.all("pool.boot_failed")
-        assert told["code"] == "PF401"
-        assert "LookupError: no such shop" in told["exception"]
+        (told,) = server.all("pool.boot_failed", code="PF206")
+        assert told["reason"].startswith("importing sample failed: LookupError: no such shop")
+        first, frame, *_, last = told["exception"].splitlines()
+        assert (first, last) == ("Traceback (most recent call last):", "LookupError: no such shop")
+        assert "sample.py" in frame
+        assert "/prefork/" not in told["exception"]
         assert not any("LookupError" in line for line in server.output)
         exits_balance(server)
+
+
+def test_an_app_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    options = {"app_dir": str(tmp_path), "preload": False, "max_workers": 2, "where": {"ready": ""}}
+    with LiveServer.pool("nomodule:app", **options) as server:
+        assert server.wait() == 1
+        (told,) = server.all("pool.boot_failed", code="PF202")
+        assert told["reason"].startswith("there is no module 'nomodule': ")
+        assert "exception" not in told
 
 
 def test_an_app_that_exits_while_it_is_imported_ends_the_pool(faulty: Callable[..., LiveServer]) -> None:

@@ -345,12 +345,13 @@ def test_successors_that_die_quickly_are_waited_for_longer_and_longer() -> None:
 
 def test_application_that_fails_in_the_first_worker_ends_the_pool_with_one_traceback() -> None:
     pool = Pool()
-    actions = pool.send(WorkerBootFailed(0, "ValueError: x", "Traceback"))
+    actions = pool.send(WorkerBootFailed(0, "ValueError: x", "Traceback", "PF206"))
     assert CloseListeners() in actions
     pool.send(WorkerBootFailed(1, "ValueError: x", "Traceback"))
     pool.exit(0, 1)
     assert pool.exit(1, 1)[-1] == Finish(1)
-    assert len(pool.records("pool.boot_failed")) == 1
+    (told,) = pool.records("pool.boot_failed")
+    assert told.fields["code"] == "PF206"
     assert pool.machine.exit_code == 1
 
 
