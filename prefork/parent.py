@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from prefork import __version__, origin
 from prefork.children import Child, fork_child, inherits_orphans, open_pidfd, reap_orphans
 from prefork.config import QUICK_STOP_S
-from prefork.errors import BootError, PreforkError
+from prefork.errors import BootError, PreforkError, traceback_of
 from prefork.fork_audit import audit
 from prefork.heap import fill_holes, forget_lookups
 from prefork.hooks import IN_WORKERS
@@ -244,8 +244,21 @@ class Parent:
             )
             if self.keeper is not None and self.keeper.deploying and self.config.deploy_probe is not None:
                 self.probe(self.keeper)
+        except PreforkError as error:
+            self.record_failure(error)
+            raise
         finally:
             self.signals.impatient = False
+
+    def record_failure(self, error: PreforkError) -> None:
+        """Record in a log file that the pool cannot be brought up. On stderr our caller says it, once."""
+        outlet = self.records.outlet
+        if outlet is None or not outlet.has_file or (self.keeper is not None and self.keeper.goes_on):
+            return
+        self.supervisor.exit_code = error.exit_code
+        trace = traceback_of(error)
+        self.record("pool.boot_failed", reason=str(error), attempts=1, code=error.code, traceback=trace)
+        self.end()
 
     def meet(self, generation: int) -> None:
         """Share the exchange of the generation of Server::Starter before this one, and let the next one share it."""
