@@ -346,7 +346,8 @@ class Parent:
             self.poller.register(descriptor, select.POLLIN)
         if self.keeper is not None:
             self.keeper.tell_hearing(self.config, self.supervisor.workers_wanted)
-        self.obey(self.supervisor.start(monotonic()))
+        began = self.began if self.keeper is None else self.keeper.began
+        self.obey(self.supervisor.start(monotonic(), began))
         while not self.supervisor.finished:
             for event in self.wait():
                 self.obey(self.supervisor.handle(event, monotonic()))

@@ -348,7 +348,7 @@ class Supervisor:
         self._wanted = config.max_workers if workers is None else workers
         self._first_ready = False
         self._announced_ready = False
-        self._started_at = 0.0
+        self._began = self._started_at = 0.0
         self._silent_deaths = 0
         # Two, so that a worker which dies again and again does not keep the others from being relieved.
         self._vacancies = BackOff()
@@ -379,9 +379,9 @@ class Supervisor:
             times += [worker.of_age_at for worker in self._live(Life.SERVING, Life.RETIRING)]
         return min((time for time in times if time < math.inf), default=None)
 
-    def start(self, now: float) -> list[Action]:
-        """Return what to do first."""
-        self._started_at = now
+    def start(self, now: float, began: float | None = None) -> list[Action]:
+        """Return what to do first; the application was loaded since the pool ``began``, if that is given."""
+        self._began, self._started_at = now if began is None else began, now
         return self._restore(now)
 
     def handle(self, event: Event, now: float) -> list[Action]:  # noqa: PLR0911, RUF100
@@ -526,7 +526,7 @@ class Supervisor:
         if self._announced_ready or serving < self._wanted:
             return []
         self._announced_ready = True
-        return [Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._started_at, 3)})]
+        return [Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._began, 3)})]
 
     def _relieve(self, successor: Worker, now: float) -> list[Action]:
         """Let the one retire whom ``successor`` relieves; from now on it counts in his place."""

@@ -343,6 +343,13 @@ def test_successors_that_die_quickly_are_waited_for_longer_and_longer() -> None:
     assert spawns(pool.send(Tick(), after=0.5))
 
 
+def test_the_start_of_a_pool_is_that_of_its_parent() -> None:
+    machine = Supervisor(Config.of(max_workers=1), Random(1))
+    machine.start(100.0, began=95.0)
+    *_, ready = machine.handle(WorkerReady(0, 0.1), 101.0)
+    assert ready == Emit("pool.ready", {"workers": 1, "boot_s": 6.0})
+
+
 def test_application_that_fails_in_the_first_worker_ends_the_pool_with_one_traceback() -> None:
     pool = Pool()
     actions = pool.send(WorkerBootFailed(0, "ValueError: x", "Traceback", "PF206"))
