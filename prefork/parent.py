@@ -146,8 +146,8 @@ class Parent:
         self.generation = 1 if self.keeper is None else self.keeper.generation
         self.hooks = charge.pool.hooks
         self.records = charge.pool.records.bind(role="parent", generation=self.generation)
-        workers = None if self.keeper is None else self.keeper.workers
-        self.supervisor = Supervisor(self.config, Random(), workers)  # noqa: S311 - it spreads budgets, it keeps no secret
+        workers, keeper = (None, None) if self.keeper is None else (self.keeper.workers, self.keeper.pid)
+        self.supervisor = Supervisor(self.config, Random(), workers, keeper)  # noqa: S311 - it spreads budgets, it keeps no secret
         self.scoreboard = Scoreboard(self.supervisor.workers_wanted, 2 * self.config.threads)
         self.oom_kills = OomKills()
         self.killed: set[int] = set()  # by our order

@@ -341,9 +341,11 @@ class BackOff(Fields):
 class Supervisor:
     """Decides for one pool."""
 
-    def __init__(self, config: Config, random: Random, workers: int | None = None) -> None:
+    def __init__(self, config: Config, random: Random, workers: int | None = None, keeper: int | None = None) -> None:
+        """``workers`` are wanted if that is not as in ``config``; ``keeper`` is the process id of the pool's."""
         self._config = config
         self._random = random
+        self._keeper = keeper
         self._serial = 0
         self._wanted = config.max_workers if workers is None else workers
         self._first_ready = False
@@ -722,11 +724,7 @@ class Supervisor:
             case "HUP" | "USR2" | "TTIN" | "TTOU" if self._ending or self._delayed_stop:
                 return []
             case "HUP" | "USR2":
-                note = (
-                    "the workers are replaced; new code needs the option redeploy, or a restart"
-                    if name == "HUP"
-                    else "the workers are replaced"
-                )
+                note = "the workers are replaced" + (self._where_to_deploy if name == "HUP" else "")
                 everybody = self._live(Life.SERVING, Life.RETIRING)
                 recycling = Emit("pool.recycling", {"signal": name, "note": note})
                 self._to_replace.update(worker.worker for worker in self._live(Life.SERVING))
@@ -735,6 +733,13 @@ class Supervisor:
                 return self._scale(1 if name == "TTIN" else -1, now, name)
             case _:
                 return []
+
+    @property
+    def _where_to_deploy(self) -> str:
+        """What to tell somebody who may have wanted new code."""
+        if self._keeper is None:
+            return "; new code needs the option redeploy, or a restart"
+        return f"; for new code send HUP to {self._keeper}"
 
     def _scale(self, step: int, now: float, name: str) -> list[Action]:
         before, self._wanted = self._wanted, max(1, self._wanted + step)

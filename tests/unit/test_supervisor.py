@@ -932,3 +932,16 @@ def test_an_empty_pool_that_is_superseded_is_at_its_end() -> None:
 def test_a_pool_may_be_asked_for_another_number_of_workers() -> None:
     machine = Supervisor(Config.of(max_workers=2), Random(1), 5)
     assert len(spawns(machine.start(0))) == machine.workers_wanted == 5
+
+
+@pytest.mark.parametrize(
+    ("keeper", "note"),
+    [(None, "new code needs the option redeploy, or a restart"), (7, "for new code send HUP to 7")],
+)
+def test_hup_that_replaces_workers_alone_says_how_to_have_new_code(keeper: int | None, note: str) -> None:
+    machine = Supervisor(Config.of(max_workers=1), Random(1), keeper=keeper)
+    machine.start(0)
+    machine.handle(WorkerReady(0, 0.1), 1)
+    recycling = machine.handle(SignalReceived("HUP"), 2)[0]
+    assert isinstance(recycling, Emit)
+    assert recycling.fields["note"] == f"the workers are replaced; {note}"
