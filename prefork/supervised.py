@@ -136,6 +136,16 @@ class Supervised:
                 self._bury()
             return self._status
 
+    @property
+    def ended(self) -> bool:
+        """Whether the process is dead."""
+        end = select.poll()
+        with self._lock:  # or the descriptor might be another's by now
+            if self._status is not None:
+                return True
+            end.register(self._end, select.POLLIN)
+            return bool(end.poll(0))
+
     def _bury(self) -> None:
         self._process.join(0)
         self._status = self._process.exitcode
