@@ -194,10 +194,13 @@ class Parent:
                 self.keeper.tell_listening(self.config, self.charge.listeners)
             stack.callback(self.restore)
             self.init = inherits_orphans()
-            with suppress(StoppedEarly):
+            try:
                 self.boot()
                 with self.workers_cared_for():
                     self.loop()
+            except StoppedEarly as early:
+                name = early.signal.name.removeprefix("SIG")
+                self.records.emit("pool.stopping", signal=name, graceful=name != "INT", timeout_s=0)  # nobody serves
             self.end()
         return self.supervisor.exit_code
 
