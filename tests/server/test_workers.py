@@ -390,8 +390,7 @@ def test_a_broken_app_is_told_once_and_ends_the_pool(faulty: Callable[..., LiveS
 
 
 def test_an_app_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
-    options = {"app_dir": str(tmp_path), "preload": False, "max_workers": 2, "where": {"ready": ""}}
-    with LiveServer.pool("nomodule:app", **options) as server:
+    with LiveServer.pool("nomodule:app", app_dir=str(tmp_path), preload=False, where={"ready": ""}) as server:
         assert server.wait() == 1
         (told,) = server.all("pool.boot_failed", code="PF202")
         assert told["reason"].startswith("there is no module 'nomodule': ")
