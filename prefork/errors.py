@@ -159,14 +159,23 @@ class PlatformUnsupported(PreforkError):
     exit_code = 2
 
 
+def traceback_of(error: BaseException) -> str:
+    """Return the traceback of what is to blame for a failure.
+
+    An error of ours says in one line what is wrong, and where in our code that was found is nobody's concern: it is that
+    of its cause, and empty if it has none.
+    """
+    to_blame = error.__cause__ if isinstance(error, PreforkError) else error
+    return "" if to_blame is None else "".join(traceback.format_exception(to_blame))
+
+
 def report(error: PreforkError) -> int:
     """Tell the user of an error, and return the exit status.
 
     On stderr in one line, behind the traceback of the application where that is what failed; by a record of the pool
     that goes on serving, if this process was to take its place.
     """
-    cause = error.__cause__
-    trace = "" if cause is None else "".join(traceback.format_exception(cause))
+    trace = traceback_of(error)
     if origin.tell_failure(error, reason=str(error), trace=trace):
         return error.exit_code
     theirs = trace if isinstance(error, AppFailed) else ""

@@ -712,8 +712,9 @@ class Keeper:
         if self.log == "json":
             line = encode({**head, "role": "keeper", **fields, **({"exception": trace} if trace else {})}) + "\n"
         else:
-            shown = " ".join(f"{name}={value}" for name, value in fields.items())
-            line = f"{stamp} [error] {record} {shown}\n" + (f"{trace.rstrip()}\n" if trace else "")
+            pairs = " ".join(f"{name}={shown(value)}" for name, value in fields.items())
+            lines = [f"{time.strftime('%H:%M:%S')} {'error':<7} {record:<22} {pairs}", *(trace or "").splitlines()]
+            line = "\n  ".join(lines) + "\n"
         text = line.encode(errors="backslashreplace")
         if self.log != "none" and not (self.log_file is not None and write_to_file(self.log_file, text)):
             write_to_stderr(text)
@@ -771,6 +772,12 @@ def decode(data: bytes) -> Any:
 def encode(value: Any) -> str:
     """Return a value as JSON."""
     return "".join(_write(value, 0))
+
+
+def shown(value: Any) -> str:
+    """Return a value as it stands behind ``key=`` in a line for a person: one word, in quotes if it is not."""
+    text = str(value)
+    return text if text.isprintable() and not any(mark in text for mark in ' "=\\') else encode(text)
 
 
 def signal_name(number: int) -> str:

@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from prefork import origin
-from prefork.errors import BootError
+from prefork.errors import BootError, PreforkError, traceback_of
 from prefork.fork_audit import Finding, audit
 from prefork.sd_notify import Notifier, message
 from prefork.signals import ORDERS, held_back
@@ -266,5 +266,6 @@ def failures_told() -> Iterator[None]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        origin.tell_failure(error)
+        known = isinstance(error, PreforkError)
+        origin.tell_failure(error, reason=str(error) if known else "", trace=traceback_of(error))
         raise

@@ -292,7 +292,7 @@ def _make(factory: Any, name: str, target: _Target) -> Any:
 def failure(code: str, what: str, error: BaseException, *, via: Iterable[str] = ()) -> AppFailed:
     """Return the error for what the application's code raised, whose traceback then begins with that code.
 
-    ``via`` are the files of a framework, or an adapter, by whose way the application was called.
+    ``via`` are the files or folders of a framework, or an adapter, by whose way the application was called.
     """
     summary = traceback.format_exception_only(error)[-1].strip()
     error.__traceback__ = _theirs(error.__traceback__, via)
@@ -301,10 +301,9 @@ def failure(code: str, what: str, error: BaseException, *, via: Iterable[str] = 
 
 def _theirs(trace: TracebackType | None, via: Iterable[str] = ()) -> TracebackType | None:
     """Return the rest of a traceback from where it leaves this module and the import machinery; ``None``: it does not."""
-    ours = {__file__, importlib.__file__, *via}
+    ours = (__file__, importlib.__file__, "<frozen importlib", *via)
     while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        if name not in ours and not name.startswith("<frozen importlib"):
+        if not trace.tb_frame.f_code.co_filename.startswith(ours):
             return trace
         trace = trace.tb_next
     return None

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from prefork import __version__, origin
 from prefork.children import Child, fork_child, inherits_orphans, open_pidfd, reap_orphans
 from prefork.config import QUICK_STOP_S
-from prefork.errors import BootError, PreforkError
+from prefork.errors import BootError, PreforkError, traceback_of
 from prefork.fork_audit import audit
 from prefork.heap import fill_holes, forget_lookups
 from prefork.hooks import IN_WORKERS
@@ -146,8 +146,8 @@ class Parent:
         self.generation = 1 if self.keeper is None else self.keeper.generation
         self.hooks = charge.pool.hooks
         self.records = charge.pool.records.bind(role="parent", generation=self.generation)
-        workers = None if self.keeper is None else self.keeper.workers
-        self.supervisor = Supervisor(self.config, Random(), workers)  # noqa: S311 - it spreads budgets, it keeps no secret
+        workers, keeper = (None, None) if self.keeper is None else (self.keeper.workers, self.keeper.pid)
+        self.supervisor = Supervisor(self.config, Random(), workers, keeper)  # noqa: S311 - it spreads budgets, it keeps no secret
         self.scoreboard = Scoreboard(self.supervisor.workers_wanted, 2 * self.config.threads)
         self.oom_kills = OomKills()
         self.killed: set[int] = set()  # by our order
@@ -194,10 +194,13 @@ class Parent:
                 self.keeper.tell_listening(self.config, self.charge.listeners)
             stack.callback(self.restore)
             self.init = inherits_orphans()
-            with suppress(StoppedEarly):
+            try:
                 self.boot()
                 with self.workers_cared_for():
                     self.loop()
+            except StoppedEarly as early:
+                name = early.signal.name.removeprefix("SIG")
+                self.records.emit("pool.stopping", signal=name, graceful=name != "INT", timeout_s=0)  # nobody serves
             self.end()
         return self.supervisor.exit_code
 
@@ -244,8 +247,21 @@ class Parent:
             )
             if self.keeper is not None and self.keeper.deploying and self.config.deploy_probe is not None:
                 self.probe(self.keeper)
+        except PreforkError as error:
+            self.record_failure(error)
+            raise
         finally:
             self.signals.impatient = False
+
+    def record_failure(self, error: PreforkError) -> None:
+        """Record in a log file that the pool cannot be brought up. On stderr our caller says it, once."""
+        outlet = self.records.outlet
+        if outlet is None or not outlet.has_file or (self.keeper is not None and self.keeper.goes_on):
+            return
+        self.supervisor.exit_code = error.exit_code
+        trace = traceback_of(error)
+        self.record("pool.boot_failed", reason=str(error), attempts=1, code=error.code, traceback=trace)
+        self.end()
 
     def meet(self, generation: int) -> None:
         """Share the exchange of the generation of Server::Starter before this one, and let the next one share it."""
@@ -333,7 +349,8 @@ class Parent:
             self.poller.register(descriptor, select.POLLIN)
         if self.keeper is not None:
             self.keeper.tell_hearing(self.config, self.supervisor.workers_wanted)
-        self.obey(self.supervisor.start(monotonic()))
+        began = self.began if self.keeper is None else self.keeper.began
+        self.obey(self.supervisor.start(monotonic(), began))
         while not self.supervisor.finished:
             for event in self.wait():
                 self.obey(self.supervisor.handle(event, monotonic()))
@@ -748,8 +765,8 @@ def event_of(report: Report) -> Event:
             return WorkerReady(worker, boot_s)
         case Retiring(worker=worker, reason=reason, requests=requests, memory_bytes=memory_bytes):
             return WorkerRetiring(worker, reason, requests, memory_bytes)
-        case BootFailed(worker=worker, traceback=traceback, summary=summary):
-            return WorkerBootFailed(worker, summary, traceback)
+        case BootFailed(worker=worker, traceback=traceback, summary=summary, code=code):
+            return WorkerBootFailed(worker, summary, traceback, code)
         case Leaving(worker=worker, requests=requests, overrun=overrun, stuck=stuck):
             return WorkerLeaving(worker, requests, overrun, stuck)
 

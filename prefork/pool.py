@@ -98,6 +98,12 @@ class WorkerPool:
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
         return type(None), ()
 
+    def __repr__(self) -> str:
+        where = " ".join(("WorkerPool", *self._urls))
+        runs = self._parent_here is not None or (self._supervised is not None and not self._supervised.ended)
+        state = f"running, pid {self.pid}" if runs else "stopped" if self._began else "not started"
+        return f"<{where}, {state}>"
+
     def __enter__(self) -> Self:
         self.start()
         return self

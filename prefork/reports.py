@@ -37,11 +37,12 @@ class Retiring(Value):
 
 
 class BootFailed(Value):
-    """The worker could not start: ``summary`` in one line, and the whole ``traceback``."""
+    """The worker could not start: ``summary`` in one line, the ``traceback`` of what is to blame, and our ``code``."""
 
     worker: int
     traceback: str
     summary: str
+    code: str
 
 
 class Leaving(Value):
@@ -64,6 +65,7 @@ _TYPES = {
     "reason": str,
     "summary": str,
     "traceback": str,
+    "code": str,
 }
 _KINDS: dict[str, type[Report]] = {kind.__name__: kind for kind in (Ready, Retiring, BootFailed, Leaving)}
 

@@ -33,6 +33,10 @@ STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGQUIT})
 class StoppedEarly(KeyboardInterrupt):
     """A stop was asked for while nothing could be stopped yet; no ``Exception``, so that no app swallows it."""
 
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__()
+        self.signal = number
+
 
 class SignalInbox:
     """A block of code that owns the process's signals, and gives them back when it ends. For the main thread only.
@@ -95,15 +99,15 @@ class SignalInbox:
         """Become ``impatient``; raises ``StoppedEarly`` for a stop that has arrived already."""
         self.impatient = True
         arrived = self.read()
-        if not STOPS.isdisjoint(arrived):
-            raise StoppedEarly
+        if stop := next((number for number in arrived if number in STOPS), None):
+            raise StoppedEarly(stop)
         os.write(self._writer, bytes(arrived))
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         # The byte is in the pipe already. A handler is needed nevertheless, and a Python one: unlike SIG_IGN it is not
         # inherited by programs that the application starts.
         if self.impatient and number in STOPS:
-            raise StoppedEarly
+            raise StoppedEarly(self._signals[number])
         if self._notes_itself:
             with suppress(BlockingIOError):  # full: it is readable
                 os.write(self._writer, bytes([number]))

@@ -10,14 +10,13 @@ import json
 import os
 import select
 import signal
-import traceback
 from contextlib import suppress
 from multiprocessing.util import Finalize
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from prefork.children import CONTEXT, left_open, open_pidfd
-from prefork.errors import BootError, PreforkError
+from prefork.errors import BootError, PreforkError, traceback_of
 from prefork.farewell import leave_threads
 from prefork.signals import ORDERS, held_back
 from prefork.values import Fields
@@ -74,11 +73,7 @@ class Caller(Fields):
     def tell_failed(self, error: BaseException, trace: str = "") -> None:
         """Say why the pool cannot be brought up; ``trace`` is the traceback of what is to blame, if not the error's."""
         known = error if isinstance(error, PreforkError) else BootError("PF415", f"{type(error).__name__}: {error}")
-        # An error of ours says in one line what is wrong; where in our code that was found is nobody's concern.
-        to_blame = error.__cause__ if error is known else error
-        if not trace and to_blame is not None:
-            trace = "".join(traceback.format_exception(to_blame))
-        status = str(known.exit_code)
+        trace, status = trace or traceback_of(error), str(known.exit_code)
         told = {"code": known.code, "message": known.message, "hint": known.hint, "status": status, "traceback": trace}
         self.tell(told)
 
@@ -141,6 +136,16 @@ class Supervised:
             if self._status is None:
                 self._bury()
             return self._status
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is dead."""
+        end = select.poll()
+        with self._lock:  # or the descriptor might be another's by now
+            if self._status is not None:
+                return True
+            end.register(self._end, select.POLLIN)
+            return bool(end.poll(0))
 
     def _bury(self) -> None:
         self._process.join(0)

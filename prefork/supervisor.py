@@ -45,6 +45,7 @@ class WorkerBootFailed(Value):
     worker: int
     summary: str
     traceback: str
+    code: str = "PF401"
 
 
 class WorkerLeaving(Value):
@@ -340,14 +341,16 @@ class BackOff(Fields):
 class Supervisor:
     """Decides for one pool."""
 
-    def __init__(self, config: Config, random: Random, workers: int | None = None) -> None:
+    def __init__(self, config: Config, random: Random, workers: int | None = None, keeper: int | None = None) -> None:
+        """``workers`` are wanted if that is not as in ``config``; ``keeper`` is the process id of the pool's."""
         self._config = config
         self._random = random
+        self._keeper = keeper
         self._serial = 0
         self._wanted = config.max_workers if workers is None else workers
         self._first_ready = False
         self._announced_ready = False
-        self._started_at = 0.0
+        self._began = self._started_at = 0.0
         self._silent_deaths = 0
         # Two, so that a worker which dies again and again does not keep the others from being relieved.
         self._vacancies = BackOff()
@@ -378,9 +381,9 @@ class Supervisor:
             times += [worker.of_age_at for worker in self._live(Life.SERVING, Life.RETIRING)]
         return min((time for time in times if time < math.inf), default=None)
 
-    def start(self, now: float) -> list[Action]:
-        """Return what to do first."""
-        self._started_at = now
+    def start(self, now: float, began: float | None = None) -> list[Action]:
+        """Return what to do first; the application was loaded since the pool ``began``, if that is given."""
+        self._began, self._started_at = now if began is None else began, now
         return self._restore(now)
 
     def handle(self, event: Event, now: float) -> list[Action]:  # noqa: PLR0911, RUF100
@@ -525,7 +528,7 @@ class Supervisor:
         if self._announced_ready or serving < self._wanted:
             return []
         self._announced_ready = True
-        return [Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._started_at, 3)})]
+        return [Emit("pool.ready", {"workers": serving, "boot_s": round(now - self._began, 3)})]
 
     def _relieve(self, successor: Worker, now: float) -> list[Action]:
         """Let the one retire whom ``successor`` relieves; from now on it counts in his place."""
@@ -588,11 +591,11 @@ class Supervisor:
         if worker is None or self._ending:
             return []
         worker.reason = "boot"
-        told = {"reason": event.summary, "traceback": event.traceback}
+        told = {"reason": event.summary, "traceback": event.traceback, "code": event.code}
         if self._first_ready:
             return [Emit("worker.boot_failed", told, event.worker)]
         # The first word on it is enough: the others fail for the same reason.
-        failed = Emit("pool.boot_failed", {**told, "attempts": 1, "code": "PF401"})
+        failed = Emit("pool.boot_failed", {**told, "attempts": 1})
         return [failed, *self._stop(now, quick=True, exit_code=1)]
 
     def _exited(self, event: WorkerExited, now: float) -> list[Action]:
@@ -721,11 +724,7 @@ class Supervisor:
             case "HUP" | "USR2" | "TTIN" | "TTOU" if self._ending or self._delayed_stop:
                 return []
             case "HUP" | "USR2":
-                note = (
-                    "the workers are replaced; new code needs the option redeploy, or a restart"
-                    if name == "HUP"
-                    else "the workers are replaced"
-                )
+                note = "the workers are replaced" + (self._where_to_deploy if name == "HUP" else "")
                 everybody = self._live(Life.SERVING, Life.RETIRING)
                 recycling = Emit("pool.recycling", {"signal": name, "note": note})
                 self._to_replace.update(worker.worker for worker in self._live(Life.SERVING))
@@ -734,6 +733,13 @@ class Supervisor:
                 return self._scale(1 if name == "TTIN" else -1, now, name)
             case _:
                 return []
+
+    @property
+    def _where_to_deploy(self) -> str:
+        """What to tell somebody who may have wanted new code."""
+        if self._keeper is None:
+            return "; new code needs the option redeploy, or a restart"
+        return f"; for new code send HUP to {self._keeper}"
 
     def _scale(self, step: int, now: float, name: str) -> list[Action]:
         before, self._wanted = self._wanted, max(1, self._wanted + step)

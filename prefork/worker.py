@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from prefork.config import QUICK_STOP_S
 from prefork.drivers import new_driver
+from prefork.errors import PreforkError, traceback_of
 from prefork.exit_guard import ExitGuard
 from prefork.farewell import end_at_once, end_without
 from prefork.hooks import IN_WORKERS
@@ -190,8 +191,10 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
     except BaseException as error:  # an app that calls sys.exit() while it is imported has failed as well
         if life is not None and life.began:
             raise
-        summary = "".join(traceback.format_exception_only(error)).strip()
-        send(birth.reports, BootFailed(birth.worker, traceback=traceback.format_exc(), summary=summary))
+        code, summary = "PF401", "".join(traceback.format_exception_only(error)).strip()
+        if isinstance(error, PreforkError):
+            code, summary = error.code, str(error)
+        send(birth.reports, BootFailed(birth.worker, traceback=traceback_of(error), summary=summary, code=code))
         raise SystemExit(1) from None
     life.leave()
     if life.driver.stuck:

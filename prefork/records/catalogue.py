@@ -168,7 +168,7 @@ CATALOGUE: Mapping[str, RecordSpec] = {
     "pool.scaling": _spec("info", "parent", "The number of workers is changed.", "workers_from workers_to reason"),
     "pool.fork_failed": _spec("error", "parent", "The system refused to fork; it is tried again.", "error delay_s", code="PF404"),
     "pool.accept_paused": _spec("error", "worker", "No connection can be accepted for now, mostly because all descriptors are used up.", "reason pause_s", code="PF501"),
-    "pool.boot_failed": _spec("critical", "parent", "The pool cannot be brought up, and stops.", "reason attempts code", "exception"),
+    "pool.boot_failed": _spec("critical", "parent", "The pool cannot be brought up, and stops. Before the first fork in a `log_file` alone: on stderr the command says it in a line of its own.", "reason attempts code", "exception"),
     "pool.stop_delayed": _spec("info", "parent", "Asked to stop, it serves on for a while: for `stop_delay`, or until the next generation of Server::Starter serves.", "signal", "delay_s reason"),
     "pool.stopping": _spec("info", "parent", "A signal, or the program, asked for the end.", "signal graceful timeout_s"),
     "pool.stopped": _spec("info", "parent", "All workers are gone. The last record of a pool.", "uptime_s requests exit_code"),

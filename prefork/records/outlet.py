@@ -315,6 +315,11 @@ class Outlet:
         self._undo.append(undo)
 
     @property
+    def has_file(self) -> bool:
+        """Whether records go to a file."""
+        return isinstance(self._writer, Writer) and self._writer.path is not None
+
+    @property
     def access_writer(self) -> Writer | None:
         """What writes that requests were answered; ``None`` if it is not us."""
         writer = self._requests or self._writer

@@ -76,7 +76,7 @@ def _head(record: Mapping[str, Any], paint: Any) -> str:
     pairs = [
         f"{paint(_DIM, name + '=')}{paint(_KEY, shown(value))}"
         for name, value in record.items()
-        if name not in _QUIET and value is not None
+        if value is not None and (name not in _QUIET or (name == "generation" and _may_be_mistaken(record)))
     ]
     if record.get("logger") not in LOGGERS:
         # Somebody else's: what we show as the name is his sentence, so his logger takes its place.
@@ -87,6 +87,14 @@ def _head(record: Mapping[str, Any], paint: Any) -> str:
     style = _LEVEL_STYLES.get(level, _BOLD)
     named = f"{name:<{_NAME_WIDTH}}" if pairs else name
     return " ".join([paint(style, f"{level:<7}"), paint(_BOLD, named), *pairs])
+
+
+def _may_be_mistaken(record: Mapping[str, Any]) -> bool:
+    """Whether a line tells of a pool beside which there may be another: "stopped" is not said of the whole service."""
+    name = str(record.get("event", ""))
+    return record.get("logger") in LOGGERS and (
+        name == "pool.stopped" or (name.startswith("pool.") and record["generation"] > 1)
+    )
 
 
 def _access(record: Mapping[str, Any], paint: Any) -> str:

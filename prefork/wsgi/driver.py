@@ -1316,7 +1316,7 @@ class WsgiDriver(Reception[Client]):
         if self.stray:
             os._exit(1)
         self.records.failure(
-            error,
+            answer.explained(error),
             method=request.line.method,
             path=request.line.path.decode("latin-1"),
             client=self._asked_by(client, request)[0],

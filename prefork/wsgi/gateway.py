@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from io import BytesIO
+from traceback import walk_tb
 from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote_to_bytes
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _KNOWN_NAMES = 4096
 _KNOWN_NAME_SIZE = 64  # or somebody could fill the memory with long ones
 _LARGE = 256 * 1024
+_PAIR = 2
 _NOT_STARTED = "the application sent a body before it called start_response()"
 
 
@@ -463,6 +465,41 @@ class Answer:
         if self.status is None:
             raise AssertionError(_NOT_STARTED)
         return self._connection.start(self.status, self.fields, self._stream.date(), whole)
+
+    def explained(self, error: BaseException) -> BaseException:
+        """Return the error that says what the application gave which is no answer, if ``error`` comes from that.
+
+        Found in the frames that the failure has left, so that whoever gives what is one pays nothing for it.
+        """
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+        names = [frame.f_globals.get("__name__", "") for frame in frames]
+        if not isinstance(error, (TypeError, ValueError)) or not names or not names[-1].startswith("prefork."):
+            return error
+        here = (frame.f_locals.items() for frame in frames if frame.f_globals is globals())
+        wrong = self._misgiven({name: value for items in here for name, value in items})
+        if wrong is None:
+            return error
+        ours = all(name.startswith("prefork.") for name in names)
+        return TypeError(f"{wrong} (PEP 3333)").with_traceback(None if ours else error.__traceback__)
+
+    def _misgiven(self, found: dict[str, Any]) -> str | None:
+        """Return what is wrong with that which the application has given, ``found`` by the names that it has here."""
+        status: Any = self.status
+        fields: Sequence[Any] = self.fields
+        if status is not None and not isinstance(status, str):
+            return f"start_response() was given the status {status!r}, which has to be a str such as '200 OK'"
+        for given in fields:
+            if not (isinstance(given, tuple) and len(given) == _PAIR):
+                return f"start_response() was given the header {given!r}, which has to be a pair of str"
+        iterable = found.get("iterable", ())
+        if isinstance(iterable, (str, bytes)) or not (
+            hasattr(iterable, "__iter__") or hasattr(iterable, "__getitem__")
+        ):
+            return f"the application returned {type(iterable).__name__}, which has to be an iterable of bytes"
+        piece = next((found[name] for name in ("data", "chunk", "body") if name in found), b"")
+        if not isinstance(piece, (bytes, bytearray, memoryview)):
+            return f"the application gave {type(piece).__name__} as a piece of the body, which has to be bytes"
+        return None
 
     def fail(self) -> None:
         """Answer 500 for an application that failed before its head went out."""

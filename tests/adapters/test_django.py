@@ -182,6 +182,47 @@ def test_without_allowed_hosts_it_does_not_start(write: Callable[..., Path]) -> 
         assert "ALLOWED_HOSTS is empty and DEBUG is False: name the hosts to answer for [PF608]" in server.log
 
 
+@pytest.mark.parametrize("flags", [(), ("--no-redeploy",), ("--reload",)], ids=["kept", "alone", "reload"])
+@pytest.mark.parametrize("code", ["1 / 0", "this is no Python"])
+def test_a_project_that_cannot_be_imported_ends_it_with_1_and_its_own_traceback_alone(
+    write: Callable[..., Path], code: str, flags: tuple[str, ...]
+) -> None:
+    with runprefork(write(urls=code), *flags, ready="") as server:
+        told = server.wait_for_output("prefork: error: ")
+        if flags != ("--reload",):
+            assert server.wait() == 1
+        assert told.startswith("prefork: error: loading the project failed: ")
+        assert told.endswith(": see the traceback [PF206]")
+        assert "urls.py" in server.log
+        assert "site-packages" not in server.log
+        assert "runprefork.py" not in server.log
+
+
+def test_a_deploy_of_a_project_that_raises_is_told_as_its_start_would_be(write: Callable[..., Path]) -> None:
+    folder = write()
+    with runprefork(folder) as server:
+        (folder / "urls.py").write_text(URLS + "1 / 0")
+        server.process.send_signal(signal.SIGHUP)
+        told = server.wait_for("pool.deploy_failed")
+        summary = "loading the project failed: ZeroDivisionError: division by zero"
+        assert told["reason"] == f"{summary}: see the traceback [PF206]"
+        frames = [line for line in told["exception"].splitlines() if line.startswith("  File ")]
+        assert len(frames) == 1
+        assert "urls.py" in frames[0]
+        assert not any("ZeroDivisionError" in line for line in server.output)
+
+
+def test_what_is_wrong_with_the_options_of_a_deploy_is_one_line(write: Callable[..., Path]) -> None:
+    folder = write()
+    with runprefork(folder) as server:
+        settings = (folder / "settings.py").read_text()
+        (folder / "settings.py").write_text(settings + "ALLOWED_HOSTS = []\n")
+        server.process.send_signal(signal.SIGHUP)
+        told = server.wait_for("pool.deploy_failed")
+        assert told["reason"].startswith("ALLOWED_HOSTS is empty and DEBUG is False: ")
+        assert "exception" not in told
+
+
 def test_an_unknown_setting_is_named_with_the_nearest_one(write: Callable[..., Path]) -> None:
     with runprefork(write("PREFORK = {'MAX_WORKER': 2}\n"), ready="") as server:
         assert server.wait() != 0

@@ -138,6 +138,20 @@ def test_an_app_that_raises_ends_it_with_1_and_its_own_traceback_alone(write: Ca
         assert server.log.count("Traceback (most recent call last)") == 1
 
 
+def test_a_deploy_of_an_app_that_raises_is_told_as_its_start_would_be(write: Callable[..., Path]) -> None:
+    folder = write()
+    with run_prefork(folder) as server:
+        write(more="1 / 0")
+        server.process.send_signal(signal.SIGHUP)
+        told = server.wait_for("pool.deploy_failed")
+        assert told["reason"] == "loading shop failed: ZeroDivisionError: division by zero: see the traceback [PF206]"
+        first, *frames, last = told["exception"].splitlines()
+        assert (first, last) == ("Traceback (most recent call last):", "ZeroDivisionError: division by zero")
+        assert "shop.py" in frames[0]
+        assert len([line for line in frames if line.startswith("  File ")]) == 1
+        assert not any("ZeroDivisionError" in line for line in server.output)
+
+
 @pytest.mark.parametrize("status", ["", "0", "7"])
 def test_an_app_that_ends_the_program_at_import_ends_it_with_1_and_says_so(
     write: Callable[..., Path], status: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -476,6 +477,20 @@ def test_a_pool_whose_parent_is_killed_is_started_anew(shop: Shop) -> None:
         kept.close()
         deploy(server)
         assert server.stop() == 0
+
+
+def test_what_the_keeper_says_to_a_person_looks_like_all_the_rest(shop: Shop) -> None:
+    text = {"PREFORK_LOG_FORMAT": "console"}
+    with LiveServer.of("shop:app", cwd=shop.folder, env=text, ready="") as server:
+        server.wait_for_output("pool.ready")
+        shop.write(2, "raise LookupError('no shop')")
+        (parent,) = psutil.Process(server.pid).children()
+        parent.kill()
+        line = server.wait_for_output("pool.died")
+        reason = 'reason="its process was ended by SIGKILL" code=PF423'
+        assert re.fullmatch(rf"\d\d:\d\d:\d\d error   pool\.died {{14}}generation=1 {reason}", line)
+        server.wait_for_output("pool.deploy_failed")
+        server.wait_for_output("  LookupError: no shop")
 
 
 def test_a_pool_that_cannot_be_started_anew_is_tried_again_until_it_can(shop: Shop) -> None:

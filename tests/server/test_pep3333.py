@@ -89,6 +89,21 @@ def app(environ, start_response):
         return [b"never"]
     if path == "/never-started":
         return [b"never"]
+    if path.startswith("/returns/"):
+        ok(*([("Content-Length", "3")] if path.endswith("sized") else []))
+        wrong = {"str": "str", "bytes": b"str", "strs": ["str"], "strs-sized": ["str"], "none": None, "nones": [None]}
+        return wrong[path.removeprefix("/returns/")]
+    if path == "/yields":
+        ok()
+        return (piece for piece in [b"one", "two"])
+    if path == "/writes":
+        ok()("one")
+    if path.startswith("/starts/"):
+        start_response(*((200, []) if path == "/starts/number" else ("200 OK", ["X-A: b"])))
+        return [b"never"]
+    if path == "/raises":
+        ok()
+        return map(len, [1])
     if path == "/started-late":
         def late():
             ok()
@@ -206,6 +221,43 @@ def test_an_answer_that_must_not_be_is_a_500_and_the_worker_lives_on(server: Liv
     assert response.getheader("X-Injected") is None
     assert ask(server, "/")[1] == b"plain"
     assert not server.all("worker.exited")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/returns/str", "the application returned str, which has to be an iterable of bytes"),
+        ("/returns/bytes", "the application returned bytes, which has to be an iterable of bytes"),
+        ("/returns/none", "the application returned NoneType, which has to be an iterable of bytes"),
+        ("/returns/strs", "the application gave str as a piece of the body, which has to be bytes"),
+        ("/returns/strs-sized", "the application gave str as a piece of the body, which has to be bytes"),
+        ("/returns/nones", "the application gave NoneType as a piece of the body, which has to be bytes"),
+        ("/writes", "the application gave str as a piece of the body, which has to be bytes"),
+        ("/starts/number", "start_response() was given the status 200, which has to be a str such as '200 OK'"),
+        ("/starts/fields", "start_response() was given the header 'X-A: b', which has to be a pair of str"),
+    ],
+)
+def test_an_application_that_gives_what_is_no_answer_is_told_what_it_has_to_be(
+    server: LiveServer, path: str, words: str
+) -> None:
+    assert ask(server, path)[0].status == 500
+    told = server.wait_for("request.failed", path=path)
+    assert told["exception"].splitlines()[-1] == f"TypeError: {words} (PEP 3333)"
+    assert ("letter.py" in told["exception"]) is (path == "/writes")
+    assert ("connection.py" in told["exception"]) is (path == "/writes")
+
+
+def test_what_is_no_piece_of_the_body_is_told_in_the_middle_of_an_answer_too(server: LiveServer) -> None:
+    with pytest.raises(IncompleteRead):
+        ask(server, "/yields")
+    told = server.wait_for("request.failed", path="/yields")
+    assert "gave str as a piece of the body" in told["exception"]
+
+
+def test_a_type_error_of_what_an_application_calls_stays_as_it_is(server: LiveServer) -> None:
+    assert ask(server, "/raises")[0].status == 500
+    told = server.wait_for("request.failed", path="/raises")
+    assert told["exception"].endswith("object of type 'int' has no len()")
 
 
 @pytest.mark.parametrize("path", ["/too-late", "/failing", "/file?0,20000"])

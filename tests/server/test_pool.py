@@ -154,6 +154,21 @@ def test_a_pool_that_was_not_started_has_nothing_to_wait_for() -> None:
         _ = small().url
 
 
+def test_a_pool_shows_where_and_whether_it_runs() -> None:
+    pool = small()
+    assert repr(pool) == "<WorkerPool, not started>"
+    with pool:
+        assert repr(pool) == f"<WorkerPool {pool.url}, running, pid {pool.pid}>"
+    assert repr(pool) == f"<WorkerPool {pool.url}, stopped>"
+
+
+def test_a_pool_that_was_killed_is_shown_as_stopped() -> None:
+    with small() as pool:
+        assert pool.pid is not None
+        os.kill(pool.pid, signal.SIGKILL)
+        until(lambda: repr(pool).endswith(", stopped>"))
+
+
 def test_a_pool_pickles_to_none() -> None:
     assert pickle.loads(pickle.dumps({"pool": small()})) == {"pool": None}
 

@@ -185,6 +185,18 @@ def test_a_pool_that_is_stopped_does_not_wait_for_an_import(tmp_path: Path) -> N
         assert not server.all("worker.killed")
 
 
+@pytest.mark.parametrize(("name", "graceful"), [("TERM", True), ("INT", False)])
+def test_a_pool_that_is_stopped_while_its_parent_imports_says_by_what(
+    tmp_path: Path, name: str, *, graceful: bool
+) -> None:
+    (tmp_path / "slow.py").write_text("import os, time\nos.write(1, b'imports\\n')\ntime.sleep(60)\n")
+    with LiveServer.pool("slow:app", app_dir=str(tmp_path), where={"ready": ""}) as server:
+        server.wait_for_output("imports")
+        assert server.stop(signal.Signals[f"SIG{name}"]) == 0
+        assert server.all("pool.stopping", signal=name, graceful=graceful, timeout_s=0)
+        assert [record["event"] for record in server.records][-2:] == ["pool.stopping", "pool.stopped"]
+
+
 def test_who_waits_for_the_first_worker_is_answered_although_the_pool_stops(
     write_app: Callable[..., Path], tmp_path: Path
 ) -> None:

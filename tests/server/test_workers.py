@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -379,11 +380,40 @@ def test_orphaned_workers_give_up_after_the_graceful_timeout(faulty: Callable[..
 def test_a_broken_app_is_told_once_and_ends_the_pool(faulty: Callable[..., LiveServer]) -> None:
     with faulty("raise LookupError('no such shop')\n", preload=False, max_workers=4, where={"ready": ""}) as server:
         assert server.wait() == 1
-        (told,) = server.all("pool.boot_failed")
-        assert told["code"] == "PF401"
-        assert "LookupError: no such shop" in told["exception"]
+        (told,) = server.all("pool.boot_failed", code="PF206")
+        assert told["reason"].startswith("importing sample failed: LookupError: no such shop")
+        first, frame, *_, last = told["exception"].splitlines()
+        assert (first, last) == ("Traceback (most recent call last):", "LookupError: no such shop")
+        assert "sample.py" in frame
+        assert "/prefork/" not in told["exception"]
         assert not any("LookupError" in line for line in server.output)
         exits_balance(server)
+
+
+def test_an_app_that_is_not_there_is_told_in_one_line(tmp_path: Path) -> None:
+    with LiveServer.pool("nomodule:app", app_dir=str(tmp_path), preload=False, where={"ready": ""}) as server:
+        assert server.wait() == 1
+        (told,) = server.all("pool.boot_failed", code="PF202")
+        assert told["reason"].startswith("there is no module 'nomodule': ")
+        assert "exception" not in told
+
+
+@pytest.mark.parametrize(
+    ("app", "code", "status"),
+    [("sample:nothing", "PF203", 2), ("nomodule:app", "PF202", 2), ("raising:app", "PF206", 1)],
+)
+def test_a_pool_that_cannot_load_the_app_says_so_in_its_log(tmp_path: Path, app: str, code: str, status: int) -> None:
+    (tmp_path / "sample.py").touch()
+    (tmp_path / "raising.py").write_text("raise LookupError('no such shop')\n")
+    with LiveServer.of(app, "--log-file", "log", cwd=tmp_path, ready="") as server:
+        assert server.wait() == status
+        assert server.output[-1].startswith("prefork: error: ")
+        assert not server.records
+    *_, failed, stopped = map(json.loads, (tmp_path / "log").read_text().splitlines())
+    assert (failed["event"], failed["level"], failed["code"]) == ("pool.boot_failed", "critical", code)
+    assert server.output[-1] == f"prefork: error: {failed['reason']}"
+    assert ("raising.py" in failed.get("exception", "")) is (code == "PF206")
+    assert (stopped["event"], stopped["exit_code"]) == ("pool.stopped", status)
 
 
 def test_an_app_that_exits_while_it_is_imported_ends_the_pool(faulty: Callable[..., LiveServer]) -> None:

@@ -99,6 +99,20 @@ def test_what_contains_itself_is_written_all_the_same() -> None:
     assert json.loads(to_json({"event": "x", "thing": object()}))["event"] == "x"
 
 
+@pytest.mark.parametrize(
+    ("event", "generation", "told"),
+    [
+        ("pool.ready", 1, False),
+        ("pool.ready", 2, True),
+        ("worker.ready", 2, False),
+        ("pool.stopped", 1, True),  # which may be the last line of a service that goes on
+    ],
+)
+def test_a_person_sees_which_pool_is_spoken_of_where_there_may_be_two(event: str, generation: int, told: bool) -> None:
+    line = to_console({"event": event, "logger": "prefork", "generation": generation}, 0.0, colour=False)
+    assert (f"generation={generation}" in line) is told
+
+
 def test_a_plain_formatter_sees_name_and_fields() -> None:
     record = Record(event="worker.exited", level="info", worker=2, exit_code=-9, reason="a b", signal=None)
     assert str(record) == 'worker.exited worker=2 exit_code=-9 reason="a b"'

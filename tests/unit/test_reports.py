@@ -14,7 +14,7 @@ from prefork.reports import MESSAGE_LIMIT, BootFailed, Leaving, Ready, Report, R
         Ready(1, 0.5),
         Retiring(2, "max_memory", 75, 12),
         Retiring(2, "max_requests", 75),
-        BootFailed(3, "Traceback", "x"),
+        BootFailed(3, "Traceback", "x", "PF206"),
         Leaving(4, 100, 1),
     ],
 )
@@ -25,7 +25,7 @@ def test_what_is_said_is_understood(report: Report) -> None:
 @pytest.mark.parametrize("character", ["a", "\n", "é", "\u20ac", "\U0001f600", "\udcff", "\0"])
 @pytest.mark.parametrize("size", [10, 30_000, 1_000_000])
 def test_what_is_said_of_an_error_fits_a_message_and_keeps_its_end(character: str, size: int) -> None:
-    message = encode(BootFailed(1, character * size + "the end", character * size))
+    message = encode(BootFailed(1, character * size + "the end", character * size, "PF206"))
     assert len(message) <= MESSAGE_LIMIT
     report = decode(message)
     assert isinstance(report, BootFailed)

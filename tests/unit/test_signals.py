@@ -16,8 +16,9 @@ def test_a_stop_that_came_before_the_inbox_lost_its_patience_counts(number: sign
     with SignalInbox(signal.SIGHUP, number) as inbox:
         signal.raise_signal(signal.SIGHUP)
         signal.raise_signal(number)
-        with pytest.raises(StoppedEarly):
+        with pytest.raises(StoppedEarly) as early:
             inbox.lose_patience()
+        assert early.value.signal is number
 
 
 def test_what_else_came_before_is_kept() -> None:
@@ -26,7 +27,8 @@ def test_what_else_came_before_is_kept() -> None:
         signal.raise_signal(signal.SIGUSR1)
         inbox.lose_patience()
         assert inbox.read() == [signal.SIGHUP, signal.SIGUSR1]
-        with pytest.raises(StoppedEarly):
+        with pytest.raises(StoppedEarly) as early:
             signal.raise_signal(signal.SIGTERM)
+        assert early.value.signal is signal.SIGTERM
         inbox.impatient = False
         assert inbox.read() == [signal.SIGTERM]

@@ -343,14 +343,22 @@ def test_successors_that_die_quickly_are_waited_for_longer_and_longer() -> None:
     assert spawns(pool.send(Tick(), after=0.5))
 
 
+def test_the_start_of_a_pool_is_that_of_its_parent() -> None:
+    machine = Supervisor(Config.of(max_workers=1), Random(1))
+    machine.start(100.0, began=95.0)
+    *_, ready = machine.handle(WorkerReady(0, 0.1), 101.0)
+    assert ready == Emit("pool.ready", {"workers": 1, "boot_s": 6.0})
+
+
 def test_application_that_fails_in_the_first_worker_ends_the_pool_with_one_traceback() -> None:
     pool = Pool()
-    actions = pool.send(WorkerBootFailed(0, "ValueError: x", "Traceback"))
+    actions = pool.send(WorkerBootFailed(0, "ValueError: x", "Traceback", "PF206"))
     assert CloseListeners() in actions
     pool.send(WorkerBootFailed(1, "ValueError: x", "Traceback"))
     pool.exit(0, 1)
     assert pool.exit(1, 1)[-1] == Finish(1)
-    assert len(pool.records("pool.boot_failed")) == 1
+    (told,) = pool.records("pool.boot_failed")
+    assert told.fields["code"] == "PF206"
     assert pool.machine.exit_code == 1
 
 
@@ -924,3 +932,16 @@ def test_an_empty_pool_that_is_superseded_is_at_its_end() -> None:
 def test_a_pool_may_be_asked_for_another_number_of_workers() -> None:
     machine = Supervisor(Config.of(max_workers=2), Random(1), 5)
     assert len(spawns(machine.start(0))) == machine.workers_wanted == 5
+
+
+@pytest.mark.parametrize(
+    ("keeper", "note"),
+    [(None, "new code needs the option redeploy, or a restart"), (7, "for new code send HUP to 7")],
+)
+def test_hup_that_replaces_workers_alone_says_how_to_have_new_code(keeper: int | None, note: str) -> None:
+    machine = Supervisor(Config.of(max_workers=1), Random(1), keeper=keeper)
+    machine.start(0)
+    machine.handle(WorkerReady(0, 0.1), 1)
+    recycling = machine.handle(SignalReceived("HUP"), 2)[0]
+    assert isinstance(recycling, Emit)
+    assert recycling.fields["note"] == f"the workers are replaced; {note}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import django
 from django.conf import settings
 from django.core.asgi import get_asgi_application
 from django.core.management.base import BaseCommand, CommandError
@@ -19,7 +21,7 @@ from django.utils.module_loading import import_string
 from prefork.contrib.django import checks, fork, signals
 from prefork.contrib.django.options import add_options, joins_logs, no_such_flag, resolve_options
 from prefork.contrib.serving import when_ready
-from prefork.errors import ConfigError, PlatformUnsupported, PreforkError
+from prefork.errors import AppFailed, ConfigError, PlatformUnsupported, PreforkError, report
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -83,8 +85,13 @@ class Command(BaseCommand):
             from prefork.kept import failures_told
         except PlatformUnsupported as error:
             raise CommandError(str(error), returncode=error.exit_code) from None
-        with failures_told():
-            self.serve_or_show(options)
+        try:
+            with failures_told():
+                self.serve_or_show(options)
+        except AppFailed as error:
+            sys.exit(report(error))
+        except PreforkError as error:
+            raise CommandError(str(error), returncode=error.exit_code) from error.__cause__
 
     def serve_or_show(self, options: dict[str, Any]) -> None:
         """Serve, or show how; a status other than 0 ends the process."""
@@ -106,8 +113,6 @@ class Command(BaseCommand):
                 if resolved.config.reload
                 else self.serve(resolved.config, options)
             )
-        except PreforkError as error:
-            raise CommandError(str(error), returncode=error.exit_code) from error.__cause__
         except KeyboardInterrupt:
             # Before the pool has taken over its signals, which end with 0 as well.
             status = 0
@@ -135,9 +140,21 @@ class Command(BaseCommand):
         if not config.reload:
             keep(config)
         with directory(config.chdir):
-            self.prepare(config, options)
-            handler = self.get_handler(**options)
+            handler = self.load(config, options)
         return self.get_pool(handler, config, **more).serve()
+
+    def load(self, config: Config, options: dict[str, Any]) -> Callable[..., Any]:
+        """Return the application of the project; raises ``AppFailed`` for what its code raises."""
+        try:
+            self.prepare(config, options)
+            return self.get_handler(**options)
+        except (CommandError, PreforkError):
+            raise  # a line that says what is wrong
+        except (Exception, SystemExit) as error:
+            from prefork.loading import failure
+
+            via = (str(Path(django.__file__).parent), str(Path(checks.__file__).parent))
+            raise failure("PF206", "loading the project", error, via=via) from error
 
     def prepare(self, config: Config, options: dict[str, Any]) -> None:
         """Do once, in the parent, what each worker would do again."""
