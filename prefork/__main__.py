@@ -11,7 +11,10 @@ def main() -> int:
     """Run the command; return its exit status (see ``prefork.cli``)."""
     with collecting_seldom():
         from prefork.cli import main as command
-    return command()
+        from prefork.farewell import leave_threads
+    status = command()
+    leave_threads(status)
+    return status
 
 
 if __name__ == "__main__":

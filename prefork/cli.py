@@ -12,7 +12,6 @@ import click
 from prefork import __version__
 from prefork.config import OPTIONS, Resolved, resolve
 from prefork.errors import AppNotFound, ConfigError, PlatformUnsupported, PreforkError, report
-from prefork.farewell import leave_threads
 from prefork.heap import collecting_seldom
 from prefork.options_click import click_options, no_such_option
 
@@ -154,12 +153,6 @@ def _is_somewhere() -> bool:
 
 def main(args: list[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 if it cannot bind or boot, 2 for a user's mistake, 3 to reload."""
-    status = _main(args)
-    leave_threads(status)
-    return status
-
-
-def _main(args: list[str] | None) -> int:
     # The console script has its own folder there; python -m prefork the current one.
     if sys.path[0] != "":
         sys.path.insert(0, "")

@@ -6,6 +6,7 @@ may be for ever for a request that was given up: nothing ends a thread.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import threading
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 FLUSH_S = 1.0
-"""How long a process with stuck threads tries to write what its application has printed."""
+"""How long a process with stuck threads tries to write what its application has printed, and to run what is to be at its exit."""
 LOOK_S = 0.1
 """How often to look whether somebody else's work is done."""
 PATIENCE_S = 1.0
@@ -28,6 +29,13 @@ def working() -> set[threading.Thread]:
     """Return the threads for which Python would wait."""
     main = threading.main_thread()
     return {thread for thread in threading.enumerate() if not thread.daemon and thread is not main}
+
+
+def serving_calls() -> set[threading.Thread]:
+    """Return those among them that an event loop may be waiting for: anyio's, and those of executors."""
+    executors = sys.modules.get("concurrent.futures.thread")
+    queues = () if executors is None else executors._threads_queues  # noqa: SLF001 - nothing else tells
+    return {thread for thread in working() if thread in queues or type(thread).__module__.startswith("anyio.")}
 
 
 def leave_threads(status: int) -> None:
@@ -41,14 +49,23 @@ def end_without(given_up: Collection[threading.Thread] | None, patience: float, 
 
     They have ``patience`` seconds from the moment on at which Python waits for nothing else.
     """
-    threading.Thread(target=_wait_for_others, args=(given_up, patience, status), daemon=True).start()
+    ends = threading.Event()
+    # What is registered last is called first: the next one waits for all executors.
+    threading._register_atexit(ends.set)  # type: ignore[attr-defined]  # noqa: SLF001 - the main thread is not over yet
+    threading.Thread(target=_wait_for_others, args=(ends, given_up, patience, status), daemon=True).start()
 
 
-def _wait_for_others(given_up: Collection[threading.Thread] | None, patience: float, status: int) -> None:
-    threading.main_thread().join()
+def _wait_for_others(
+    ends: threading.Event, given_up: Collection[threading.Thread] | None, patience: float, status: int
+) -> None:
+    ends.wait()
+    there = working()  # whom a handler of atexit starts is none of them
     time.sleep(patience)
-    while left := working():
+    while left := working() & there:
         if given_up is None or left.issubset(given_up):
+            handlers = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # noqa: SLF001 - Python would behind it
+            handlers.start()
+            handlers.join(FLUSH_S)
             end_at_once(status)
         time.sleep(LOOK_S)
 

@@ -190,12 +190,14 @@ def be_parent(main: Callable[[Caller], int], caller: Caller, foreign: tuple[int,
     # A signal must not wake the event loop of the caller, whose descriptor this process has inherited.
     signal.set_wakeup_fd(-1)
     close_all(foreign)
+    status = 1
     try:
         status = main(caller)
     except Exception as error:  # noqa: BLE001 - the caller raises it
         caller.tell_failed(error)
         status = error.exit_code if isinstance(error, PreforkError) else 1
+    finally:
+        leave_threads(status)
     if status == 0:
         caller.tell({"ready": ""})
-    leave_threads(status)
     raise SystemExit(status)

@@ -131,12 +131,12 @@ def _run(info: ScriptInfo, /, **options: Any) -> None:
     try:
         with failures_told():
             status = _Run(info, options).run()
+            leave_threads(status)
     except errors.PreforkError as error:
         status = errors.report(error)
     except KeyboardInterrupt:
         # Before the pool has taken over its signals, which end with 0 as well.
         status = 0
-    leave_threads(status)
     context.exit(status)
 
 

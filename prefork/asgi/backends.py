@@ -42,10 +42,12 @@ class Job(Protocol):
 class Backend(Protocol):
     """An event loop that runs in the main thread. All but ``soon`` is called there.
 
-    ``cancelled`` is what it raises in a task that it cancels.
+    ``cancelled`` is what it raises in a task that it cancels. ``refused`` says that a thread has asked something of the loop
+    at its very end: what it asks next it may wait for for ever. Trio answers at once.
     """
 
     cancelled: type[BaseException]
+    refused: bool
 
     def run(self, main: Callable[[], Awaitable[None]]) -> None:
         """Run ``main`` from a new loop's first turn to its last."""

@@ -33,7 +33,7 @@ from prefork.asgi.loop_watch import LoopWatch
 from prefork.asgi.stacks import stack_of
 from prefork.config import QUICK_STOP_S
 from prefork.errors import AppFailed
-from prefork.farewell import working
+from prefork.farewell import serving_calls, working
 from prefork.http1.connection import NamedConnection, Phase, closing_answer
 from prefork.http1.messages import Body, End, Refused, Request, Upgrade
 from prefork.memory import EACH
@@ -129,6 +129,8 @@ class AsgiDriver(Reception[Client]):
             self.backend.run(partial(self._main, started, beside))
         except BaseException as error:  # noqa: BLE001 - raised below, and before that beside: it may be serving yet
             self.failure = self.failure or error
+        if self.backend.refused:
+            self.given_up.update(working())
         self.over = True
         self._tell_monitor()
         if beside.ident is not None:
@@ -963,7 +965,7 @@ class AsgiDriver(Reception[Client]):
 
     def _cancel(self, call: Call) -> None:
         if call in self._calls:
-            self.given_up.update(working())  # whether it waits for one of them, nothing tells
+            self.given_up.update(serving_calls())  # for which of them it waits, nothing tells
             call.cancelled = True
             self.backend.cancel(call)
 

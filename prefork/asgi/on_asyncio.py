@@ -57,6 +57,7 @@ class AsyncioBackend:
     """A loop of asyncio's, or uvloop's."""
 
     cancelled: type[BaseException] = asyncio.CancelledError
+    refused = False
 
     def __init__(self, *, uvloop: bool) -> None:
         self._new_loop: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
@@ -231,6 +232,7 @@ class AsyncioBackend:
         while (asked := asyncio.all_tasks(self._loop) - done) and time.monotonic() < deadline:
             for task in asked:
                 task.cancel()
+            self.refused = True
             _, stubborn = await asyncio.wait(asked, timeout=deadline - time.monotonic())
             done |= stubborn
 

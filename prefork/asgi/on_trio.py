@@ -58,6 +58,7 @@ class TrioBackend:
     """A run of trio's."""
 
     cancelled: type[BaseException] = trio.Cancelled
+    refused = False
 
     def __init__(self) -> None:
         self._clock = _Clock()

@@ -339,6 +339,7 @@ class WsgiDriver(Reception[Client]):
         self._kinds_of_clients = _kinds_of_clients(timed=bool(config.request_timeout), tls=self.tls is not None)
         self._running: dict[Running, Client] = {}  # what has a limit of time
         self._lost: set[threading.Thread] = set()  # threads that were given up
+        self._moving = 0  # clients on their way from such a thread's descriptor to another
         self._hopeless_from = NEVER  # when nobody is waited for any more who was given up, if that is all of them
         self._lock = threading.Lock()  # guards the lead, taken only when it changes hands
         # The last to come is the first to be promoted: caches stay warm, and connections to the database few.
@@ -438,6 +439,11 @@ class WsgiDriver(Reception[Client]):
     def overdue(self) -> bool:
         """Whether a thread was given up."""
         return bool(self._lost)
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left to answer, and nothing new can come."""
+        return not self._moving and super().drained
 
     @property
     def stuck(self) -> int:
@@ -1288,13 +1294,19 @@ class WsgiDriver(Reception[Client]):
         By another descriptor: that of the thread leads nowhere from now on.
         """
         try:
-            nowhere = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
             descriptor = os.dup(client.fd)
         except OSError:  # there are too many
             client.cut(b"")
             return
+        try:
+            nowhere = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            os.close(descriptor)
+            client.cut(b"")
+            return
         os.dup2(nowhere, client.fd, inheritable=False)
         os.close(nowhere)
+        self._moving += 1
         self._order(partial(self._go_on, descriptor, client))
 
     def _go_on(self, descriptor: int, given_up: Client) -> None:
@@ -1302,6 +1314,8 @@ class WsgiDriver(Reception[Client]):
         client = self._admit(sock, given_up.base, given_up.peer, time.monotonic() + self._keep_alive)
         client.requests = given_up.requests
         client.in_head = False
+        client.free_at = time.monotonic()
+        self._moving -= 1
         self._settle(client, answered=False)
 
     @staticmethod
