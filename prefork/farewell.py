@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
 FLUSH_S = 1.0
 """How long a process with stuck threads tries to write what its application has printed, and to run what is to be at its exit."""
@@ -44,23 +44,30 @@ def leave_threads(status: int) -> None:
         end_without(None, PATIENCE_S, status)
 
 
-def end_without(given_up: Collection[threading.Thread] | None, patience: float, status: int = 0) -> None:
+def end_without(
+    given_up: Collection[threading.Thread] | None,
+    patience: float,
+    status: int = 0,
+    wait: Callable[[float], object] = time.sleep,
+) -> None:
     """Have the process end although threads are at work that were ``given_up``, or any with ``None``.
 
-    They have ``patience`` seconds from the moment on at which Python waits for nothing else.
+    They have ``patience`` seconds from the moment on at which Python waits for nothing else, or until ``wait`` returns.
     """
     ends = threading.Event()
     # What is registered last is called first: the next one waits for all executors.
     threading._register_atexit(ends.set)  # type: ignore[attr-defined]  # noqa: SLF001 - the main thread is not over yet
-    threading.Thread(target=_wait_for_others, args=(ends, given_up, patience, status), daemon=True).start()
+
+    def wait_for_others() -> None:
+        ends.wait()
+        there = working()  # whom a handler of atexit starts is none of them
+        wait(patience)
+        _end_without(given_up, there, status)
+
+    threading.Thread(target=wait_for_others, daemon=True).start()
 
 
-def _wait_for_others(
-    ends: threading.Event, given_up: Collection[threading.Thread] | None, patience: float, status: int
-) -> None:
-    ends.wait()
-    there = working()  # whom a handler of atexit starts is none of them
-    time.sleep(patience)
+def _end_without(given_up: Collection[threading.Thread] | None, there: set[threading.Thread], status: int) -> None:
     while left := working() & there:
         if given_up is None or left.issubset(given_up):
             handlers = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # noqa: SLF001 - Python would behind it

@@ -20,7 +20,7 @@ import threading
 import traceback
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import field
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, TextIO
 
 from prefork.config import QUICK_STOP_S
@@ -200,7 +200,8 @@ def live(birth: Birth, lifeline: int, inbox: SignalInbox) -> None:
     if life.driver.stuck:
         end_at_once()
     if life.driver.given_up:
-        end_without(life.driver.given_up, LAST_S if life.stops else birth.config.graceful_timeout)
+        patience = LAST_S if life.stops else birth.config.graceful_timeout
+        end_without(life.driver.given_up, patience, wait=life.await_stop)
 
 
 def boot(birth: Birth, lifeline: int, inbox: SignalInbox) -> Life:
@@ -547,6 +548,16 @@ class Life:
         """Act upon signals sent to this worker alone. Only TERM means something: retire, a successor first."""
         if signal.SIGTERM in self.inbox.read():
             self.resign("signal")
+
+    def await_stop(self, patience: float) -> None:
+        """Wait so many seconds when all else is over, or until the pool stops too, which kills who does not."""
+        orders, until = select.poll(), monotonic() + patience
+        orders.register(self.lifeline, select.POLLIN)
+        while (left := until - monotonic()) > 0 and orders.poll(left * 1000):
+            said = os.read(self.lifeline, 64)
+            if not said or STOP in said or STOP_QUICKLY in said:
+                sleep(min(left, LAST_S))
+                return
 
     def outlive_parent(self) -> None:
         """Leave without a parent, which would have set the limit: the kernel does, whatever this process is stuck in."""

@@ -767,6 +767,38 @@ async def blocking(scope, receive, send):
         assert [(record["signal"], record["exit_code"]) for record in gone] == [(None, 0), (None, 0)]
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_thread_that_no_request_waits_for_comes_to_its_end_although_another_request_was_given_up(
+    serve: Callable[..., LiveServer], tmp_path: Path, backend: str
+) -> None:
+    more = """
+import atexit, threading
+
+def job():
+    while not os.path.exists(__file__ + ".go"):
+        time.sleep(0.01)
+    say("job done")
+
+async def working(scope, receive, send):
+    if scope.get("path") == "/job":
+        atexit.register(say, "job over")
+        threading.Thread(target=job).start()
+    await app(scope, receive, send)
+"""
+    with serve("sample:working", more, request_timeout=0.2, async_backend=backend) as server:
+        (worker,) = server.worker_pids
+        assert server.get("/job")[0] == 200
+        assert server.get("/late")[0] == 504
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_output(f"ends {worker}")
+        threading.Event().wait(0.8)  # longer than who was given up has
+        assert not server.all("worker.exited")
+        (tmp_path / "sample.py.go").touch()
+        assert server.wait() == 0
+        assert any(line == "job done" for line in server.output)
+        assert any(line == "job over" for line in server.output)
+
+
 # It leaves.
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections import Counter
+from contextlib import ExitStack
 from http.client import HTTPConnection, HTTPResponse, IncompleteRead
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +212,19 @@ def test_a_client_who_has_its_whole_answer_is_served_on_although_the_application
         assert (gone["exit_code"], gone["stuck"]) == (0, 1)
         ask(client, "/")
         assert answer(client)[0] == 200
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_of_several_who_have_their_whole_answers_none_is_lost_with_the_worker(
+    serve: Callable[..., LiveServer], threads: int
+) -> None:
+    with serve(threads=threads) as server, ExitStack() as open_ones:
+        clients = [open_ones.enter_context(send(server, "/closing")) for _ in range(4)]
+        for client in clients:
+            assert answer(client) == (200, b"whole")
+            ask(client, "/")
+        server.wait_for("request.timeout", count=4)
+        assert [answer(client)[0] for client in clients] == [200] * 4
 
 
 @pytest.mark.parametrize("threads", [1, 2])
