@@ -6,8 +6,8 @@ PYTHON ?= $(or $(shell for p in python3 python3.14 python3.13 python3.12 python3
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done),python3)
 BIN    := $(VENV)/bin
 ARGS   ?=
-# Tests wait as much as they compute: four at a time keep two cores busy. The cases of one file stay together: some share a server.
-SPREAD ?= -n 4 --dist loadscope --no-loadscope-reorder
+# Tests wait as much as they compute: six at a time keep two cores busy. The cases of one file stay together: some share a server.
+SPREAD ?= -n 6 --dist loadscope --no-loadscope-reorder
 BENCH  ?= raw flask django io recycle memory startup
 
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet
