@@ -70,19 +70,22 @@ def end_without(
 def _end_without(given_up: Collection[threading.Thread] | None, there: set[threading.Thread], status: int) -> None:
     while left := working() & there:
         if given_up is None or left.issubset(given_up):
-            handlers = threading.Thread(target=atexit._run_exitfuncs, daemon=True)  # noqa: SLF001 - Python would behind it
-            handlers.start()
-            handlers.join(FLUSH_S)
+            _try(atexit._run_exitfuncs)  # noqa: SLF001 - Python would behind it
             end_at_once(status)
         time.sleep(LOOK_S)
 
 
 def end_at_once(status: int = 0) -> None:
     """End the process although threads are stuck, or it starts: nothing may wait for these, or for what they hold."""
-    writer = threading.Thread(target=flush, daemon=True)
-    writer.start()
-    writer.join(FLUSH_S)
+    _try(flush)
     os._exit(status)
+
+
+def _try(what: Callable[[], object]) -> None:
+    """Do what a stuck thread may hold up, and wait for it no longer than is said."""
+    thread = threading.Thread(target=what, daemon=True)
+    thread.start()
+    thread.join(FLUSH_S)
 
 
 def flush() -> None:

@@ -787,8 +787,6 @@ class Reception(Generic[G]):
         if ticket.scheme == "https" and self.tls is None:
             self._leave_taken(descriptor, "TLS is not spoken here any more")
             return None
-        # Not socket(fileno=…), which asks the kernel for a family that receive and send need not know.
-        sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
         deadline = ticket.deadline
         if self._leaving:
             deadline = min(deadline, time.monotonic() + self._keep_alive)
@@ -796,11 +794,9 @@ class Reception(Generic[G]):
         unnamed = ticket.unnamed or ticket.awaits_header
         trusted = self._believes(ticket.peer, ticket.proxy, unnamed=unnamed)
         base = self._base(Origin(ticket.scheme, ticket.name, ticket.port, trusted, ticket.proxy, unnamed))
-        client = self._admit(sock, base, ticket.peer, deadline)
+        client = self._admit_again(descriptor, base, ticket.peer, deadline, ticket.requests)
         if ticket.awaits_header:
             self._open(client)
-        client.requests = ticket.requests
-        client.in_head = not ticket.requests
         return client
 
     def _leave_taken(self, descriptor: int, reason: str) -> None:
@@ -908,6 +904,17 @@ class Reception(Generic[G]):
         client.deadline = deadline
         if client.fd >= self._last_descriptor:
             self._pause(_SPARED)
+        return client
+
+    def _admit_again(
+        self, descriptor: int, base: Any, peer: tuple[str, str] | None, deadline: float, requests: int
+    ) -> G:
+        """Let in who was a client before, in whatever worker, with so many requests."""
+        # Not socket(fileno=…), which asks the kernel for a family that receive and send need not know.
+        sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+        client = self._admit(sock, base, peer, deadline)
+        client.requests = requests
+        client.in_head = not requests
         return client
 
     def _count(self) -> None:

@@ -13,11 +13,9 @@ comes back, and sends the clients that wait meanwhile through the ``Exchange`` t
 
 from __future__ import annotations
 
-import _socket
 import math
 import os
 import select
-import socket
 import stat
 import sys
 import threading
@@ -66,6 +64,7 @@ from prefork.wsgi.gateway import (
 )
 
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable, Collection, Iterable, Iterator
 
     from prefork.access_format import Outcome
@@ -1310,11 +1309,9 @@ class WsgiDriver(Reception[Client]):
         self._order(partial(self._go_on, descriptor, client))
 
     def _go_on(self, descriptor: int, given_up: Client) -> None:
-        sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
-        client = self._admit(sock, given_up.base, given_up.peer, time.monotonic() + self._keep_alive)
-        client.requests = given_up.requests
-        client.in_head = False
-        client.free_at = time.monotonic()
+        now = time.monotonic()
+        client = self._admit_again(descriptor, given_up.base, given_up.peer, now + self._keep_alive, given_up.requests)
+        client.free_at = now
         self._moving -= 1
         self._settle(client, answered=False)
 
