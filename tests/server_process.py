@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 20.0
+# For an application that a signal is to interrupt. Python acts upon one that comes just before a call behind that call only.
+A_MINUTE = "for _ in range(600): time.sleep(0.1)"
 
 # A shell starts what it puts into the background with INT and QUIT ignored; what a test starts must not inherit that.
 for _number in (number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import trustme
-from server_process import ROOT, LiveServer, let_everybody_read, until
+from server_process import A_MINUTE, ROOT, LiveServer, let_everybody_read, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -165,9 +165,7 @@ def test_an_app_that_ends_the_program_at_import_ends_it_with_1_and_says_so(
 
 @pytest.mark.parametrize("flags", [(), ("--no-redeploy",), ("--reload",)], ids=["kept", "alone", "reload"])
 def test_ctrl_c_while_the_app_is_loaded_ends_it_with_0(write: Callable[..., Path], flags: tuple[str, ...]) -> None:
-    with run_prefork(
-        write(more="import time; print('loading', flush=True); time.sleep(60)"), *flags, ready=""
-    ) as server:
+    with run_prefork(write(more=f"import time; print('loading', flush=True)\n{A_MINUTE}"), *flags, ready="") as server:
         server.wait_for_output("loading")
         os.killpg(server.pid, signal.SIGINT)  # as a terminal does
         assert server.wait() == 0

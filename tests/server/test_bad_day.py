@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from server_process import ROOT, LiveServer, wait_until_gone
+from server_process import A_MINUTE, ROOT, LiveServer, wait_until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -438,7 +438,7 @@ def test_a_path_with_a_dead_socket_is_taken_over_and_given_back(write_app: Calla
 def test_a_parent_that_is_killed_takes_workers_that_still_import_with_it(
     write_app: Callable[..., Path], flags: tuple[str, ...]
 ) -> None:
-    folder = write_app("print('importing', flush=True)\ntime.sleep(60)\n")
+    folder = write_app(f"print('importing', flush=True)\n{A_MINUTE}\n")
     with LiveServer.of("sample:app", *flags, "--graceful-timeout", "1", cwd=folder, ready="") as server:
         server.wait_for_output("importing")
         group = server.group()

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from server_process import ROOT, LiveServer, Tally, until, wait_until_gone
+from server_process import A_MINUTE, ROOT, LiveServer, Tally, until, wait_until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -399,7 +399,7 @@ def test_hups_during_a_deploy_are_one_more_with_the_newest_code(shop: Shop) -> N
 def test_a_stop_during_a_deploy_stops_both(shop: Shop, command: list[str], number: signal.Signals) -> None:
     with LiveServer(*command, cwd=shop.folder) as server:
         marker = shop.folder / "loading"
-        shop.write(2, f"open({str(marker)!r}, 'w'); time.sleep(60)")
+        shop.write(2, f"open({str(marker)!r}, 'w')\n{A_MINUTE}")
         server.send(signal.SIGHUP, to=server.pid)
         until(marker.exists)
         assert server.stop(number) == 0

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
-from server_process import ROOT, LiveServer, until, wait_until_gone
+from server_process import A_MINUTE, ROOT, LiveServer, until, wait_until_gone
 
 from prefork import AppFailed, AppNotFound, BindError, BootError, Config, ConfigError, MissingExtra, WorkerPool
 
@@ -359,8 +359,7 @@ def test_a_child_of_the_program_does_not_keep_the_pool_alive() -> None:
 
 
 def test_ctrl_c_in_a_terminal_ends_program_and_pool() -> None:
-    # Python acts upon a signal that comes just before a call behind that call only.
-    with program("while True: time.sleep(0.1)") as server:
+    with program(A_MINUTE) as server:
         os.killpg(server.pid, signal.SIGINT)
         server.wait_for("pool.stopped", exit_code=0)
         assert server.wait() == -signal.SIGINT
@@ -676,7 +675,7 @@ def _mark(folder: Path) -> None:
 
 
 def test_a_stop_during_a_slow_import_is_not_waited_for(write_app: Callable[..., Path]) -> None:
-    folder = write_app("print('importing', flush=True)\ntime.sleep(60)\n")
+    folder = write_app(f"print('importing', flush=True)\n{A_MINUTE}\n")
     for number in (signal.SIGTERM, signal.SIGINT):
         with LiveServer.pool("sample:app", app_dir=str(folder), where={"ready": ""}) as server:
             server.wait_for_output("importing")
@@ -685,7 +684,7 @@ def test_a_stop_during_a_slow_import_is_not_waited_for(write_app: Callable[..., 
 
 
 def test_process_1_can_be_stopped_while_it_imports(write_app: Callable[..., Path]) -> None:
-    folder = write_app("print('importing', flush=True)\ntime.sleep(60)\n")
+    folder = write_app(f"print('importing', flush=True)\n{A_MINUTE}\n")
     with in_a_container("sample:app", app_dir=str(folder), where={"ready": ""}) as server:
         server.wait_for_output("importing")
         os.kill(inner(server), signal.SIGTERM)

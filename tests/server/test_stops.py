@@ -11,7 +11,7 @@ from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Self
 
 import pytest
-from server_process import PATIENCE, LiveServer, until
+from server_process import A_MINUTE, PATIENCE, LiveServer, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,7 +177,7 @@ def test_an_interrupt_ends_a_stop_that_waits(write_app: Callable[..., Path]) -> 
 
 
 def test_a_pool_that_is_stopped_does_not_wait_for_an_import(tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text("import os, time\nos.write(1, b'imports\\n')\ntime.sleep(60)\n")
+    (tmp_path / "slow.py").write_text(f"import os, time\nos.write(1, b'imports\\n')\n{A_MINUTE}\n")
     with LiveServer.pool("slow:app", app_dir=str(tmp_path), preload=False, where={"ready": ""}) as server:
         server.wait_for_output("imports")
         assert server.stop() == 0
@@ -189,7 +189,7 @@ def test_a_pool_that_is_stopped_does_not_wait_for_an_import(tmp_path: Path) -> N
 def test_a_pool_that_is_stopped_while_its_parent_imports_says_by_what(
     tmp_path: Path, name: str, *, graceful: bool
 ) -> None:
-    (tmp_path / "slow.py").write_text("import os, time\nos.write(1, b'imports\\n')\ntime.sleep(60)\n")
+    (tmp_path / "slow.py").write_text(f"import os, time\nos.write(1, b'imports\\n')\n{A_MINUTE}\n")
     with LiveServer.pool("slow:app", app_dir=str(tmp_path), where={"ready": ""}) as server:
         server.wait_for_output("imports")
         assert server.stop(signal.Signals[f"SIG{name}"]) == 0
