@@ -15,10 +15,8 @@ import math
 import os
 import select
 import stat
-import sys
 import threading
 import time
-import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -30,7 +28,6 @@ from prefork.asgi.gateway import Base, asked_by, server_scope, tls_extension
 from prefork.asgi.lifespan import Lifespan
 from prefork.asgi.loop_poller import LoopPoller
 from prefork.asgi.loop_watch import LoopWatch
-from prefork.asgi.stacks import stack_of
 from prefork.config import QUICK_STOP_S
 from prefork.errors import AppFailed
 from prefork.farewell import serving_calls, working
@@ -46,6 +43,7 @@ from prefork.reception import AT_ONCE, NEVER, OVERLOADED, RECEIVE, Origin, Outfi
 from prefork.records.access import bound_context
 from prefork.request_ids import RequestIds
 from prefork.scoreboard import BUSY, mark
+from prefork.stacks import stack_of_task, stack_of_thread
 
 if TYPE_CHECKING:
     import _socket
@@ -226,11 +224,10 @@ class AsgiDriver(Reception[Client]):
         self._loop_turned = True
 
     def _tell_of_block(self, blocked_s: float) -> None:
-        frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001 - the only way to another thread's stack
         coroutine = self.backend.running()
         call = next((call for call in list(self._calls) if call.coroutine is coroutine), None)
         named = {} if call is None else _named(call)
-        stack = "".join(traceback.format_stack(frame))
+        stack = stack_of_thread(self._thread, AsgiDriver.call)
         self.records.emit("worker.blocked", blocked_s=round(blocked_s, 3), stack=stack, code="PF432", **named)
 
     def pulse(self, beat: Callable[[], None]) -> None:
@@ -926,7 +923,7 @@ class AsgiDriver(Reception[Client]):
         ):
             self._timed.pop(call, None)
             return
-        self._tell_of_timeout(call, stack_of(call.coroutine))
+        self._tell_of_timeout(call, stack_of_task(call.coroutine, AsgiDriver.call))
         self._log(call, "timeout", "504")
         if running.sending:
             client.broken = True
@@ -944,8 +941,7 @@ class AsgiDriver(Reception[Client]):
         """Answer for a call that holds the loop up. In the thread beside it: the descriptor stays open, for it is not ours."""
         running, client = call.running, call.client
         assert running is not None
-        frame = sys._current_frames().get(self._thread.ident or 0)  # noqa: SLF001 - the only way to another thread's stack
-        self._tell_of_timeout(call, "".join(traceback.format_stack(frame)))
+        self._tell_of_timeout(call, stack_of_thread(self._thread, AsgiDriver.call))
         self._resisting.add(call)
         late = Refused(504, "the request took too long", "RFC 9110 section 15.6.5")
         head_only = running.request.line.method == "HEAD"
@@ -999,7 +995,9 @@ class AsgiDriver(Reception[Client]):
     def _cancel_in_stop(self, call: Call) -> None:
         if call.cancelled:
             return  # it may be cleaning up
-        self.records.emit("request.cancelled", **_named(call), stack=stack_of(call.coroutine), code="PF510")
+        self.records.emit(
+            "request.cancelled", **_named(call), stack=stack_of_task(call.coroutine, AsgiDriver.call), code="PF510"
+        )
         if call.client.call is call:
             call.client.broken = True
             self._settle(call.client)

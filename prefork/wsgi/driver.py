@@ -20,7 +20,6 @@ import stat
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from contextlib import contextmanager
 from functools import partial
@@ -52,6 +51,7 @@ from prefork.reception import (
 from prefork.records.access import bound_context
 from prefork.request_ids import RequestIds
 from prefork.scoreboard import BUSY, IDLE, mark
+from prefork.stacks import stack_of_thread
 from prefork.wsgi.body import RequestBody
 from prefork.wsgi.effort import Effort
 from prefork.wsgi.gateway import (
@@ -236,7 +236,7 @@ class Client(Guest):
 class TimedClient(Client):
     """A connection whose requests have a limit of time: who is late has nothing to say any more."""
 
-    __slots__ = ("running",)
+    __slots__ = ("answer", "running")
 
     def __init__(
         self,
@@ -248,6 +248,8 @@ class TimedClient(Client):
     ) -> None:
         super().__init__(driver, sock, connection, base, peer)
         self.running: Running | None = None
+        self.answer: Answer | None = None
+        """That to the request which is running, once the application was called."""
 
     def send(self, data: bytes) -> None:
         """Send, unless somebody else has answered."""
@@ -336,7 +338,7 @@ class WsgiDriver(Reception[Client]):
             self._dispatch = self._naming(self._dispatch)
         self._patience = config.queue_timeout or NEVER
         self._kinds_of_clients = _kinds_of_clients(timed=bool(config.request_timeout), tls=self.tls is not None)
-        self._running: dict[Running, Client] = {}  # what has a limit of time
+        self._running: dict[Running, TimedClient] = {}  # what has a limit of time
         self._lost: set[threading.Thread] = set()  # threads that were given up
         self._moving = 0  # clients on their way from such a thread's descriptor to another
         self._hopeless_from = NEVER  # when nobody is waited for any more who was given up, if that is all of them
@@ -1182,7 +1184,9 @@ class WsgiDriver(Reception[Client]):
         mine = self._mine
 
         def timed(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            environ["prefork.extend_deadline"] = mine.running.extend
+            client = mine.client
+            client.answer = start_response.__self__
+            environ["prefork.extend_deadline"] = client.running.extend
             return app(environ, start_response)
 
         return timed
@@ -1192,13 +1196,14 @@ class WsgiDriver(Reception[Client]):
         assert isinstance(client, TimedClient)
         received = 0 if body is None else body.size
         running = Running(threading.current_thread(), self._cell, request, received, self.config.request_timeout)
-        client.running = self._mine.running = running
+        client.running = running
+        self._mine.client = client
         self._running[running] = client
         try:
             self._call(client, request, body)
         finally:
             del self._running[running]
-            client.running = None
+            client.running = client.answer = None
         if not take(running.claim):
             with self._lock:
                 pass  # until the monitor is done with it
@@ -1231,13 +1236,12 @@ class WsgiDriver(Reception[Client]):
                 patience = wait if patience is None else min(patience, wait)
         return patience
 
-    def _give_up(self, running: Running, client: Client, claim: list[bool]) -> None:
+    def _give_up(self, running: Running, client: TimedClient, claim: list[bool]) -> None:
         """Answer for a thread, and have another thread in its place; unless it just comes back.
 
         Its connection is cut, but if only a client that takes its time is left of the request: what waits for that goes out.
         """
-        frame = sys._current_frames().get(running.thread.ident or 0)  # noqa: SLF001 - the only way to another thread's stack
-        stack = "".join(traceback.format_stack(frame))
+        stack = stack_of_thread(running.thread, Answer.run)
         age_s = round(time.monotonic() - running.since, 3)
         self.send_held_back()
         with self._lock:
@@ -1261,15 +1265,17 @@ class WsgiDriver(Reception[Client]):
             late = Refused(504, "the request took too long", "RFC 9110 section 15.6.5")
             head_only = running.request.line.method == "HEAD"
             octets = closing_answer(late, self.date(), head_only=head_only) if answered else b""
-            if running.whole and client.outbox:
+            whole = running.whole
+            if whole and client.outbox:
                 running.detached = True
                 client.connection.close()
+                self._log_late(client, running)  # first, for the leader may see it empty at once
                 self._watch_outbox(client)
             else:
                 self._clients.pop(client.fd, None)
                 self._count()
                 client.broken = True
-                if running.whole and client.connection.idle and not client.tied:
+                if whole and client.connection.idle and not client.tied:
                     self._part_from_thread(client)
                 else:
                     client.cut(octets)
@@ -1284,7 +1290,9 @@ class WsgiDriver(Reception[Client]):
             **_id_of(client),
             code="PF502",
         )
-        if self._access is not None and take(running.untold):
+        if whole:
+            self._log_late(client, running)
+        elif self._access is not None and take(running.untold):
             self._log_own_answer(client, running.request, str(late.status), octets, "timeout", running)
 
     def _part_from_thread(self, client: Client) -> None:
@@ -1386,6 +1394,13 @@ class WsgiDriver(Reception[Client]):
             outbox.then = partial(self._log_taken, entry, time.monotonic())
         else:
             self._write_log(entry)
+
+    def _log_late(self, client: TimedClient, running: Running) -> None:
+        """Have a request logged whose answer is whole, although its thread is not back yet."""
+        if self._access is not None:
+            assert client.answer is not None
+            age_s = time.monotonic() - running.since
+            self._log(client, running.request, client.base, client.answer, running.received, age_s, "complete")
 
     def _write_log(self, entry: Entry) -> None:
         access = self._access

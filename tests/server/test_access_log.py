@@ -45,11 +45,17 @@ def app(environ, start_response):
         return late()
     if path == "/big":
         return [BIG]
+    if path.startswith("/closing"):
+        return Closing([BIG if path == "/closing/big" else b"tea"])
     return [environ.get("prefork.request_id", "tea").encode()]
 
 def late():
     yield b"tea"
     raise LookupError("no such tea")
+
+class Closing(list):
+    def close(self):
+        time.sleep(30)
 
 def wanted(fields):
     return "bot" not in fields["user_agent"]
@@ -176,6 +182,23 @@ def test_a_request_that_takes_too_long_has_one_line(server: LiveServer, log: Pat
     assert record["duration_s"] >= 1
     assert record["response_bytes"] > 0
     assert told["request_id"] == record["request_id"] == "late-1"
+
+
+def test_a_whole_answer_has_its_own_line_although_the_application_is_stuck_behind_it(
+    server: LiveServer, log: Path
+) -> None:
+    assert server.get("/closing") == (200, b"tea")
+    record = line_of(log, "/closing")
+    assert (record["status"], record["outcome"], record["response_bytes"]) == (200, "complete", 3)
+    assert record["duration_s"] >= 1
+    with closing(HTTPConnection(*server.address, timeout=PATIENCE)) as client:
+        client.request("GET", "/closing/big", headers={"X-Request-ID": "late-2"})
+        response = client.getresponse()
+        server.wait_for("request.timeout", request_id="late-2")
+        assert not [record for record in records_of(log) if record["path"] == "/closing/big"]
+        assert len(response.read()) == 50_000_000
+    record = line_of(log, "/closing/big")
+    assert (record["status"], record["outcome"], record["response_bytes"]) == (200, "complete", 50_000_000)
 
 
 def test_the_id_is_the_same_everywhere(server: LiveServer, log: Path) -> None:
