@@ -357,6 +357,7 @@ class Reception(Generic[G]):
         self._awaits_room = False
         self._told_of_spool = False
         self._waited = 0.0  # for how many seconds the last one that was taken lay in the exchange
+        self._yields_s = 0.0  # for how many seconds whoever lies there is left to siblings, full or not
         self._accepting = False
         self._resume_at = NEVER
         self._limited = config.limit_concurrency is not None
@@ -548,6 +549,9 @@ class Reception(Generic[G]):
         nudge(self._monitor_end)
 
     def _stop(self, *, quick: bool, patience: float) -> None:
+        if self._leaving and not self._stopping:
+            # Who left before may have done so for new code: that is to answer, if there is anybody who has it.
+            self._yields_s = min(LINGER, self.config.graceful_timeout / 2)
         self._stopping, self._handing_over = True, False
         if not quick:  # also while accepting is paused: the descriptors that are left for the application are for this
             for fd in list(self._gates):
@@ -840,11 +844,15 @@ class Reception(Generic[G]):
         self._resume_at = min(self._resume_at, time.monotonic() + pause)
 
     def _may_take(self) -> bool:
-        """Whether to take in who lies in the exchange; a worker that is full lets siblings come first, which may not be."""
-        if not (self._taking and self._full):
+        """Whether to take in who lies in the exchange.
+
+        A worker that is full lets siblings come first, which may not be, and so does who has left before the pool stops.
+        """
+        first_s = self._yields_s or (SIBLINGS_FIRST if self._full else 0.0)
+        if not (self._taking and first_s):
             return self._taking
         assert self._exchange is not None
-        if not self._exchange.taken(time.monotonic() - SIBLINGS_FIRST):
+        if not self._exchange.taken(time.monotonic() - first_s):
             return True
         self._take_nobody(SIBLINGS_FIRST / 10)
         return False
