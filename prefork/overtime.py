@@ -8,7 +8,7 @@ thread pays for no lock, and whoever comes second knows that he was second.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import threading
@@ -28,6 +28,7 @@ class Running:
     """
 
     __slots__ = (
+        "answer",
         "cell",
         "claim",
         "deadline",
@@ -56,6 +57,8 @@ class Running:
         """Whether all of the answer was sent, or waits for the client."""
         self.detached = False
         """Whether what waits goes out without the thread, which has nothing to do with the client any more."""
+        self.answer: Any = None
+        """What the application says to it, once that was called."""
         self.claim = [True]
         self.untold = [True]
         """To be taken by whoever writes it into the access log."""

@@ -183,6 +183,10 @@ class Client(Guest):
             return None
         return (offset, max(0, found.st_size - offset)) if stat.S_ISREG(found.st_mode) else None
 
+    def tell(self) -> bool:
+        """Return whether its request is still to be written into the access log, which is up to the caller then."""
+        return True
+
     def flush(self, most: float = NEVER) -> int:
         """Send what waits, but not more than about ``most``; return how much. Raises ``OSError`` once the client is gone."""
         with self._held():
@@ -236,7 +240,7 @@ class Client(Guest):
 class TimedClient(Client):
     """A connection whose requests have a limit of time: who is late has nothing to say any more."""
 
-    __slots__ = ("answer", "running")
+    __slots__ = ("running",)
 
     def __init__(
         self,
@@ -248,8 +252,6 @@ class TimedClient(Client):
     ) -> None:
         super().__init__(driver, sock, connection, base, peer)
         self.running: Running | None = None
-        self.answer: Answer | None = None
-        """That to the request which is running, once the application was called."""
 
     def send(self, data: bytes) -> None:
         """Send, unless somebody else has answered."""
@@ -278,6 +280,10 @@ class TimedClient(Client):
             running.begin_to_send()
         super().sendfile(file, offset, size, last=last)
         running.whole = last
+
+    def tell(self) -> bool:
+        """Return the same: whoever answers for a late thread tells as well."""
+        return self.running is None or take(self.running.untold)
 
     def _see_it_take(self, outbox: Outbox) -> None:
         if self.running is None or outbox.size <= outbox.most:
@@ -338,7 +344,7 @@ class WsgiDriver(Reception[Client]):
             self._dispatch = self._naming(self._dispatch)
         self._patience = config.queue_timeout or NEVER
         self._kinds_of_clients = _kinds_of_clients(timed=bool(config.request_timeout), tls=self.tls is not None)
-        self._running: dict[Running, TimedClient] = {}  # what has a limit of time
+        self._running: dict[Running, Client] = {}  # what has a limit of time
         self._lost: set[threading.Thread] = set()  # threads that were given up
         self._moving = 0  # clients on their way from such a thread's descriptor to another
         self._hopeless_from = NEVER  # when nobody is waited for any more who was given up, if that is all of them
@@ -1130,7 +1136,7 @@ class WsgiDriver(Reception[Client]):
             duration = time.monotonic() - started
             if ahead:
                 self._blocky = max(0, self._blocky - 1) if duration < TICK else min(_BLOCKY, self._blocky + 1)
-            if self._access is not None:
+            if self._access is not None and client.tell():
                 received = 0 if body is None else body.size
                 self._log(client, request, environ, answer, received, duration, outcome)
 
@@ -1184,9 +1190,9 @@ class WsgiDriver(Reception[Client]):
         mine = self._mine
 
         def timed(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-            client = mine.client
-            client.answer = start_response.__self__
-            environ["prefork.extend_deadline"] = client.running.extend
+            running = mine.running
+            running.answer = start_response.__self__
+            environ["prefork.extend_deadline"] = running.extend
             return app(environ, start_response)
 
         return timed
@@ -1196,14 +1202,13 @@ class WsgiDriver(Reception[Client]):
         assert isinstance(client, TimedClient)
         received = 0 if body is None else body.size
         running = Running(threading.current_thread(), self._cell, request, received, self.config.request_timeout)
-        client.running = running
-        self._mine.client = client
+        client.running = self._mine.running = running
         self._running[running] = client
         try:
             self._call(client, request, body)
         finally:
             del self._running[running]
-            client.running = client.answer = None
+            client.running = None
         if not take(running.claim):
             with self._lock:
                 pass  # until the monitor is done with it
@@ -1236,7 +1241,7 @@ class WsgiDriver(Reception[Client]):
                 patience = wait if patience is None else min(patience, wait)
         return patience
 
-    def _give_up(self, running: Running, client: TimedClient, claim: list[bool]) -> None:
+    def _give_up(self, running: Running, client: Client, claim: list[bool]) -> None:
         """Answer for a thread, and have another thread in its place; unless it just comes back.
 
         Its connection is cut, but if only a client that takes its time is left of the request: what waits for that goes out.
@@ -1367,8 +1372,6 @@ class WsgiDriver(Reception[Client]):
         outcome: Outcome,
     ) -> None:
         """Have a request written into the access log, as soon as its answer has gone out."""
-        if isinstance(client, TimedClient) and client.running is not None and not take(client.running.untold):
-            return  # who answered for it has done so
         access = self._access
         assert access is not None
         address, scheme = asked_by(client.base, client.peer, request)
@@ -1395,12 +1398,11 @@ class WsgiDriver(Reception[Client]):
         else:
             self._write_log(entry)
 
-    def _log_late(self, client: TimedClient, running: Running) -> None:
+    def _log_late(self, client: Client, running: Running) -> None:
         """Have a request logged whose answer is whole, although its thread is not back yet."""
-        if self._access is not None:
-            assert client.answer is not None
+        if self._access is not None and take(running.untold):
             age_s = time.monotonic() - running.since
-            self._log(client, running.request, client.base, client.answer, running.received, age_s, "complete")
+            self._log(client, running.request, client.base, running.answer, running.received, age_s, "complete")
 
     def _write_log(self, entry: Entry) -> None:
         access = self._access

@@ -201,6 +201,42 @@ def test_a_whole_answer_has_its_own_line_although_the_application_is_stuck_behin
     assert (record["status"], record["outcome"], record["response_bytes"]) == (200, "complete", 50_000_000)
 
 
+COMES_BACK = """
+import threading, time
+from prefork.records import Records
+
+told = threading.Event()
+emit = Records.emit
+
+def emit_slowly(self, name, **fields):
+    if name == "request.timeout":
+        told.set()
+        time.sleep(0.2)
+    emit(self, name, **fields)
+
+Records.emit = emit_slowly
+
+class Closing(list):
+    def close(self):
+        told.wait()
+
+def app(environ, start_response):
+    start_response("200 OK", [])
+    return Closing([b"tea"])
+"""
+
+
+def test_a_thread_that_comes_back_while_it_is_answered_for_tells_nothing_twice(tmp_path: Path) -> None:
+    (tmp_path / "back.py").write_text(COMES_BACK)
+    log = tmp_path / "access.log"
+    options: dict[str, Any] = {"app_dir": str(tmp_path), "access_log": str(log), "request_timeout": 0.2}
+    with LiveServer.pool("back:app", max_workers=1, **options) as server:
+        assert server.get("/") == (200, b"tea")
+        assert server.wait_for("worker.exited", reason="request_timeout")["exit_code"] == 0
+        record = line_of(log, "/")
+        assert (record["status"], record["outcome"], record["response_bytes"]) == (200, "complete", 3)
+
+
 def test_the_id_is_the_same_everywhere(server: LiveServer, log: Path) -> None:
     with closing(HTTPConnection(*server.address, timeout=PATIENCE)) as client:
         seen = []
