@@ -45,6 +45,14 @@ sys.exit(WorkerPool(app, **options).serve())
 Record = dict[str, Any]
 
 
+def lines_of(path: Path) -> list[str]:
+    """Return the lines of a file, if it is there, without one that is just being written: of that a part may be seen."""
+    with suppress(FileNotFoundError):
+        text = path.read_text()
+        return text[: text.rfind("\n") + 1].splitlines()
+    return []
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait for what no event tells of; fails if it does not come."""
     deadline = time.monotonic() + PATIENCE

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from django_project import write_project
-from server_process import LiveServer, until
+from server_process import LiveServer, lines_of, until
 
 from prefork.terminal import is_terminal
 
@@ -55,8 +55,8 @@ def test_what_is_written_where_no_stream_is_goes_nowhere(tmp_path: Path, flags: 
     without = ("/bin/sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable)
     flags = ("--workers", "1", "--log-file", str(log), *flags)
     with LiveServer(*without, *COMMANDS["prefork"], *flags, cwd=tmp_path, ready="") as server:
-        until(lambda: log.exists() and "pool.ready" in log.read_text())
-        server.records += [json.loads(line) for line in log.read_text().splitlines()]
+        until(lambda: "pool.ready" in "".join(lines_of(log)))
+        server.records += [json.loads(line) for line in lines_of(log)]
         assert server.get() == (200, b"/dev/null /dev/null /dev/null")
         for process in server.group():
             for number in range(3):
@@ -80,8 +80,8 @@ def test_a_file_that_a_program_has_where_no_stream_is_stays_as_it_is(tmp_path: P
     data.write_bytes(b"precious" * 100)
     without = ("/bin/sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", OCCUPIED)
     with LiveServer(*without, cwd=tmp_path, ready="") as server:
-        until(lambda: log.exists() and "pool.ready" in log.read_text())
-        server.records += [json.loads(line) for line in log.read_text().splitlines()]
+        until(lambda: "pool.ready" in "".join(lines_of(log)))
+        server.records += [json.loads(line) for line in lines_of(log)]
         assert server.get()[0] == 500
         assert Path(f"/proc/{server.pid}/fd/2").readlink() == Path(os.devnull)
         assert server.stop() == 0

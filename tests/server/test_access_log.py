@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from server_process import PATIENCE, ROOT, LiveServer, Tally, until
+from server_process import PATIENCE, ROOT, LiveServer, Tally, lines_of, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,12 +67,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("tea")
     (found / "tea.py").write_text(APP)
     return found
-
-
-def lines_of(path: Path) -> list[str]:
-    with suppress(FileNotFoundError):
-        return path.read_text().splitlines()
-    return []
 
 
 def records_of(path: Path) -> list[dict[str, Any]]:

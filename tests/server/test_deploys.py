@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from server_process import A_MINUTE, PATIENCE, ROOT, LiveServer, Tally, until, wait_until_gone
+from server_process import A_MINUTE, PATIENCE, ROOT, LiveServer, Tally, lines_of, until, wait_until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -446,7 +446,7 @@ def test_what_the_keeper_records_is_in_the_log_file_with_the_rest(shop: Shop) ->
     with LiveServer(sys.executable, "-m", "prefork", "shop:app", *flags, cwd=shop.folder, ready="") as server:
 
         def recorded(event: str) -> list[dict[str, Any]]:
-            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            lines = [json.loads(line) for line in lines_of(log)]
             return [line for line in lines if line["event"] == event]
 
         until(lambda: bool(recorded("pool.ready")))
@@ -533,7 +533,7 @@ def test_a_pool_is_started_anew_although_nobody_reads_stderr(shop: Shop) -> None
     log = shop.folder / "log"
 
     def written(event: str) -> list[dict[str, Any]]:
-        records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        records = [json.loads(line) for line in lines_of(log)]
         return [record for record in records if record["event"] == event]
 
     reader, writer = os.pipe()

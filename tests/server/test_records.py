@@ -14,7 +14,7 @@ from http.client import HTTPConnection
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import ROOT, LiveServer, Tally
+from server_process import ROOT, LiveServer, Tally, lines_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,8 +171,8 @@ def test_a_terminal_gets_lines_for_people(env: dict[str, str], coloured: bool) -
 LONG = "/" + "x" * 6000  # more than a pipe takes at once without mixing
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def records_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines_of(path)]
 
 
 def test_files_that_are_moved_away_are_opened_anew_and_no_request_is_missing(
@@ -198,7 +198,7 @@ def test_files_that_are_moved_away_are_opened_anew_and_no_request_is_missing(
             tally.wait_for(200)
         answered = tally.answered
         assert not tally.lost
-    records = [record for path in (*moved, log) for record in lines_of(path)]
+    records = [record for path in (*moved, log) for record in records_of(path)]
     assert {record["event"] for record in records} == {"request.finished"}
     assert len(records) == answered
 
@@ -208,16 +208,16 @@ def test_lines_of_several_workers_do_not_mix(write_app: Callable[..., Path], tmp
     flags = ("--max-workers", "4", "--log-file", str(log), "--access-log", "-")
     server = LiveServer.of("sample:app", *flags, cwd=write_app(), ready="")
     with server:
-        while not log.exists() or "pool.ready" not in log.read_text():
+        while "pool.ready" not in "".join(lines_of(log)):
             assert server.process.poll() is None
-        (listening,) = [record for record in lines_of(log) if record["event"] == "pool.listening"]
+        (listening,) = [record for record in records_of(log) if record["event"] == "pool.listening"]
         threads = [threading.Thread(target=ask, args=(listening["port"], 25)) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         server.stop()
-    assert sum(record.get("path") == LONG for record in lines_of(log)) == 200
+    assert sum(record.get("path") == LONG for record in records_of(log)) == 200
 
 
 def ask(port: int, times: int) -> None:
