@@ -408,6 +408,56 @@ def test_a_stop_during_a_deploy_stops_both(shop: Shop, command: list[str], numbe
         assert "Traceback" not in "".join(server.output)
 
 
+WAITS = """
+def app(environ, start_response):
+    name = environ["PATH_INFO"][1:]
+    if name:
+        os.write(1, f"in {{name}}\\n".encode())
+    while name and not os.path.exists(name):
+        time.sleep(0.01)
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "1")])
+    return [VERSION.encode()]
+"""
+
+
+def test_who_waits_as_all_stop_is_left_to_the_new_code_although_the_old_has_a_thread_free(shop: Shop) -> None:
+    shop.write(1, WAITS.format())
+    with shop.served("--max-workers", "1", "--threads", "2") as server, ExitStack() as stack:
+
+        def ask(path: str) -> http.client.HTTPConnection:
+            client = stack.enter_context(closing(http.client.HTTPConnection(*server.address, timeout=PATIENCE)))
+            client.request("GET", path)
+            return client
+
+        def ask_again() -> bytes:
+            waiting.request("GET", "/")
+            return waiting.getresponse().read()
+
+        asked = [ask("/first")]
+        server.wait_for_output("in first")
+        shop.write(2, WAITS.format())
+        server.send(signal.SIGHUP, to=server.pid)
+        server.wait_for("pool.superseded")
+        waiting = ask("/")
+        waiting.getresponse().read()
+        until(lambda: ask_again() == b"2")
+        asked += [ask("/second"), ask("/second")]
+        until(lambda: server.output.count("in second") == 2)
+        waiting.request("GET", "/")
+        port = waiting.sock.getsockname()[1]
+        new = server.wait_for("worker.spawned", generation=2)["child_pid"]
+        until(lambda: all(at.raddr.port != port for at in psutil.Process(new).net_connections() if at.raddr))
+        server.process.terminate()
+        server.wait_for("pool.stopping", generation=1)
+        server.wait_for("pool.stopping", generation=2)
+        assert not select.select([waiting.sock], [], [], 0.5)[0]
+        (shop.folder / "second").touch()
+        assert waiting.getresponse().read() == b"2"
+        (shop.folder / "first").touch()
+        assert [client.getresponse().read() for client in asked] == [b"1", b"2", b"2"]
+        assert server.wait() == 0
+
+
 def test_ctrl_c_in_a_terminal_is_heard_once(shop: Shop) -> None:
     with shop.served() as server:
         deploy(server)
@@ -607,56 +657,6 @@ def test_new_code_takes_the_place_of_a_pool_that_is_incomplete(shop: Shop) -> No
         shop.write(2, "def started(worker): pass")
         deploy(server)
         assert server.get("/")[1] == b"2"
-
-
-WAITS = """
-def app(environ, start_response):
-    name = environ["PATH_INFO"][1:]
-    if name:
-        os.write(1, f"in {{name}}\\n".encode())
-    while name and not os.path.exists(name):
-        time.sleep(0.01)
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", "1")])
-    return [VERSION.encode()]
-"""
-
-
-def test_who_waits_as_all_stop_is_left_to_the_new_code_although_the_old_has_a_thread_free(shop: Shop) -> None:
-    shop.write(1, WAITS.format())
-    with shop.served("--max-workers", "1", "--threads", "2") as server, ExitStack() as stack:
-
-        def ask(path: str) -> http.client.HTTPConnection:
-            client = stack.enter_context(closing(http.client.HTTPConnection(*server.address, timeout=PATIENCE)))
-            client.request("GET", path)
-            return client
-
-        def ask_again() -> bytes:
-            waiting.request("GET", "/")
-            return waiting.getresponse().read()
-
-        asked = [ask("/first")]
-        server.wait_for_output("in first")
-        shop.write(2, WAITS.format())
-        server.send(signal.SIGHUP, to=server.pid)
-        server.wait_for("pool.superseded")
-        waiting = ask("/")
-        waiting.getresponse().read()
-        until(lambda: ask_again() == b"2")
-        asked += [ask("/second"), ask("/second")]
-        until(lambda: server.output.count("in second") == 2)
-        waiting.request("GET", "/")
-        port = waiting.sock.getsockname()[1]
-        new = server.wait_for("worker.spawned", generation=2)["child_pid"]
-        until(lambda: all(at.raddr.port != port for at in psutil.Process(new).net_connections() if at.raddr))
-        server.process.terminate()
-        server.wait_for("pool.stopping", generation=1)
-        server.wait_for("pool.stopping", generation=2)
-        assert not select.select([waiting.sock], [], [], 0.5)[0]
-        (shop.folder / "second").touch()
-        assert waiting.getresponse().read() == b"2"
-        (shop.folder / "first").touch()
-        assert [client.getresponse().read() for client in asked] == [b"1", b"2", b"2"]
-        assert server.wait() == 0
 
 
 def test_an_incomplete_pool_is_stopped_in_its_own_time(shop: Shop) -> None:
