@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
 _Stack: TypeAlias = "list[tuple[FrameType, int]]"
 
 _AWAITED = (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom"), ("ag_frame", "ag_await"))
+
+
+def is_ours(frame: FrameType) -> bool:
+    """Whether the code of a frame is the server's, and not the application's or a library's."""
+    return frame.f_globals.get("__name__", "").startswith("prefork.")  # type: ignore[no-any-return]  # a name is a str
 
 
 def stack_of_thread(thread: threading.Thread, caller: Callable[..., object]) -> str:
@@ -43,16 +49,8 @@ def stack_of_task(coroutine: Any, caller: Callable[..., object]) -> str:
 
 
 def _written(stack: _Stack, caller: Callable[..., object]) -> str:
-    code = caller.__code__
-    called = [number for number, (frame, _) in enumerate(stack, 1) if frame.f_code is code]
-    if called:
-        stack = _from_application(stack[called[0] :]) or stack
+    codes = [frame.f_code for frame, _ in stack]
+    if caller.__code__ in codes:
+        called = stack[codes.index(caller.__code__) + 1 :]
+        stack = [*dropwhile(lambda entry: is_ours(entry[0]), called)] or called or stack
     return "".join(traceback.StackSummary.extract(iter(stack)).format())
-
-
-def _from_application(stack: _Stack) -> _Stack:
-    """Leave out what of the server stands between it and the application."""
-    for number, (frame, _) in enumerate(stack):
-        if not frame.f_globals.get("__name__", "").startswith("prefork."):
-            return stack[number:]
-    return stack

@@ -27,6 +27,7 @@ from prefork.records.access import bound_context
 from prefork.records.catalogue import LEVELS, LOGGERS
 from prefork.records.pipe import PATIENCE_S, pipe_of
 from prefork.records.rendering import Record, to_console, to_json
+from prefork.stacks import is_ours
 from prefork.terminal import is_terminal, wants_colour
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def to_logging(logger: Any, name: str, event: MutableMapping[str, Any]) -> tuple
 def _beyond_us(error: BaseException) -> Any:
     """Return the traceback from where the application was called; all of it if it is about us alone."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("prefork."):
+    while trace is not None and is_ours(trace.tb_frame):
         trace = trace.tb_next
     return trace or error.__traceback__
 

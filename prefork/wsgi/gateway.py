@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from prefork.http1.forwarded import is_forwarding, read_forwarding
 from prefork.http1.messages import CHUNKED, Refused
+from prefork.stacks import is_ours
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -472,15 +473,14 @@ class Answer:
         Found in the frames that the failure has left, so that whoever gives what is one pays nothing for it.
         """
         frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-        names = [frame.f_globals.get("__name__", "") for frame in frames]
-        if not isinstance(error, (TypeError, ValueError)) or not names or not names[-1].startswith("prefork."):
+        if not isinstance(error, (TypeError, ValueError)) or not frames or not is_ours(frames[-1]):
             return error
         here = (frame.f_locals.items() for frame in frames if frame.f_globals is globals())
         wrong = self._misgiven({name: value for items in here for name, value in items})
         if wrong is None:
             return error
-        ours = all(name.startswith("prefork.") for name in names)
-        return TypeError(f"{wrong} (PEP 3333)").with_traceback(None if ours else error.__traceback__)
+        ours_alone = all(is_ours(frame) for frame in frames)
+        return TypeError(f"{wrong} (PEP 3333)").with_traceback(None if ours_alone else error.__traceback__)
 
     def _misgiven(self, found: dict[str, Any]) -> str | None:
         """Return what is wrong with that which the application has given, ``found`` by the names that it has here."""
