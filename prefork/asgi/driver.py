@@ -606,7 +606,10 @@ class AsgiDriver(Reception[Client]):
         call, client.call = client.call, None
         if call is not None:
             call.leave()
-            self._log(call, "client_gone")
+            if self._timed.get(call) == NEVER:
+                self._log(call, "timeout", "504")
+            else:
+                self._log(call, "client_gone")
 
     # What goes out.
 
@@ -809,6 +812,8 @@ class AsgiDriver(Reception[Client]):
             self._settle(client)
             return
         try:
+            if call.running is not None:
+                call.running.begin_to_send()
             self.put(client, call.answer.fail(self.date()))
         except OSError:
             return
@@ -910,18 +915,16 @@ class AsgiDriver(Reception[Client]):
             elif known < NEVER and take(running.claim):
                 self._timed[call] = NEVER
                 self._answer_for(call)
+                self._order(partial(self._end_answered_for, call))
         return wait
 
     def _give_up(self, call: Call) -> None:
         """Answer for a call whose time is over, and cancel it."""
         running, client = call.running, call.client
-        if (
-            running is None
-            or client.call is not call
-            or self._timed.get(call) == NEVER
-            or running.deadline > time.monotonic()
-        ):
+        if running is None or client.call is not call or running.deadline > time.monotonic():
             self._timed.pop(call, None)
+            return
+        if not take(running.claim):  # it is answered for beside
             return
         self._tell_of_timeout(call, stack_of_task(call.coroutine, AsgiDriver.call))
         self._log(call, "timeout", "504")
@@ -941,12 +944,19 @@ class AsgiDriver(Reception[Client]):
         """Answer for a call that holds the loop up. In the thread beside it: the descriptor stays open, for it is not ours."""
         running, client = call.running, call.client
         assert running is not None
+        call.left = True
         self._tell_of_timeout(call, stack_of_thread(self._thread, AsgiDriver.call))
         self._resisting.add(call)
         late = Refused(504, "the request took too long", "RFC 9110 section 15.6.5")
         head_only = running.request.line.method == "HEAD"
         client.broken = True
         client.cut(b"" if running.sending else closing_answer(late, self.date(), head_only=head_only))
+
+    def _end_answered_for(self, call: Call) -> None:
+        """Cancel a call that was answered for beside the loop, now that this turns again."""
+        self._settle(call.client)
+        self._timed.pop(call, None)
+        self._cancel(call)
 
     def _tell_of_timeout(self, call: Call, stack: str) -> None:
         assert call.running is not None
@@ -956,6 +966,7 @@ class AsgiDriver(Reception[Client]):
     def _see_whether_ended(self, call: Call) -> None:
         self._timed.pop(call, None)
         if call in self._calls:
+            self.given_up.update(serving_calls())  # it may wait for another one by now
             self._resisting.add(call)
             self._tell_monitor()
 

@@ -5,6 +5,7 @@ What both kinds of drivers have in common is tested where it is tested for WSGI,
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import struct
@@ -18,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from server_process import ROOT, LiveServer, until, wait_until_gone
+from server_process import ROOT, LiveServer, lines_of, until, wait_until_gone
 
 from prefork.config import Config
 from prefork.errors import MissingExtra
@@ -59,6 +60,7 @@ async def stream(receive, send, *, listens):
 
 async def lifespan(receive, send):
     await receive()
+    await anyio.sleep(0)  # imports what it needs on this loop: no request is held up by that
     say("begins", os.getpid())
     await send({"type": "lifespan.startup.complete"})
     await receive()
@@ -690,6 +692,37 @@ def test_a_client_that_left_in_two_steps_before_its_time_was_up_harms_nobody(
         assert (gone["child_pid"], gone["exit_code"]) == (worker, 0)
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "uvloop", "trio"])
+@pytest.mark.parametrize("path", ["/late-wait", "/late-answer"])
+def test_a_request_that_held_the_loop_up_is_told_of_once_and_cancelled_when_that_turns_again(
+    serve: Callable[..., LiveServer], tmp_path: Path, backend: str, path: str
+) -> None:
+    more = """
+async def held_up(scope, receive, send):
+    if scope.get("path", "").startswith("/late"):
+        time.sleep(1.5)
+    if scope.get("path") == "/late-wait":
+        try:
+            await anyio.sleep(60)
+        finally:
+            say("cancelled")
+    await app(scope, receive, send)
+"""
+    log = tmp_path / "access.log"
+    options: dict[str, Any] = {"request_timeout": 0.2, "async_backend": backend, "access_log": str(log)}
+    with serve("sample:held_up", more, **options) as server, begin(server, path) as client:
+        (worker,) = server.worker_pids
+        assert b"".join(iter(lambda: client.recv(65536), b"")).startswith(b"HTTP/1.1 504 ")
+        gone = server.wait_for("worker.exited", child_pid=worker)  # its client is there yet
+        assert (gone["reason"], gone["exit_code"], "stuck" in gone) == ("request_timeout", 0, False)
+        if path == "/late-wait":
+            server.wait_for_output("cancelled")
+        assert len(server.all("request.timeout", path=path, status=504)) == 1
+        assert not server.all("request.failed")
+        (line,) = map(json.loads, lines_of(log))
+        assert (line["path"], line["status"], line["outcome"]) == (path, 504, "timeout")
+
+
 @pytest.mark.parametrize("path", ["/resist", "/block=4"])
 def test_a_request_that_cannot_be_cancelled_costs_the_worker(serve: Callable[..., LiveServer], path: str) -> None:
     with serve(request_timeout=0.2) as server:
@@ -751,6 +784,9 @@ async def blocking(scope, receive, send):
         await anyio.to_thread.run_sync(time.sleep, 60)
     if scope.get("path") == "/executor":
         await asyncio.to_thread(time.sleep, 60)
+    if scope.get("path") == "/late":
+        time.sleep(1)
+        await asyncio.to_thread(time.sleep, 60)
     await app(scope, receive, send)
 """
     with serve("sample:blocking", more, request_timeout=0.2, graceful_timeout=5, async_backend=backend) as server:
@@ -762,9 +798,9 @@ async def blocking(scope, receive, send):
         server.wait_for("worker.retiring", child_pid=worker)
         server.wait_for("worker.ready", count=2)
         assert server.get("/thread")[0] == 504
+        assert server.get("/late")[0] == 504
         assert server.stop() == 0
-        gone = server.all("worker.exited")
-        assert [(record["signal"], record["exit_code"]) for record in gone] == [(None, 0), (None, 0)]
+        assert {(record["signal"], record["exit_code"]) for record in server.all("worker.exited")} == {(None, 0)}
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
