@@ -236,13 +236,17 @@ def send_crowds(
 
 
 def ask_what_is_kept(address: Address, *, tls: bool) -> Kept:
-    """Ask the worker what it has, until nothing of that is of a client that has left a moment ago."""
+    """Ask the worker what it has, until nothing of that is of a client that has left a moment ago.
+
+    By one connection: who asked and left would be among those, for the place of its deadline is kept until that has passed.
+    """
     deadline = time.monotonic() + PATIENCE
-    while True:
-        with connect(address, Stage("", get("/kept"), tls=tls)) as client:
+    with connect(address, Stage("", tls=tls)) as client:
+        while True:
+            client.sendall(get("/kept"))
             kept: Kept = json.loads(client.recv(10_000).partition(b"\r\n\r\n")[2])
-        if kept.get("Client", 0) + kept.get("TlsClient", 0) == 1 or time.monotonic() > deadline:
-            return kept
+            if kept.get("Client", 0) + kept.get("TlsClient", 0) == 1 or time.monotonic() > deadline:
+                return kept
 
 
 def visits(server: LiveServer, times: int, *, at_once: bool = False) -> Iterator[tuple[str, Kept, Kept]]:
