@@ -68,6 +68,7 @@ BROKEN = {
 }
 AT_A_DEATH = 2.0
 """How many seconds may lie between the end of a connection and the record of the death that ended it."""
+LOOK_S = 0.05
 ENOUGH, GROWTH = 10, 1.25
 IN_HAND = 1
 """A worker that is killed may just have let one in, and not have counted it yet."""
@@ -88,15 +89,18 @@ class Tally:
     """Which version every request that begins later than this has to see, at least."""
     over: float = math.inf
     """When the server was told to stop: nothing is owed to who begins to ask later."""
+    looked_at: float = 0.0
+    """When this process last looked at its connections (time of day)."""
 
 
 @dataclass
 class Loss:
-    """A request that failed: how, and when its connection had ended (time of day)."""
+    """A request that failed: how, when its connection was seen to have ended (time of day), and how long before it may have."""
 
     path: str
     how: str
     ended_at: float
+    late_s: float = 0.0
 
 
 class Lost(Exception):
@@ -107,14 +111,24 @@ class Line(asyncio.StreamReaderProtocol):
     """A connection that knows when it ended, for its client may find out much later."""
 
     ended_at = math.inf
+    late_s = 0.0
+
+    def __init__(self, reader: asyncio.StreamReader, tally: Tally) -> None:
+        super().__init__(reader)
+        self._tally = tally
 
     def eof_received(self) -> bool | None:
-        self.ended_at = min(self.ended_at, time.time())
+        self._end()
         return super().eof_received()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.ended_at = min(self.ended_at, time.time())
+        self._end()
         super().connection_lost(error)
+
+    def _end(self) -> None:
+        if self.ended_at == math.inf:
+            self.ended_at = time.time()
+            self.late_s = self.ended_at - self._tally.looked_at
 
 
 @dataclass
@@ -139,7 +153,7 @@ class Client:
         if self.reader is None or self.writer is None:
             loop = asyncio.get_running_loop()
             self.reader = asyncio.StreamReader(limit=4 * 1024 * 1024)
-            line = self.line = Line(self.reader)
+            line = self.line = Line(self.reader, self.tally)
             transport, _ = await loop.create_connection(lambda: line, *self.address)
             self.writer = asyncio.StreamWriter(transport, line, self.reader, loop)
         return self.reader, self.writer
@@ -162,9 +176,10 @@ class Client:
                 await self.send(writer, head.encode() + body, pace)
                 fields, received = await self.read_answer(reader, pace)
         except (OSError, EOFError, Lost, TimeoutError) as error:
-            ended_at = min(time.time(), math.inf if self.line is None else self.line.ended_at)
+            line = self.line
+            ended = (time.time(), 0.0) if line is None or line.ended_at == math.inf else (line.ended_at, line.late_s)
             if began < self.tally.over:
-                self.tally.lost.append(Loss(f"/{kind}/{name}", f"{type(error).__name__}: {error}", ended_at))
+                self.tally.lost.append(Loss(f"/{kind}/{name}", f"{type(error).__name__}: {error}", *ended))
             self.leave()
             return
         expected = hashlib.sha256(body).hexdigest().encode() if kind == "upload" else name.encode()
@@ -396,7 +411,7 @@ def unexplained(losses: Iterable[Loss], deaths: Iterable[Mapping[str, Any]]) -> 
     named = {path for _, paths, _ in left for path in paths}
     for loss in sorted(losses, key=lambda loss: loss.path not in named):
         for died_at, paths, held in left:
-            if held and (loss.path in paths or abs(loss.ended_at - died_at) < AT_A_DEATH):
+            if held and (loss.path in paths or -AT_A_DEATH < loss.ended_at - died_at < AT_A_DEATH + loss.late_s):
                 held.pop()
                 break
         else:
@@ -415,12 +430,20 @@ def growing(samples: Sequence[Mapping[str, float]]) -> list[str]:
     return found
 
 
+async def look(tally: Tally) -> None:
+    """Take note of how far behind this process is: what it sees may have happened since it looked last."""
+    while True:
+        tally.looked_at = time.time()
+        await asyncio.sleep(LOOK_S)
+
+
 async def soak(minutes: float, seed: int, events: str, server: LiveServer, folder: Path) -> int:
     """Run; print the tally; return the exit status."""
     chance = random.Random(seed)
     tally, stop, fate_chance = Tally(), asyncio.Event(), random.Random(seed)
     fate = Fate(server, folder, tally, fate_chance)
     fate.choose(events)
+    looking = asyncio.create_task(look(tally))
     clients = [
         asyncio.create_task(Client(server.address, tally, random.Random(chance.random()), stop).live(kind))
         for kind, number in KINDS.items()
@@ -436,6 +459,7 @@ async def soak(minutes: float, seed: int, events: str, server: LiveServer, folde
     os.kill(server.pid, signal.SIGTERM)
     stop.set()
     await asyncio.gather(*clients)
+    looking.cancel()
     status = await asyncio.to_thread(server.wait)
     return tell(server, tally, fate, samples, status)
 

@@ -36,6 +36,11 @@ def test_a_failure_without_a_death_near_it_is_unexplained() -> None:
     assert len(unexplained([Loss("/a", "EOF", AT)], [])) == 1
 
 
+def test_a_failure_that_was_seen_late_by_a_busy_process_is_explained_by_the_death_before() -> None:
+    assert unexplained([Loss("/a", "EOF", AT + 60, late_s=59)], [death(held=1)]) == []
+    assert unexplained([Loss("/a", "EOF", AT - 60, late_s=59)], [death(held=1)]) != []
+
+
 def test_what_is_named_does_not_take_the_place_of_another() -> None:
     losses = [Loss("/idle", "EOF", AT), Loss("/asked", "EOF", AT)]
     assert unexplained(losses, [death("/asked", held=0), death(held=1)]) == []
