@@ -889,7 +889,10 @@ def main() -> int:
     """Keep what the process that became this one has left in a pipe; the command to run is in the arguments."""
     with open(int(sys.argv[1]), "rb") as pipe:
         given = decode(pipe.read())
-    return Keeper(given, sys.argv[2:]).run()
+    status = Keeper(given, sys.argv[2:]).run()
+    # The interpreter gives the signals back before it ends: one more that asks to stop would be what it has died of.
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, SIGNALS)
+    return status
 
 
 if __name__ == "__main__":

@@ -66,6 +66,18 @@ def test_every_connection_that_was_let_in_is_answered_when_the_pool_stops_under_
         assert set(tally) == {"answered", "refused"}, tally
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_is_asked_for_again_as_the_process_ends_does_not_change_its_status(
+    write_app: Callable[..., Path], number: signal.Signals
+) -> None:
+    with LiveServer.of("sample:app", "--app-dir", str(write_app()), "-w", "1") as server:
+        server.send(number)
+        server.wait_for("pool.stopped")
+        while server.process.poll() is None:
+            server.process.send_signal(number)
+        assert server.process.returncode == 0
+
+
 @pytest.mark.over_both
 def test_a_kept_connection_is_answered_once_more_when_the_pool_stops(write_app: Callable[..., Path]) -> None:
     with LiveServer.of("sample:app", "--app-dir", str(write_app()), "-w", "1") as server:
