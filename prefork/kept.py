@@ -220,11 +220,23 @@ def _can_be_kept() -> bool:
 
 
 def _program() -> str | None:
-    """Return the keeper's file: compiled if it can be, for the compiler would leave 2 MB behind in it."""
     from prefork import keeper
 
-    files = (getattr(keeper, "__cached__", None), keeper.__file__)
-    return next((file for file in files if file is not None and Path(file).is_file()), None)
+    return runnable(keeper.__file__, getattr(keeper, "__cached__", None))
+
+
+def runnable(source: str, compiled: str | None) -> str | None:
+    """Return the file to run of a module: its bytecode if it can be, for the compiler would leave 2 MB behind in it.
+
+    Where no bytecode is written, that of an older source may lie there (PEP 552). ``None`` if there is no file.
+    """
+    with suppress(OSError):
+        now = Path(source).stat()
+        with Path(compiled or "").open("rb") as file:
+            _, flags, made_at, size = (int.from_bytes(file.read(4), "little") for _ in range(4))
+        if flags or (made_at, size) == (int(now.st_mtime) & 0xFFFFFFFF, now.st_size & 0xFFFFFFFF):
+            return compiled
+    return source if Path(source).is_file() else None
 
 
 def _become_keeper(line: socket.socket, pool: int, mask: set[int], name: str | None) -> None:

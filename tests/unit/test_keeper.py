@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import py_compile
 import signal
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from prefork.keeper import (
     encode,
     signal_name,
 )
+from prefork.kept import runnable
 
 BOOT = 60.0
 STOPS = ("TERM", "INT", "QUIT")
@@ -582,6 +584,22 @@ def test_what_is_no_json_is_said_to_be_none(data: bytes) -> None:
 def test_signals_have_the_names_of_the_standard_library() -> None:
     assert {number: signal_name(number) for number in signal.Signals} == {each: each.name for each in signal.Signals}
     assert signal_name(40) == "SIG40"
+
+
+def test_bytecode_of_another_source_is_not_run(tmp_path: Path) -> None:
+    source, compiled = tmp_path / "keeper.py", str(tmp_path / "keeper.pyc")
+    files = str(source), compiled
+    assert runnable(*files) is None
+    source.write_text("old = True")
+    assert runnable(*files) == str(source)
+    py_compile.compile(str(source), compiled)
+    assert runnable(*files) == compiled
+    source.write_text("old = False")
+    assert runnable(*files) == str(source)
+    py_compile.compile(str(source), compiled, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    source.write_text("old = None")
+    assert runnable(*files) == compiled
+    assert runnable(str(source), None) == str(source)
 
 
 def test_a_keeper_is_a_small_program() -> None:
