@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 import threading
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Self
@@ -71,10 +73,12 @@ def test_a_stop_that_is_asked_for_again_as_the_process_ends_does_not_change_its_
     write_app: Callable[..., Path], number: signal.Signals
 ) -> None:
     with LiveServer.of("sample:app", "--app-dir", str(write_app()), "-w", "1") as server:
-        server.send(number)
+        server.process.send_signal(number)
         server.wait_for("pool.stopped")
         while server.process.poll() is None:
             server.process.send_signal(number)
+            with suppress(subprocess.TimeoutExpired):
+                server.process.wait(0.001)
         assert server.process.returncode == 0
 
 
