@@ -50,6 +50,7 @@ from prefork.supervisor import (
     Kill,
     LeaveListeners,
     Look,
+    Ping,
     Release,
     ReopenLogs,
     Retire,
@@ -553,6 +554,8 @@ class Parent:
                 self.kill(worker)
             case Look(worker=worker):
                 self.look(worker)
+            case Ping(worker=worker):
+                self.tell(worker, PING)
             case Examine(worker=worker):
                 self.examine(worker)
             case CloseListeners() | LeaveListeners():
@@ -671,14 +674,13 @@ class Parent:
             child.kill()
 
     def look(self, worker: int) -> None:
-        """Look for the answer to the last ping, and send the next."""
+        """Look for the answer to the last ping."""
         child, vitals = self.children.get(worker), self.vitals.get(worker)
         if child is None or vitals is None or not vitals.row.shared:
             return
         vitals.weigh(child.pid)
         at, seen = monotonic(), vitals.row.read()
         self.unasked.append(WorkerPulse(worker, at, seen.beat, seen.served, serving=bool(seen.requests)))
-        child.tell(PING)
 
     def examine(self, worker: int) -> None:
         """Find out what a worker is at that does not answer."""

@@ -71,7 +71,7 @@ class WorkerExited(Value):
 
 
 class WorkerPulse(Value):
-    """A worker was looked at and pinged ``at`` that time; it had answered the last time at ``beat``."""
+    """A worker was looked at, and is pinged ``at`` that time; it had answered the last time at ``beat``."""
 
     worker: int
     at: float
@@ -179,7 +179,13 @@ class Kill(Value):
 
 
 class Look(Value):
-    """Look whether a worker has answered, and ping it again: ``WorkerPulse`` follows."""
+    """Look whether a worker has answered: ``WorkerPulse`` follows."""
+
+    worker: int
+
+
+class Ping(Value):
+    """Ask a worker for an answer: behind the look, for who is examined is best asleep, or else its stack may break off."""
 
     worker: int
 
@@ -224,6 +230,7 @@ Action: TypeAlias = (
     | CloseAfterAnswer
     | Kill
     | Look
+    | Ping
     | Examine
     | CloseListeners
     | LeaveListeners
@@ -691,7 +698,7 @@ class Supervisor:
             return [Examine(worker.worker)]
         if worker.sick and worker.heart.answered and not self._stopping:
             worker.sick, worker.kill_at = False, None  # it is replaced nevertheless, but not killed
-        return []
+        return [Ping(worker.worker)]
 
     def _examined(self, event: WorkerExamined, now: float) -> list[Action]:
         """Replace a worker that does not answer, and kill it when its successor serves, or could not be had in time."""

@@ -617,13 +617,12 @@ def test_what_holds_the_loop_up_is_named(serve: Callable[..., LiveServer]) -> No
 def test_a_worker_whose_loop_is_held_up_for_too_long_is_replaced_and_killed(serve: Callable[..., LiveServer]) -> None:
     with serve(heartbeat_timeout=2) as server:
         (worker,) = server.worker_pids
-        client = begin(server, "/block=60")
-        sick = server.wait_for("worker.unresponsive", child_pid=worker)
-        assert "in app" in sick["stack"]
-        gone = server.wait_for("worker.exited", child_pid=worker)
-        assert [lost["path"] for lost in gone["requests_lost"]] == ["/block=60"]
-        assert server.get()[0] == 200
-        client.close()
+        with begin(server, "/block=60"):
+            sick = server.wait_for("worker.unresponsive", child_pid=worker)
+            assert "in app" in sick["stack"]
+            gone = server.wait_for("worker.exited", child_pid=worker)
+            assert [lost["path"] for lost in gone["requests_lost"]] == ["/block=60"]
+            assert server.get()[0] == 200
 
 
 @pytest.mark.parametrize("backend", ["uvloop", "trio"])
