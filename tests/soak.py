@@ -69,6 +69,7 @@ BROKEN = {
 AT_A_DEATH = 2.0
 """How many seconds may lie between the end of a connection and the record of the death that ended it."""
 LOOK_S = 0.05
+"""How often this process takes note that it looks at its connections."""
 ENOUGH, GROWTH = 10, 1.25
 IN_HAND = 1
 """A worker that is killed may just have let one in, and not have counted it yet."""

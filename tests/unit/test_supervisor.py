@@ -26,6 +26,7 @@ from prefork.supervisor import (
     LeaveListeners,
     Life,
     Look,
+    Ping,
     Release,
     ReopenLogs,
     Retire,
@@ -71,6 +72,7 @@ class Pool:
         for action in actions:
             if isinstance(action, Look):
                 self.send(WorkerPulse(action.worker, self.now, self.beats.get(action.worker, 0.0), 0, serving=False))
+            elif isinstance(action, Ping):
                 if action.worker not in self.deaf:
                     self.beats[action.worker] = self.now + 0.001
             elif isinstance(action, Examine):
@@ -670,6 +672,14 @@ def test_whoever_serves_is_looked_at_and_nobody_who_answers_is_replaced() -> Non
     assert looks.count(0) == looks.count(1) == 50  # together, so that the parent sleeps in between
     assert not pool.records("worker.unresponsive")
     assert pool.now - 100.0 >= 49 * 30
+
+
+def test_who_is_to_show_its_stack_is_not_pinged_as_it_does() -> None:
+    pool = serving(heartbeat_timeout=60)
+    deaf(pool, 0)
+    looked_at = [action for action in pool.done if isinstance(action, Look | Ping | Examine) and action.worker == 0]
+    assert looked_at[-2:] == [Look(0), Examine(0)]
+    assert looked_at[:-2] == [Look(0), Ping(0)] * (len(looked_at) // 2 - 1)
 
 
 def test_who_does_not_answer_is_killed_when_its_successor_serves() -> None:
