@@ -243,10 +243,11 @@ def say(server: LiveServer, case: Case) -> Heard:
         assert (b"permessage-deflate" in client.head) is case.compressed
         client.socket.sendall(case.octets)
         if case.code is None:
-            echoed = b""
-            while len(hear_whole(echoed).messages) < len(case.messages):
-                echoed += client.receive()
-            client.said = echoed
+            # A ping needs no answer any more once the good-bye was heard: RFC 6455 section 5.5.2.
+            while (heard := hear_whole(client.said)).pong != case.pong or len(heard.messages) < len(case.messages):
+                data = client.receive()
+                assert data, case
+                client.said += data
             client.socket.sendall(close())
         return client.rest()
 
