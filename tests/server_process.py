@@ -41,6 +41,11 @@ from prefork import WorkerPool
 app, options = sys.argv[1], json.loads(sys.argv[2])
 sys.exit(WorkerPool(app, **options).serve())
 """
+UNHURRIED = """
+import prefork.worker
+prefork.worker.PARTING = 5
+"""
+"""Code of an application with which a pool that stops waits longer for idle clients than a busy machine keeps them."""
 
 Record = dict[str, Any]
 

@@ -326,7 +326,9 @@ def test_migrations_that_are_missing_are_told_under_debug_alone(write: Callable[
     folder = write(f"import os\nDEBUG = 'DEBUGGING' in os.environ\n{apps}")
     for env in ({}, {"DEBUGGING": "1"}):
         with runprefork(folder, "--noreload", env=env) as server:
-            assert ("unapplied migration" in server.log) == bool(env)
+            if env:
+                server.wait_for_output("unapplied migration")
+        assert ("unapplied migration" in server.log) == bool(env)
 
 
 def test_an_asgi_application_beside_changes_nothing(write: Callable[..., Path]) -> None:
@@ -458,7 +460,9 @@ def test_migrations_that_are_missing_are_told_where_it_is_wanted(
     write: Callable[..., Path], settings: str, flags: tuple[str, ...], told: bool
 ) -> None:
     with runprefork(write(settings), *flags) as server:
-        assert ("unapplied migration" in server.log) == told
+        if told:
+            server.wait_for_output("unapplied migration")
+    assert ("unapplied migration" in server.log) == told
 
 
 def test_a_database_that_is_away_is_told_and_keeps_nobody_from_starting(write: Callable[..., Path]) -> None:

@@ -76,7 +76,7 @@ def test_process_1_stays_when_hup_replaces_all_that_serve(container: Callable[..
 
 
 def test_process_1_takes_its_time_where_stop_delay_says_so(container: Callable[..., Container]) -> None:
-    with container("--stop-delay", "2") as server, Tally(server, keep_alive=False) as tally:
+    with container("--stop-delay", "5") as server, Tally(server, keep_alive=False) as tally:
         os.kill(server.process_1, signal.SIGTERM)
         server.wait_for("pool.stop_delayed")
         tally.wait_for(20)

@@ -216,7 +216,7 @@ def test_a_factory_that_raises_is_refused_with_its_traceback(shop: Shop) -> None
 
 @pytest.mark.parametrize("preload", ["--preload", "--no-preload"])
 def test_code_that_hangs_is_given_up_with_its_stack(shop: Shop, preload: str) -> None:
-    with shop.served("--boot-timeout", "4", preload) as server:
+    with shop.served("--boot-timeout", "8", preload) as server:
         shop.write(2, "time.sleep(600)")
         record = refuse(server)
         check_refusal(server, shop, record, "not ready after")
@@ -262,7 +262,7 @@ def test_the_probe_asks_for_the_host_and_by_the_scheme_of_a_url(shop: Shop) -> N
 
 
 def test_a_view_that_hangs_fails_the_probe(shop: Shop) -> None:
-    with shop.served("--deploy-probe", "/", "--boot-timeout", "4") as server:
+    with shop.served("--deploy-probe", "/", "--boot-timeout", "8") as server:
         shop.write(2, "app = lambda environ, start: time.sleep(600)")
         check_refusal(server, shop, refuse(server), "deploy_probe / was not answered: timed out")
 
@@ -298,7 +298,7 @@ def test_a_worker_that_cannot_start_fails_the_probe(shop: Shop, code: str, text:
     ids=["crashes", "hangs"],
 )
 def test_a_stack_is_shown_of_a_worker_that_fails_the_probe_without_a_word(shop: Shop, code: str, text: str) -> None:
-    with shop.served("--deploy-probe", "/", "--no-preload", "--boot-timeout", "4") as server:
+    with shop.served("--deploy-probe", "/", "--no-preload", "--boot-timeout", "8") as server:
         shop.write(2, code)
         record = refuse(server)
         assert text in record["reason"]
@@ -361,7 +361,8 @@ def test_a_pool_that_the_system_does_not_let_the_keeper_start_is_a_deploy_that_f
         deploy(server)
         assert server.get("/")[1] == b"2"
         wait_until_gone([server.parent_pid])
-        let_the_keeper_catch_up(server)  # what it buries sets descriptors free
+        for _ in range(2):  # what it buries sets descriptors free, and it tells of the first one before that
+            let_the_keeper_catch_up(server)
         before = forbid_descriptors(server.pid)
         os.kill(server.all("pool.starting")[-1]["pid"], signal.SIGKILL)
         assert "Too many open files" in server.wait_for("pool.deploy_failed", role="keeper")["reason"]
@@ -388,6 +389,7 @@ def test_hups_during_a_deploy_are_one_more_with_the_newest_code(shop: Shop) -> N
         shop.write(3)
         server.send(signal.SIGHUP, to=server.pid)
         server.send(signal.SIGHUP, to=server.pid)
+        until(lambda: psutil.Process(server.pid).status() == psutil.STATUS_SLEEPING)  # so it has heard them
         go.touch()
         server.wait_for("pool.deployed", generation=3)
         server.wait_for("pool.stopped", generation=2)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 import trustme
-from server_process import ROOT, LiveServer
+from server_process import PATIENCE, ROOT, LiveServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,4 +120,4 @@ def test_a_command_serves(command: str, tmp_path: Path) -> None:
     if program != "start_server":
         environment["PREFORK_BIND"] = "127.0.0.1:0"
     with LiveServer(found, *args, cwd=folder, env=environment) as server:
-        assert httpx.get(f"{server.url}/", verify=False).status_code == 200
+        assert httpx.get(f"{server.url}/", verify=False, timeout=PATIENCE).status_code == 200

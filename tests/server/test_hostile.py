@@ -177,7 +177,7 @@ def test_what_is_large_goes_through_little_memory(serve: Callable[..., LiveServe
 
 
 def test_what_many_slow_readers_leave_is_not_kept_in_memory(serve: Callable[..., LiveServer]) -> None:
-    with serve() as server, ExitStack() as clients:
+    with serve(threads=1) as server, ExitStack() as clients:
         assert server.get("/new?4000000")[0] == 200
         before = private(server)
         for _ in range(50):
@@ -232,6 +232,7 @@ def test_names_and_hosts_that_never_come_again_are_not_kept(serve: Callable[...,
 def test_a_body_of_countless_chunks_keeps_nobody_waiting(serve: Callable[..., LiveServer]) -> None:
     count = 100_000
     with serve(threads=1) as server, connect(server, b"") as client:
+        assert server.get()[0] == 200
         before = private(server)
         with Tally(server, clients=2) as tally:
             client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")

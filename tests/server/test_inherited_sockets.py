@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from server_process import PATIENCE, POOL, ROOT, LiveServer, Tally, program, until, wait_until_gone
+from server_process import PATIENCE, POOL, ROOT, UNHURRIED, LiveServer, Tally, program, until, wait_until_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,13 +119,20 @@ class Starter(LiveServer):
         """Stop all, as soon as ``start_server`` can be told: until its first generation is up it would leave that behind."""
         if self.process.poll() is None and self.all("pool.starting"):
             until(lambda: self.status.exists() and self.status.read_text().strip() != "")
+            self.wait_until_it_waits()
         return super().stop(number, timeout)
 
     def deploy(self) -> None:
         """Ask for the next generation."""
-        # It looks for signals, and then waits for a child: one that comes in between would be heard with the next one.
-        until(lambda: psutil.Process(self.pid).status() == psutil.STATUS_SLEEPING)
+        self.wait_until_it_waits()
         self.process.send_signal(signal.SIGHUP)
+
+    def wait_until_it_waits(self) -> None:
+        """Wait until ``start_server``, which looks for signals and then waits for a child, is beyond the look.
+
+        What came in between would be heard with the next one.
+        """
+        until(lambda: psutil.Process(self.pid).status() == psutil.STATUS_SLEEPING)
 
     def pid_of(self, generation: int) -> int:
         """Return the process id of a generation."""
@@ -201,7 +208,7 @@ def test_d11_a_generation_that_leaves_removes_no_socket(starter: Callable[..., S
 def test_a_deploy_loses_nothing_and_a_broken_one_changes_nothing(starter: Callable[..., Starter], folder: Path) -> None:
     # The interval is long enough for a generation to fail within it, on a machine that is busy with other tests.
     with (
-        starter("--port=127.0.0.1:0", "--interval=3") as server,
+        starter("--port=127.0.0.1:0", "--interval=5") as server,
         Tally(server, clients=2) as kept,
         Tally(server, clients=2, keep_alive=False) as new,
     ):
@@ -462,6 +469,7 @@ for _ in range(2):
 
 
 def test_a_restart_on_a_socket_that_is_held_refuses_and_loses_nobody(folder: Path) -> None:
+    (folder / "shop.py").write_text(APP + UNHURRIED)
     server = LiveServer.script(TWICE, *PREFORK, cwd=folder)
     server.env |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
     with server, Tally(server, keep_alive=False) as new, Tally(server, clients=2) as kept:

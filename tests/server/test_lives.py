@@ -218,8 +218,8 @@ def sick_worker(folder: Path) -> LiveServer:
 def unfinished_work(folder: Path) -> LiveServer:
     """A stop that does not wait for what the application still does."""
     # Told of early, for on a busy machine it is killed before it has heard of the stop and nearly used up its time.
-    (folder / "tea.py").write_text(APP + "import prefork.worker\nprefork.worker._NEARLY = 0.1\n")
-    with pool(folder, graceful_timeout=1.5) as server:
+    (folder / "tea.py").write_text(APP + "import prefork.worker\nprefork.worker._NEARLY = 0.05\n")
+    with pool(folder, graceful_timeout=3) as server:
         assert server.get("/hold")[0] == 200
         server.stop()
     return server
@@ -236,7 +236,7 @@ async def app(scope, receive, send):
         await receive()
         raise LookupError("no kettle")
     if scope["path"] == "/block":
-        time.sleep(0.5)
+        time.sleep(2)
         kept.append(asyncio.create_task(asyncio.sleep(60)))
     await send({"type": "http.response.start", "status": 200, "headers": []})
     while scope["path"] == "/stream":

@@ -242,7 +242,7 @@ def test_d11_a_worker_that_retires_leaves_the_socket_where_it_is(
 
 # The parent waits without limit for its workers, even for an idle client, and a second TERM changes nothing.
 def test_d13_what_outlives_the_graceful_timeout_is_killed_and_named(serve: Callable[..., LiveServer]) -> None:
-    with serve(max_workers=2, graceful_timeout=2) as server:
+    with serve(max_workers=2, graceful_timeout=5) as server:
         idle, stuck = (HTTPConnection(*server.address, timeout=20) for _ in range(2))
         idle.request("GET", "/")
         idle.getresponse().read()

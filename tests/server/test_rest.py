@@ -285,7 +285,7 @@ def test_all_clients_of_a_retiring_worker_whose_threads_are_away_are_handed_over
 def test_who_is_late_while_all_threads_are_away_costs_nothing_any_more_and_who_is_not_is_served_by_the_next(
     serve: Callable[..., LiveServer], tmp_path: Path, threads: int
 ) -> None:
-    limits = dict.fromkeys(("head_timeout", "body_timeout", "write_timeout", "keep_alive_timeout"), 1.8)
+    limits = dict.fromkeys(("head_timeout", "body_timeout", "write_timeout", "keep_alive_timeout"), 3)
     with serve(threads=threads, **limits) as server, ExitStack() as stack:
         stalled = stack.enter_context(send(server, "/big", buffer=65536))
         assert begin(stalled).status == 200

@@ -13,7 +13,7 @@ from http.client import HTTPConnection, HTTPException
 from typing import TYPE_CHECKING, Self
 
 import pytest
-from server_process import A_MINUTE, PATIENCE, LiveServer, until
+from server_process import A_MINUTE, PATIENCE, UNHURRIED, LiveServer, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +52,7 @@ def test_every_connection_that_was_let_in_is_answered_when_the_pool_stops_under_
 ) -> None:
     path = str(tmp_path / "sock")
     bind = "127.0.0.1:0" if family == "tcp" else f"unix:{path}"
-    flags = ("--app-dir", str(write_app()), "-w", "2", "--max-reqs-per-child", "0")
+    flags = ("--app-dir", str(write_app(UNHURRIED)), "-w", "2", "--max-reqs-per-child", "0")
     for _ in range(4):
         with LiveServer.of("sample:app", f"--bind={bind}", *flags) as server:
             address = server.address if family == "tcp" else path
@@ -84,7 +84,7 @@ def test_a_stop_that_is_asked_for_again_as_the_process_ends_does_not_change_its_
 
 @pytest.mark.over_both
 def test_a_kept_connection_is_answered_once_more_when_the_pool_stops(write_app: Callable[..., Path]) -> None:
-    with LiveServer.of("sample:app", "--app-dir", str(write_app()), "-w", "1") as server:
+    with LiveServer.of("sample:app", "--app-dir", str(write_app(UNHURRIED)), "-w", "1") as server:
         request = REQUEST.replace(b"Connection: close\r\n", b"")
         with socket.create_connection(server.address, timeout=PATIENCE) as client:
             client.sendall(request)

@@ -12,7 +12,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import time
 from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -73,6 +72,10 @@ def app(environ, start_response):
         body = [b"%d" % os.getpid()]
     start_response("200 OK", [])
     return body
+
+def unhurried(app):
+    import prefork.worker
+    prefork.worker.PARTING = 5
 
 def context():
     contexts = {}
@@ -515,7 +518,6 @@ def test_a_handshake_that_dawdles_keeps_no_thread_and_is_cut(place: Place) -> No
         with pytest.raises(ssl.SSLWantReadError):
             place.trusting().wrap_bio(ssl.MemoryBIO(), hello, server_hostname="localhost").do_handshake()
         octets = hello.read()
-        began = time.monotonic()
         with (
             socket.create_connection(server.address, timeout=PATIENCE) as silent,
             socket.create_connection(server.address, timeout=PATIENCE) as stalled,
@@ -524,19 +526,21 @@ def test_a_handshake_that_dawdles_keeps_no_thread_and_is_cut(place: Place) -> No
         ):
             stalled.sendall(octets[:50])
             cut = {silent: False, stalled: False, slow: False}
+            served_meanwhile = 0
             for at in range(len(octets)):
                 if not cut[slow]:
-                    slow.sendall(octets[at : at + 1])
-                asked = time.monotonic()
+                    with suppress(ConnectionError):
+                        slow.sendall(octets[at : at + 1])
                 assert good.get("/").status_code == 200
-                assert time.monotonic() - asked < 2
+                served_meanwhile += not any(cut.values())
                 for client in select.select([client for client in cut if not cut[client]], [], [], 0.1)[0]:
-                    cut[client] = not client.recv(1000)
-                    assert cut[client], "nothing was to be said"
+                    with suppress(ConnectionError):  # of who sends until it is cut
+                        assert not client.recv(1000), "nothing was to be said"
+                    cut[client] = True
                 if all(cut.values()):
                     break
             assert all(cut.values())
-            assert time.monotonic() - began < 10
+            assert served_meanwhile > 1
 
 
 @pytest.mark.parametrize("path", ["/big", "/pieces", "/file"])
@@ -559,7 +563,7 @@ def test_a_whole_answer_arrives_and_its_end_is_announced_although_the_applicatio
 
 
 def test_a_large_body_comes_in_whole(place: Place, server: LiveServer) -> None:
-    with httpx.Client(verify=place.trusting(), base_url=server.url) as client:
+    with httpx.Client(verify=place.trusting(), base_url=server.url, timeout=PATIENCE) as client:
         assert client.post("/echo", content=BIG).text == hashlib.sha256(BIG).hexdigest()
         pieces = (BIG[at : at + 77_777] for at in range(0, len(BIG), 77_777))
         assert client.post("/echo", content=pieces).text == hashlib.sha256(BIG).hexdigest()
@@ -593,17 +597,17 @@ def test_an_answer_that_ends_is_announced_and_one_that_breaks_is_not(place: Plac
 
 def test_a_request_that_takes_too_long_is_answered_for(place: Place) -> None:
     with place.serve(request_timeout=0.2) as server, talk(server, place.trusting()) as client:
-        assert get(client, "/slow?1")[0].startswith(b"HTTP/1.1 504 ")
+        assert get(client, "/slow?3")[0].startswith(b"HTTP/1.1 504 ")
         assert client.recv(1) == b""
 
 
-@pytest.mark.parametrize("seconds", ["1.5", "3600"], ids=["they come back", "they are stuck"])
+@pytest.mark.parametrize("seconds", ["3", "3600"], ids=["they come back", "they are stuck"])
 def test_who_is_tied_to_a_worker_that_has_lost_all_its_threads_does_not_keep_it_for_ever(
     place: Place, seconds: str
 ) -> None:
     trusting = place.trusting()
     with (
-        place.serve(request_timeout=0.2, threads=1) as server,
+        place.serve(request_timeout=1, threads=1) as server,
         talk(server, trusting) as sender,
         talk(server, trusting) as first,
         talk(server, trusting) as second,
@@ -616,7 +620,7 @@ def test_who_is_tied_to_a_worker_that_has_lost_all_its_threads_does_not_keep_it_
             client.sendall(f"GET /slow?{seconds} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         for client in (first, second):  # its thread, and the one in the place of that
             assert answer(client)[0].startswith(b"HTTP/1.1 504 ")
-        if seconds == "1.5":
+        if seconds == "3":
             sender.sendall(b"a")
             assert answer(sender)[1] == hashlib.sha256(b"tea").hexdigest().encode()
         else:
@@ -650,7 +654,7 @@ def test_a_kept_client_of_a_retiring_worker_is_answered_and_told_to_close(place:
 
 
 def test_a_stop_answers_what_is_there(place: Place) -> None:
-    with place.serve(graceful_timeout=5) as server:
+    with place.serve(graceful_timeout=10, warm_up="tea:unhurried") as server:
         with (
             talk(server, place.trusting()) as busy,
             talk(server, place.trusting()) as idle,
@@ -669,7 +673,7 @@ def test_a_stop_answers_what_is_there(place: Place) -> None:
 
 
 def test_a_stop_under_load_resets_nobody(place: Place) -> None:
-    with place.serve(max_workers=2, graceful_timeout=5) as server:
+    with place.serve(max_workers=2, graceful_timeout=10, warm_up="tea:unhurried") as server:
         with (
             Tally(server, clients=4, tls=place.trusting()) as kept,
             Tally(server, clients=2, tls=place.trusting(), keep_alive=False) as new,
@@ -771,11 +775,9 @@ def test_a_unix_socket_speaks_tls_as_well(place: Place, tmp_path: Path) -> None:
 def test_who_is_one_too_many_is_cut_before_a_handshake_and_the_others_go_on(place: Place) -> None:
     trusting = place.trusting()
     with place.serve(limit_concurrency=1) as server, talk(server, trusting) as client:
+        get(client)  # who has asked is let stay for longer
         for _ in range(2):
             with pytest.raises(OSError), talk(server, trusting):  # noqa: PT011 - closed or reset
                 pass
-            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert client.recv(12) == b"HTTP/1.1 200"
-            while not client.recv(65536):
-                pass
+            assert get(client)[0].startswith(b"HTTP/1.1 200")
         assert server.wait_for("worker.overloaded", reason="limit_concurrency")["turned_away"] >= 1
