@@ -792,6 +792,7 @@ async def blocking(scope, receive, send):
         (worker,) = server.worker_pids
         assert server.get("/thread")[0] == 504
         assert server.get("/executor")[0] == 504
+        assert server.get()[1] == b"%d" % worker
         server.process.send_signal(signal.SIGUSR2)
         server.wait_for("worker.retiring", child_pid=worker)
         server.wait_for("worker.ready", count=2)

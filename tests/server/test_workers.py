@@ -156,8 +156,10 @@ def test_the_exit_guard_keeps_a_retired_worker(faulty: Callable[..., LiveServer]
         _, worker = server.get("/guard")
         server.send(signal.SIGUSR2)
         server.wait_for("worker.ready", count=2)
+        gone = server.all("worker.exited")
         while server.get()[1] == worker:  # until it has left the listeners
-            pass
+            assert not gone
+            gone = server.all("worker.exited")
         server.wait_for_output("mailed")
         server.wait_for("worker.exited", child_pid=int(worker), exit_code=0)
 
