@@ -249,10 +249,8 @@ class Connection:
 
     def _head(self) -> Request | None:
         buffer, at, reader = self._buffer, self._at, self._reader
-        limit = at + reader.limits.max_head_size
-        if not (at or self._seen) and len(buffer) <= limit:
-            first, _, rest = buffer.partition(b"\r\n")
-            request = reader.recall(first, rest)
+        if not (at or self._seen):
+            request = reader.recall(buffer)
             if request is not None:
                 self._buffer = b""
                 self._version = request.line.version
@@ -260,6 +258,7 @@ class Connection:
                 self.answer_close = not request.head.keep_alive
                 self.phase = _ANSWER
                 return request
+        limit = at + reader.limits.max_head_size
         # RFC 9112 section 2.2: an empty line before the request line is skipped (old clients end a body so).
         while buffer.startswith(b"\r\n", at):
             at += 2

@@ -1,7 +1,8 @@
 """What does the head of a request say, its first line and its field lines?
 
 Clients repeat both to the octet, request after request, so the last ones judged are remembered: the same octets get the
-same verdict, and neither grammar nor parser is asked again. One reader serves a whole worker.
+same verdict, and neither grammar nor parser is asked again. What is the request before once more is not even taken apart.
+One reader serves a whole worker.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ _kinds = _Kinds()
 class HeadReader:
     """Reads and judges heads, within ``limits``."""
 
-    __slots__ = ("_heads", "_lines", "_parser", "limits", "upgrades")
+    __slots__ = ("_heads", "_last", "_last_octets", "_lines", "_parser", "limits", "upgrades")
 
     def __init__(self, limits: Limits, parser: Parser) -> None:
         self.limits = limits
@@ -74,14 +75,25 @@ class HeadReader:
         """Whether those who ask for a WebSocket are told apart; else they are taken for all others."""
         self._lines: dict[bytes, RequestLine] = {}
         self._heads: dict[str, dict[bytes, Head]] = {"1.0": {}, "1.1": {}}
+        self._last: Request | None = None
+        self._last_octets = b""
 
-    def recall(self, first: bytes, rest: bytes) -> Request | None:
-        """Return the request without a body that ``first`` and ``rest``, all behind its line end, were before."""
+    def recall(self, octets: bytes) -> Request | None:
+        """Return the request without a body that ``octets`` are, if both its line and its fields were read before."""
+        if octets == self._last_octets:
+            return self._last
+        if len(octets) > self.limits.max_head_size:
+            return None
+        first, _, rest = octets.partition(b"\r\n")
         line = self._lines.get(first)
         if line is None:
             return None
         head = self._heads[line.version].get(rest)
-        return None if head is None else Request(line, head)
+        if head is None:
+            return None
+        self._last_octets = octets
+        self._last = Request(line, head)
+        return self._last
 
     def read(self, first: bytes, rest: bytes) -> Request:
         """Judge a whole head: its first line, and the field lines with the empty one; raises ``Refused``."""

@@ -530,6 +530,32 @@ def test_what_is_remembered_is_bounded(parser: Maker, monkeypatch: pytest.Monkey
     assert read(connection(parser, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")).head.host == b"a"
 
 
+def test_the_same_octets_again_are_the_same_request(parser: Maker) -> None:
+    reader = HeadReader(LIMITS, parser())
+    seen = []
+    for path in [b"/a", b"/a", b"/a", b"/b", b"/b", b"/b", b"/a"]:
+        made = Connection(reader)
+        made.receive(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path)
+        seen.append(read(made))
+        assert not made.buffered
+    assert [request.line.path for request in seen] == [b"/a", b"/a", b"/a", b"/b", b"/b", b"/b", b"/a"]
+    assert len({id(request.head) for request in seen}) == 1
+
+
+def test_a_head_is_not_taken_for_short_because_its_parts_were_seen_in_short_ones(parser: Maker) -> None:
+    long_line, long_field = b"/" + b"a" * 1500, b"X: " + b"b" * 1500
+    reader = HeadReader(LIMITS, parser())
+    for path, field in [(long_line, b"X: b"), (b"/a", long_field)] * 2:
+        made = Connection(reader)
+        made.receive(b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % (path, field))
+        assert read(made).line.path == path
+    made = Connection(reader)
+    made.receive(b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % (long_line, long_field))
+    with pytest.raises(Refused) as caught:
+        made.next_event()
+    assert caught.value.status == 431
+
+
 HEADS = st.binary(max_size=40) | st.sampled_from(
     [
         b"Host: a",
