@@ -80,7 +80,11 @@ RECEIVE = 65536
 """How many bytes are taken from the kernel at a time."""
 AT_ONCE = socket.MSG_DONTWAIT
 """Instead of a system call that would make each new socket non-blocking."""
+WITH_END = AT_ONCE | getattr(socket, "MSG_MORE", 0)
+"""For the last that is sent on a connection: it leaves with the end, in one packet, after 200 ms at the latest (tcp(7))."""
 _LOOK = socket.MSG_PEEK | AT_ONCE
+# Then a socket heeds no socket.setdefaulttimeout() of an application, which is for others.
+_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 _KNOWN_ORIGINS = 256
 NEVER = math.inf
 _RESET = struct.pack("ii", 1, 0)
@@ -181,7 +185,7 @@ class _Gate:
         self.socket = listener.socket
         self.accept: Callable[[], tuple[int, Any]] = listener.socket._accept  # type: ignore[attr-defined]  # noqa: SLF001
         self.family = int(listener.socket.family)
-        self.type = int(listener.socket.type)
+        self.type = int(listener.socket.type) | _NONBLOCK
         self.peer = _PEERS[self.family]
         self.of_proxies = of_proxies
         self.of_others = of_others
@@ -904,8 +908,8 @@ class Reception(Generic[G]):
         return client
 
     def _admit(self, sock: _socket.socket, base: Any, peer: tuple[str, str] | None, deadline: float) -> G:
-        if sock.gettimeout() is not None:
-            sock.setblocking(False)  # socket.setdefaulttimeout() of an application is for others
+        if not _NONBLOCK and sock.gettimeout() is not None:
+            sock.setblocking(False)
         client = self._new_client(sock, self._kind_of_connection(self._reader), base, peer)
         self._clients[client.fd] = client
         self._count()
@@ -919,7 +923,7 @@ class Reception(Generic[G]):
     ) -> G:
         """Let in who was a client before, in whatever worker, with so many requests."""
         # Not socket(fileno=…), which asks the kernel for a family that receive and send need not know.
-        sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, descriptor)
+        sock = _socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | _NONBLOCK, 0, descriptor)
         client = self._admit(sock, base, peer, deadline)
         client.requests = requests
         client.in_head = not requests

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from prefork.http1.connection import Phase, closing_answer
 from prefork.http1.messages import Refused
 from prefork.outbox import Outbox, Part
-from prefork.reception import AT_ONCE, Guest
+from prefork.reception import WITH_END, Guest
 
 if TYPE_CHECKING:
     import _socket
@@ -297,4 +297,4 @@ class TlsGuest(Guest):
     def _say_end(self) -> None:
         if self.session is not None and self.session.established:
             with suppress(OSError):
-                self.sock.send(self.session.end(), AT_ONCE)
+                self.sock.send(self.session.end(), WITH_END)

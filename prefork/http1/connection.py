@@ -183,6 +183,7 @@ class Connection:
         "_seen",
         "_version",
         "answer_close",
+        "client_ends",
         "head_only",
         "leftover",
         "phase",
@@ -207,6 +208,8 @@ class Connection:
         """Whether bytes of the client were thrown away: it must be let to read its answer before the socket goes."""
         self.answer_close = False
         """Whether the connection ends after the present answer; set it to make it so."""
+        self.client_ends = False
+        """Whether the client has asked for that, and sends nothing more. Behind a body some do: a line end."""
         self.head_only = False
         """Whether the present request is a HEAD."""
 
@@ -255,7 +258,7 @@ class Connection:
                 self._buffer = b""
                 self._version = request.line.version
                 self.head_only = request.line.method == "HEAD"
-                self.answer_close = not request.head.keep_alive
+                self.answer_close = self.client_ends = not request.head.keep_alive
                 self.phase = _ANSWER
                 return request
         limit = at + reader.limits.max_head_size
@@ -280,6 +283,7 @@ class Connection:
         self._move_to(end + 4)
         self._version = request.line.version
         self.answer_close = not request.head.keep_alive
+        self.client_ends = self.answer_close and not request.head.length
         if request.head.length:
             try:
                 self._expect(request.head.length)

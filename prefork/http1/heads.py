@@ -66,7 +66,7 @@ _kinds = _Kinds()
 class HeadReader:
     """Reads and judges heads, within ``limits``."""
 
-    __slots__ = ("_heads", "_last", "_last_octets", "_lines", "_parser", "limits", "upgrades")
+    __slots__ = ("_heads", "_last", "_lines", "_parser", "limits", "upgrades")
 
     def __init__(self, limits: Limits, parser: Parser) -> None:
         self.limits = limits
@@ -75,13 +75,13 @@ class HeadReader:
         """Whether those who ask for a WebSocket are told apart; else they are taken for all others."""
         self._lines: dict[bytes, RequestLine] = {}
         self._heads: dict[str, dict[bytes, Head]] = {"1.0": {}, "1.1": {}}
-        self._last: Request | None = None
-        self._last_octets = b""
+        self._last: tuple[bytes, Request | None] = (b"", None)
 
     def recall(self, octets: bytes) -> Request | None:
         """Return the request without a body that ``octets`` are, if both its line and its fields were read before."""
-        if octets == self._last_octets:
-            return self._last
+        known, request = self._last
+        if octets == known:
+            return request
         if len(octets) > self.limits.max_head_size:
             return None
         first, _, rest = octets.partition(b"\r\n")
@@ -91,9 +91,9 @@ class HeadReader:
         head = self._heads[line.version].get(rest)
         if head is None:
             return None
-        self._last_octets = octets
-        self._last = Request(line, head)
-        return self._last
+        request = Request(line, head)
+        self._last = (octets, request)
+        return request
 
     def read(self, first: bytes, rest: bytes) -> Request:
         """Judge a whole head: its first line, and the field lines with the empty one; raises ``Refused``."""

@@ -43,6 +43,9 @@ class Stream(Protocol):
     def complete(self, data: bytes) -> None:
         """Send ``data``, the last of an answer; raises ``OSError`` once the client is gone."""
 
+    def conclude(self, data: bytes) -> None:
+        """Do the same where the end follows at once: neither runs the application on, nor does the client send more."""
+
     def date(self) -> bytes:
         """Return the present value of ``Date``."""
 
@@ -401,10 +404,14 @@ class Answer:
             if len(body) > _LARGE:
                 self._send_large(self.status, body)
                 return
-            data = self._connection.whole(self.status, self.fields, self._stream.date(), body)
+            connection = self._connection
+            data = connection.whole(self.status, self.fields, self._stream.date(), body)
             self.sent = True
             self.size = len(body)
-            self._stream.complete(data)
+            if connection.client_ends:
+                self._stream.conclude(data)
+            else:
+                self._stream.complete(data)
             return
         try:
             self._deliver(iterable)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prefork.reception import AT_ONCE
 from prefork.tls import RECORD_SIZE, TlsGuest, TlsOutbox
 from prefork.wsgi.driver import Client, TimedClient
 
@@ -30,9 +31,9 @@ class TlsClient(TlsGuest, Client):
         Client.__init__(self, driver, sock, connection, base, peer)
         self.speak(driver)
 
-    def send_octets(self, octets: bytes) -> None:
+    def send_octets(self, octets: bytes, flags: int = AT_ONCE) -> None:
         """Send as it is, or keep what the client does not take now."""
-        Client.send_octets(self, octets)
+        Client.send_octets(self, octets, flags)
 
     def complete(self, data: bytes) -> None:
         """Send the last of an answer, at once or together with those of others.
@@ -46,11 +47,19 @@ class TlsClient(TlsGuest, Client):
         assert self.session is not None
         Client.complete(self, self.session.send(data))
 
-    def send_now(self, data: bytes) -> None:
+    def conclude(self, data: bytes) -> None:
+        """Send the last of a connection."""
+        if self.outbox is not None or len(data) > RECORD_SIZE:
+            Client.send(self, data)
+            return
+        assert self.session is not None
+        Client.conclude(self, self.session.send(data))
+
+    def send_now(self, data: bytes, flags: int = AT_ONCE) -> None:
         """Encrypt, and send before all that is held back."""
         assert self.session is not None
         for piece in self.session.pieces(data):
-            self.send_octets(piece)
+            self.send_octets(piece, flags)
 
     def new_outbox(self) -> Outbox:
         """Return what holds what is encrypted, and files that are not yet."""

@@ -6,7 +6,10 @@ import _socket
 import os
 import signal
 import socket
+import sys
 import threading
+from collections import Counter
+from fcntl import ioctl
 from http.client import HTTPResponse
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -14,16 +17,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from server_process import PATIENCE, LiveServer, put_to_sleep, until
 
+from prefork.addresses import Address
 from prefork.config import Config
 from prefork.exit_guard import ExitGuard
 from prefork.handover import Exchange, Ticket, decode
 from prefork.http1.connection import Connection
+from prefork.listeners import Listener
 from prefork.reception import Origin, Outfit, WorkerFacts
 from prefork.records import Records
 from prefork.wsgi.driver import WsgiDriver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
 APP = """
@@ -86,8 +91,8 @@ def ask_at_once(server: LiveServer, *paths: str) -> list[socket.socket]:
     return clients
 
 
-def request(path: str) -> bytes:
-    return b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path.encode()
+def request(path: str, *, close: bool = False) -> bytes:
+    return b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n" % (path.encode(), b"Connection: close\r\n" if close else b"")
 
 
 def asked(client: socket.socket, path: str) -> bytes:
@@ -136,6 +141,49 @@ def test_complete_answers_leave_although_every_thread_is_away(write_app: Callabl
         for client in clients:
             client.close()
     os.close(opened)
+
+
+def come_at_once(server: LiveServer, *paths: str, close: bool = False) -> list[socket.socket]:
+    """Ask on a new connection for each, all of which the worker finds in its queue when it looks next."""
+    (worker,) = server.worker_pids
+    put_to_sleep(worker)
+    clients = []
+    for path in paths:
+        clients.append(socket.create_connection(server.address, timeout=20))
+        clients[-1].sendall(request(path, close=close))
+    os.kill(worker, signal.SIGCONT)
+    return clients
+
+
+@pytest.mark.parametrize("close", [False, True])
+def test_all_who_come_at_once_are_answered(server: LiveServer, close: bool) -> None:
+    paths = [f"/{number}" for number in range(100)]
+    clients = come_at_once(server, *paths, close=close)
+    assert [answer(client) for client in clients] == [path.encode() for path in paths]
+    for client in clients:
+        if close:
+            assert client.recv(1) == b""
+        else:
+            assert asked(client, "/again") == b"/again"
+        client.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET"), reason="this system hands nothing over")
+def test_who_comes_at_once_waits_for_a_thread_if_all_are_away(write_app: Callable[..., Path], tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    folder = str(write_app(APP))
+    paths = ["/closing", "/closing", *(f"/{number}" for number in range(12))]
+    with LiveServer.pool("sample:app", app_dir=folder, max_workers=1, threads=2, keep_alive_timeout=1) as server:
+        with socket.create_connection(server.address, timeout=20) as idle:
+            assert asked(idle, "/first") == b"/first"
+            clients = come_at_once(server, *paths)
+            assert [answer(client) for client in clients[:2]] == [b"/closing"] * 2
+            assert idle.recv(1) == b"", "nobody leads but the monitor, and ends it"
+        with gate.open("w"):
+            assert [answer(client) for client in clients[2:]] == [path.encode() for path in paths[2:]]
+        for client in clients:
+            client.close()
 
 
 def test_pipelined_requests_are_answered_in_their_order(server: LiveServer) -> None:
@@ -266,19 +314,112 @@ def test_a_worker_that_retires_answers_who_has_asked_already_as_far_as_its_budge
     assert (requests["0"], requests["3"], requests["1"] + requests["2"]) == (2, 1, served - 3)
 
 
-def alone(exchange: Exchange | None = None, **options: Any) -> WsgiDriver:
-    """Return a driver in this process that answers each request with its path, and is sent its clients by ``exchange``."""
+@pytest.mark.skipif(not hasattr(socket, "SOCK_SEQPACKET"), reason="this system hands nothing over")
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("ended_by", ["budget", "order"])
+@pytest.mark.parametrize("slow", [False, True])
+def test_those_who_come_at_once_and_had_no_turn_before_a_worker_retires_go_to_its_siblings(
+    full: bool, ended_by: str, slow: bool
+) -> None:
+    entered, gate = threading.Event(), threading.Event()
+    exchange = Exchange.open()
+    assert exchange
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         path = environ["PATH_INFO"].encode()
+        if path == b"/2" and full:
+            while exchange.send(Ticket("http", "a", "80", None, monotonic() + PATIENCE, 0), nobody):
+                pass
+        if path == b"/3":
+            if ended_by == "order":
+                driver.retire()
+            entered.set()
+            assert gate.wait(PATIENCE)
         start_response("200 OK", [("Content-Length", str(len(path)))])
         return [path]
 
+    def all_are_handed_over() -> bool:
+        driver.tick()
+        while (taken := exchange.take()) is not None:
+            message, descriptor = taken
+            assert descriptor is not None
+            os.close(descriptor)
+            if (peer := decode(message).peer) is not None:
+                handed_over[peer[1]] += 1
+        return handed_over.total() >= len(clients)
+
+    def talk() -> None:
+        assert entered.wait(PATIENCE)
+        if slow:
+            until(lambda: bool(driver.tick() and driver._vacant))
+            driver.tick()
+        gate.set()
+        assert [answer(client) for client in clients[:4]] == [b"/0", b"/1", b"/2", b"/3"]
+        until(all_are_handed_over)
+
+    handed_over: Counter[str] = Counter()
+    nobody = os.open(os.devnull, os.O_RDONLY)
+    with socket.create_server(("127.0.0.1", 0), backlog=10) as accepting:
+        accepting.setblocking(False)
+        listener = Listener(socket=accepting, address=Address(host="127.0.0.1", port=accepting.getsockname()[1]))
+        driver = alone(exchange, (listener,), app, max_workers=1)
+        if ended_by == "budget":
+            driver.retire_after(4)
+        clients = []
+        for number in range(6):
+            clients.append(socket.create_connection(accepting.getsockname(), timeout=PATIENCE))
+            clients[-1].sendall(request(f"/{number}"))
+        driver.run(lambda: None, talk)
+        driver.close()
+    exchange.close()
+    os.close(nobody)
+    assert driver.served == (4 if ended_by == "budget" or slow else 6)
+    assert handed_over == {str(client.getsockname()[1]): 1 for client in clients}
+    for client in clients:
+        client.close()
+
+
+SIOCOUTQNSD = 0x894B
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has MSG_MORE, and tells what was not sent")
+@pytest.mark.parametrize("away", [0, 1])
+def test_the_last_of_a_connection_leaves_with_its_end_unless_other_threads_may_come_between(away: int) -> None:
+    """One packet instead of two: each costs the kernel as much as a small request costs us."""
+    driver = alone()
+    driver._away = away
+    origin = Origin("http", "127.0.0.1", "80", trusted=False)
+    waiting = set()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        for _ in range(10):  # for the kernel waits 200 ms, which may pass between two steps of ours
+            with socket.create_connection(listener.getsockname()) as client:
+                sock = _socket.socket(fileno=listener.accept()[0].detach())
+                served = driver._admit(sock, driver._base(origin), None, monotonic() + PATIENCE)
+                served.conclude(b"goodbye")
+                waiting.add(int.from_bytes(ioctl(sock, SIOCOUTQNSD, bytes(4)), sys.byteorder))
+                driver._close(served)
+                assert client.makefile("rb").read() == b"goodbye"
+    driver.close()
+    assert waiting == {0} if away else 7 in waiting
+
+
+def echo(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    path: bytes = environ["PATH_INFO"].encode()
+    start_response("200 OK", [("Content-Length", str(len(path)))])
+    return [path]
+
+
+def alone(
+    exchange: Exchange | None = None,
+    listeners: Iterable[Listener] = (),
+    app: Callable[..., list[bytes]] = echo,
+    **options: Any,
+) -> WsgiDriver:
+    """Return a driver in this process that answers each request with its path, and is sent its clients by ``exchange``."""
     config = Config.of(threads=1, log_format="none", **options)
     facts = WorkerFacts(number=0, generation=1, retire=lambda: None)
-    return WsgiDriver(
-        app, (), config, Outfit(facts=facts, records=Records(config), exit_guard=ExitGuard(), exchange=exchange)
-    )
+    outfit = Outfit(facts=facts, records=Records(config), exit_guard=ExitGuard(), exchange=exchange)
+    return WsgiDriver(app, listeners, config, outfit)
 
 
 def hand_over(exchange: Exchange, *, deadline: float, buffer: int = 0) -> socket.socket:

@@ -556,6 +556,27 @@ def test_a_head_is_not_taken_for_short_because_its_parts_were_seen_in_short_ones
     assert caught.value.status == 431
 
 
+@pytest.mark.parametrize(
+    ("head", "ends"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", False),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", True),
+        (b"GET / HTTP/1.0\r\n\r\n", True),
+        (b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", False),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", True),
+        (b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1\r\n\r\n", False),
+    ],
+)
+def test_a_client_that_asks_for_the_end_sends_nothing_more(parser: Maker, head: bytes, ends: bool) -> None:
+    """But for the line end behind a body, which old ones send (RFC 9112 section 2.2)."""
+    reader = HeadReader(LIMITS, parser())
+    for _ in range(3):  # read, recalled, and the last once more
+        made = Connection(reader)
+        made.receive(head)
+        read(made)
+        assert made.client_ends is ends
+
+
 HEADS = st.binary(max_size=40) | st.sampled_from(
     [
         b"Host: a",

@@ -27,7 +27,7 @@ class Sent:
     def send(self, data: bytes) -> None:
         self.data += data
 
-    complete = send
+    complete = conclude = send
 
     def date(self) -> bytes:
         return b"today"
