@@ -20,7 +20,7 @@ from collections import deque
 from contextlib import suppress
 from fcntl import ioctl
 from functools import partial
-from termios import FIONREAD
+from termios import FIONREAD, TIOCOUTQ
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from prefork.access_format import Entry
@@ -63,7 +63,7 @@ PARTING = 1.0
 ASK_AGAIN = 0.005
 """After how many seconds a worker that waits to leave looks again whether all that it handed over was taken."""
 READ_ANSWER = 2.0
-"""How many seconds a refused client has to read why, while what it still sends is thrown away."""
+"""How many seconds a client has to read its last answer, while what it still sends is thrown away; as many again if it takes it."""
 IDLERS_FIRST = 0.002
 """For how many seconds a worker takes nobody in that has left a client to an idle one, which has to wake up first."""
 PAUSE = 0.5
@@ -217,8 +217,12 @@ class Guest:
         "requests",
         "sock",
         "step",
+        "untaken",
         "watched",
     )  # fmt: skip
+
+    untaken: int
+    """How much of its last answer its system had not taken when that was looked at last, if it was."""
 
     def __init__(
         self,
@@ -273,6 +277,13 @@ class Guest:
         except OSError:  # there is nobody
             return False
         return unread != _NONE
+
+    def unsent(self) -> int:
+        """Return how many bytes of ours lie in the kernel, which its system has not taken; 0 where nobody knows."""
+        waiting = bytearray(_INT.size)
+        with suppress(OSError):
+            ioctl(self.fd, TIOCOUTQ, waiting)
+        return int(_INT.unpack(waiting)[0])
 
     def takes(self) -> bool:
         """Whether the client takes what is in the outbox fast enough so far; if not, it is to be reset, not closed."""
@@ -1155,8 +1166,18 @@ class Reception(Generic[G]):
         except OSError:
             self._close(client)
             return
+        client.untaken = client.unsent()
         client.deadline = time.monotonic() + READ_ANSWER
         self._watch(client, READ)
+
+    def _see_it_read(self, client: G) -> None:
+        """Close a client that had its time to read its last answer, unless it is taking that, and the pool does not stop."""
+        untaken, client.untaken = client.untaken, client.unsent()
+        if client.untaken < untaken and not self._stopping:
+            client.deadline = time.monotonic() + READ_ANSWER
+            self._watch(client, READ)
+        else:
+            self._close(client)
 
     def _expire(self, client: G) -> None:
         """End what took too long: what that was, the client's state tells."""
@@ -1165,8 +1186,8 @@ class Reception(Generic[G]):
             return  # in the hands of a thread, which will give it a new deadline
         if client.outbox is not None:
             self._watch_outbox(client)
-        elif client.step != self.receive and client.opening is None:
-            self._close(client)
+        elif client.step == self.read_out:
+            self._see_it_read(client)
         elif connection.idle:
             self._behind.append((client, self._look_again))
         elif connection.phase is not _ANSWER:

@@ -881,13 +881,13 @@ class AsgiDriver(Reception[Client]):
     def _expire(self, client: Client) -> None:
         """End what took too long: what that was, the client's state tells."""
         call, connection = client.call, client.connection
-        if not client.watched:
+        if not client.watched or client.step == self.await_turn:
             return
         if client.outbox is not None:
             client.broken = not client.takes()
             self._settle(client)
-        elif client.step != self.receive and client.opening is None:
-            self._close(client)
+        elif client.step == self.read_out:
+            self._see_it_read(client)
         elif call is None and connection.idle:
             self._behind.append((client, self._look_again))
         elif call is None or not call.ended:

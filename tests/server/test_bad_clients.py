@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 import threading
 from contextlib import suppress
 from http.client import HTTPResponse
@@ -23,6 +24,7 @@ APP = """
 import tempfile
 
 BIG = 30_000_000
+SOME = 60_000
 PIECE = b"x" * 100_000
 
 class Answer:
@@ -59,6 +61,9 @@ def app(environ, start_response):
         file.truncate(BIG)
         start_response("200 OK", [("Content-Length", str(BIG))])
         return environ["wsgi.file_wrapper"](file)
+    if path == "/some":
+        start_response("200 OK", [("Content-Length", str(SOME))])
+        return [b"x" * SOME]
     body = environ["wsgi.input"].read()
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [b"%d" % len(body)]
@@ -87,9 +92,9 @@ def serve(write_app: Callable[..., Path]) -> Callable[..., LiveServer]:
     return serve
 
 
-def connect(server: LiveServer, data: bytes = b"") -> socket.socket:
+def connect(server: LiveServer, data: bytes = b"", *, room: int = 16384) -> socket.socket:
     client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
     client.settimeout(20)
     client.connect(server.address)
     client.sendall(data)
@@ -125,7 +130,51 @@ def pause(seconds: float = 0.2) -> None:
     threading.Event().wait(seconds)
 
 
+def sip(client: socket.socket) -> None:
+    """Read to the end, a little at a time."""
+    with suppress(OSError):
+        while client.recv(60):
+            pause(0.02)
+
+
 # Slow.
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what a client has not taken")
+@pytest.mark.over_both
+def test_a_last_answer_that_is_taken_slowly_is_not_torn_because_its_client_sends_more(
+    serve: Callable[..., LiveServer],
+) -> None:
+    with serve() as server, connect(server, room=1) as client:
+        client.sendall(get("/some")[:-2] + b"Connection: close\r\n\r\n and more")
+        received = b""
+        for _ in range(45):  # of 100 ms: more than the two seconds that it has, and two more
+            received += client.recv(600)
+            pause(0.1)
+        client.sendall(b" and still more")
+        received += until_closed(client)
+        assert received.endswith(b"\r\n\r\n" + b"x" * 60_000)
+
+
+@pytest.mark.over_both
+def test_a_client_that_takes_nothing_of_its_last_answer_is_let_go(serve: Callable[..., LiveServer]) -> None:
+    with serve() as server, connect(server, room=1) as client:
+        client.sendall(get("/some")[:-2] + b"Connection: close\r\n\r\n and more")
+        assert client.recv(1) == b"H"
+        until(lambda: len(psutil.Process(server.worker_pids[0]).net_connections("tcp")) == 1)
+
+
+@pytest.mark.over_both
+def test_a_pool_that_stops_does_not_wait_for_who_takes_its_last_answer_slowly(serve: Callable[..., LiveServer]) -> None:
+    with serve() as server, connect(server, room=1) as client:
+        client.sendall(get("/some")[:-2] + b"Connection: close\r\n\r\n and more")
+        assert client.recv(1) == b"H"
+        reader = threading.Thread(target=sip, args=(client,))
+        reader.start()
+        assert server.stop() == 0
+        client.shutdown(socket.SHUT_RDWR)
+        reader.join()
+        assert not server.all("worker.killed")
 
 
 @pytest.mark.over_both
