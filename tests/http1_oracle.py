@@ -87,8 +87,7 @@ def listen(reader: HeadReader, pieces: Iterable[bytes]) -> Transcript:
     made, seen = Connection(reader), Transcript()
     try:
         for piece in pieces:
-            made.receive(piece)
-            take_in(made, seen)
+            take_in(made, made.recall(piece), seen)
             if made.phase is Phase.CLOSED:
                 break
             assert held(made) <= room(made, reader.limits), "it keeps more than it needs"
@@ -100,11 +99,9 @@ def listen(reader: HeadReader, pieces: Iterable[bytes]) -> Transcript:
     return seen
 
 
-def take_in(made: Connection, seen: Transcript) -> None:
-    while True:
-        event = made.next_event()
-        if event is None:
-            return
+def take_in(made: Connection, recalled: Request | None, seen: Transcript) -> None:
+    event = made.next_event() if recalled is None else recalled
+    while event is not None:
         if isinstance(event, Request):
             line, head = event.line, event.head
             fields = [(name.lower(), value) for name, value in head.fields]
@@ -121,6 +118,7 @@ def take_in(made: Connection, seen: Transcript) -> None:
             seen.requests[-1].whole = True
         if made.phase is Phase.ANSWER:
             made.whole("200 OK", [], DATE, b"")
+        event = made.next_event()
 
 
 def held(made: Connection) -> int:

@@ -419,6 +419,8 @@ class AsgiDriver(Reception[Client]):
         if not data:
             self._see_end(client)
             return False
+        if client.call is None and client.outbox is None:
+            return self.advance(client, client.connection.recall(data))
         client.connection.receive(data)
         return self.advance(client)
 
@@ -443,14 +445,14 @@ class AsgiDriver(Reception[Client]):
         if client.call is not None and not client.connection.awaits_body:
             client.call.leave()
 
-    def advance(self, client: Client) -> bool:
-        """Go on with what was received: give it to the application, or begin with the next request."""
+    def advance(self, client: Client, request: Request | None = None) -> bool:
+        """Go on with what was received: give it to the application, or begin with the next request, if ``request`` is none."""
         connection, call = client.connection, client.call
         try:
             if call is None:
                 if client.outbox is not None:
                     return False
-                event = connection.next_event()
+                event = connection.next_event() if request is None else request
                 if type(event) is Request:
                     client.in_head = False
                     if client.queue_s and self._turns_away(client, event):

@@ -166,8 +166,8 @@ _headings = _Headings()
 class Connection:
     """One connection, from its first byte to its last.
 
-    Drive it with ``receive`` and ``next_event`` until a request is complete, answer with ``start``, ``data`` and
-    ``finish``, then go on with ``next_event``. ``Refused`` is raised where a request must not be served: send
+    Drive it with ``receive`` or ``recall`` and ``next_event`` until a request is complete, answer with ``start``, ``data``
+    and ``finish``, then go on with ``next_event``. ``Refused`` is raised where a request must not be served: send
     ``refusal`` and close. ``Misanswered`` is raised where an answer would break HTTP.
     """
 
@@ -235,6 +235,25 @@ class Connection:
         self._buffer = self._buffer[self._at :] + data if self._at < len(self._buffer) else data
         self._at = 0
 
+    def recall(self, data: bytes) -> Request | None:
+        """Take what the client sent; return the request, if it is whole, has no body, and the like was read before.
+
+        If not, ask ``next_event``. It is the short way for those who repeat themselves to the octet.
+        """
+        if self.phase is not _HEAD or self._at < len(self._buffer):
+            self.receive(data)
+            return None
+        request = self._reader.recall(data)
+        if request is None:
+            self._buffer = data
+            self._at = 0
+            return None
+        self._version = request.line.version
+        self.head_only = request.line.method == "HEAD"
+        self.answer_close = self.client_ends = not request.head.keep_alive
+        self.phase = _ANSWER
+        return request
+
     def next_event(self) -> Event | None:
         """Return the next event, or ``None`` if more bytes (or an answer) are needed; raises ``Refused``."""
         phase = self.phase
@@ -252,15 +271,6 @@ class Connection:
 
     def _head(self) -> Request | None:
         buffer, at, reader = self._buffer, self._at, self._reader
-        if not (at or self._seen):
-            request = reader.recall(buffer)
-            if request is not None:
-                self._buffer = b""
-                self._version = request.line.version
-                self.head_only = request.line.method == "HEAD"
-                self.answer_close = self.client_ends = not request.head.keep_alive
-                self.phase = _ANSWER
-                return request
         limit = at + reader.limits.max_head_size
         # RFC 9112 section 2.2: an empty line before the request line is skipped (old clients end a body so).
         while buffer.startswith(b"\r\n", at):
@@ -275,7 +285,9 @@ class Connection:
         if end < 0:
             if at < len(buffer):
                 self._check_unfinished(max(at, new - 1), limit)
-            self._seen = len(buffer) - at
+                self._seen = len(buffer) - at
+            else:
+                self._move_to(at)
             return None
         self._seen = 0
         cut = buffer.find(b"\r\n", at)
@@ -370,7 +382,7 @@ class Connection:
 
     def close(self) -> None:
         """End the connection: nothing more is read from it, and the parser is let go."""
-        if self.phase is not _ANSWER or self.buffered:
+        if self.phase is not _ANSWER or self._at < len(self._buffer):
             self.leftover = True
         self.answer_close = self._ends = True
         self.phase = _CLOSED

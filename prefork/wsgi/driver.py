@@ -1016,10 +1016,13 @@ class WsgiDriver(Reception[Client]):
             if client.queue_s:
                 # It waits for nobody but itself while its last request is being served.
                 client.queue_s = min(client.queue_s, time.monotonic() - client.free_at)
-        return self._receive(client)
+        return self._noted(client, answered=self._receive(client))
 
     def _advance_measured(self, client: Client) -> bool:
-        answered = self._advance(client)
+        return self._noted(client, answered=self._advance(client))
+
+    @staticmethod
+    def _noted(client: Client, *, answered: bool) -> bool:
         if answered:
             client.free_at = time.monotonic()
             client.queue_s = client.queue_s and 0.0  # for what it has sent ahead
@@ -1034,8 +1037,12 @@ class WsgiDriver(Reception[Client]):
         if not data:
             client.broken = True
             return False
-        client.connection.receive(data)
-        return self.advance(client)
+        request = client.connection.recall(data)
+        if request is None:
+            return self._advance(client)
+        client.in_head = False
+        self._dispatch(client, request, None)
+        return True
 
     def _advance(self, client: Client) -> bool:
         """Take one request further, as far as what was received goes."""

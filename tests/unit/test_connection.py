@@ -35,6 +35,11 @@ def read(made: Connection) -> Request:
     return event
 
 
+def sent(made: Connection, data: bytes) -> Request:
+    """Return the request that a client sends, read or recalled."""
+    return made.recall(data) or read(made)
+
+
 def body_of(made: Connection) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     data = b""
     while isinstance(event := made.next_event(), Body):
@@ -522,8 +527,8 @@ def test_what_is_remembered_is_bounded(parser: Maker, monkeypatch: pytest.Monkey
     reader = HeadReader(LIMITS, parser())
     for number in [*range(5), *range(5)]:
         made = Connection(reader)
-        made.receive(b"GET /%d HTTP/1.1\r\nHost: a\r\nX-%d: b\r\n\r\n" % (number, number))
-        assert read(made).line.target == b"/%d" % number
+        request = sent(made, b"GET /%d HTTP/1.1\r\nHost: a\r\nX-%d: b\r\n\r\n" % (number, number))
+        assert request.line.target == b"/%d" % number
         assert b"X-A: %d\r\n" % number in made.start("200 OK", [("X-A", str(number))], DATE, 0)
     assert b"X-A: a" in asked(parser).start("200 OK", [("X-A", "a" * 2000)], DATE, 0)
     monkeypatch.setattr("prefork.http1.heads.REMEMBERED_SIZE", 10)
@@ -535,8 +540,7 @@ def test_the_same_octets_again_are_the_same_request(parser: Maker) -> None:
     seen = []
     for path in [b"/a", b"/a", b"/a", b"/b", b"/b", b"/b", b"/a"]:
         made = Connection(reader)
-        made.receive(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path)
-        seen.append(read(made))
+        seen.append(sent(made, b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path))
         assert not made.buffered
     assert [request.line.path for request in seen] == [b"/a", b"/a", b"/a", b"/b", b"/b", b"/b", b"/a"]
     assert len({id(request.head) for request in seen}) == 1
@@ -547,12 +551,10 @@ def test_a_head_is_not_taken_for_short_because_its_parts_were_seen_in_short_ones
     reader = HeadReader(LIMITS, parser())
     for path, field in [(long_line, b"X: b"), (b"/a", long_field)] * 2:
         made = Connection(reader)
-        made.receive(b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % (path, field))
-        assert read(made).line.path == path
+        assert sent(made, b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % (path, field)).line.path == path
     made = Connection(reader)
-    made.receive(b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % (long_line, long_field))
     with pytest.raises(Refused) as caught:
-        made.next_event()
+        sent(made, b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % (long_line, long_field))
     assert caught.value.status == 431
 
 
@@ -572,9 +574,23 @@ def test_a_client_that_asks_for_the_end_sends_nothing_more(parser: Maker, head: 
     reader = HeadReader(LIMITS, parser())
     for _ in range(3):  # read, recalled, and the last once more
         made = Connection(reader)
-        made.receive(head)
-        read(made)
+        sent(made, head)
         assert made.client_ends is ends
+
+
+def test_what_comes_behind_a_part_or_a_request_is_not_recalled(parser: Maker) -> None:
+    data = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    reader = HeadReader(LIMITS, parser())
+    for _ in range(2):
+        assert sent(Connection(reader), data).line.path == b"/"
+    made = Connection(reader)
+    assert made.recall(data[:9]) is None
+    assert made.recall(data[9:]) is None
+    first = read(made)
+    assert made.recall(data) is None
+    assert made.next_event() is None
+    made.whole("200 OK", [], DATE, b"")
+    assert read(made).line is first.line
 
 
 HEADS = st.binary(max_size=40) | st.sampled_from(
