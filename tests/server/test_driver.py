@@ -25,7 +25,7 @@ from prefork.http1.connection import Connection
 from prefork.listeners import Listener
 from prefork.reception import Origin, Outfit, WorkerFacts
 from prefork.records import Records
-from prefork.wsgi.driver import WsgiDriver
+from prefork.wsgi.driver import TOGETHER, WsgiDriver
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -376,6 +376,34 @@ def test_those_who_come_at_once_and_had_no_turn_before_a_worker_retires_go_to_it
     assert handed_over == {str(client.getsockname()[1]): 1 for client in clients}
     for client in clients:
         client.close()
+
+
+def test_many_who_come_at_one_address_do_not_keep_those_of_another_waiting() -> None:
+    order = []
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        order.append(environ["SERVER_PORT"])
+        return echo(environ, start_response)
+
+    def talk() -> None:
+        for client in clients:
+            assert answer(client) == b"/"
+            client.close()
+
+    clients = []
+    with socket.create_server(("127.0.0.1", 0)) as crowded, socket.create_server(("127.0.0.1", 0)) as quiet:
+        listeners = []
+        for accepting, comers in ((crowded, 100), (quiet, 1)):
+            accepting.setblocking(False)
+            address = Address(host="127.0.0.1", port=accepting.getsockname()[1])
+            listeners.append(Listener(socket=accepting, address=address))
+            for _ in range(comers):
+                clients.append(socket.create_connection(accepting.getsockname(), timeout=PATIENCE))
+                clients[-1].sendall(request("/"))
+        driver = alone(listeners=listeners, app=app, max_workers=1)
+        driver.run(lambda: None, talk)
+        driver.close()
+    assert order.index(listeners[1].server_port) <= TOGETHER
 
 
 SIOCOUTQNSD = 0x894B
