@@ -181,11 +181,7 @@ class Outbox:
 
         What still lies in the kernel is not taken: of that a client may leave some MB for as long as it likes.
         """
-        try:
-            waiting = _INT.unpack(ioctl(sock, TIOCOUTQ, bytes(_INT.size)))[0]
-        except OSError:  # not every system tells
-            waiting = 0
-        return self._sent - int(waiting)
+        return self._sent - unsent(sock)
 
     def _send(self, sock: _socket.socket, item: bytearray | memoryview | Part) -> int:
         if isinstance(item, Part):
@@ -238,6 +234,14 @@ class Outbox:
             with suppress(OSError):
                 self._spool.close()
             self._spool = None
+
+
+def unsent(sock: _socket.socket) -> int:
+    """Return how many bytes lie in the kernel that the client's system has not taken; 0 where nobody tells."""
+    try:
+        return int(_INT.unpack(ioctl(sock, TIOCOUTQ, bytes(_INT.size)))[0])
+    except OSError:
+        return 0
 
 
 def _held_by(item: bytearray | memoryview) -> int:

@@ -20,7 +20,7 @@ from collections import deque
 from contextlib import suppress
 from fcntl import ioctl
 from functools import partial
-from termios import FIONREAD, TIOCOUTQ
+from termios import FIONREAD
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 from prefork.access_format import Entry
@@ -33,6 +33,7 @@ from prefork.http1.forwarded import Belief
 from prefork.http1.heads import HeadReader, Parser
 from prefork.http1.messages import Refused
 from prefork.http1.proxy_protocol import LONGEST, Header, Malformed, Opening
+from prefork.outbox import unsent
 from prefork.overload import CROWDED, TurnedAway
 from prefork.poller import READ, WRITE, new_poller
 from prefork.queueing import has_left
@@ -277,13 +278,6 @@ class Guest:
         except OSError:  # there is nobody
             return False
         return unread != _NONE
-
-    def unsent(self) -> int:
-        """Return how many bytes of ours lie in the kernel, which its system has not taken; 0 where nobody knows."""
-        waiting = bytearray(_INT.size)
-        with suppress(OSError):
-            ioctl(self.fd, TIOCOUTQ, waiting)
-        return int(_INT.unpack(waiting)[0])
 
     def takes(self) -> bool:
         """Whether the client takes what is in the outbox fast enough so far; if not, it is to be reset, not closed."""
@@ -1166,13 +1160,13 @@ class Reception(Generic[G]):
         except OSError:
             self._close(client)
             return
-        client.untaken = client.unsent()
+        client.untaken = unsent(client.sock)
         client.deadline = time.monotonic() + READ_ANSWER
         self._watch(client, READ)
 
     def _see_it_read(self, client: G) -> None:
         """Close a client that had its time to read its last answer, unless it is taking that, and the pool does not stop."""
-        untaken, client.untaken = client.untaken, client.unsent()
+        untaken, client.untaken = client.untaken, unsent(client.sock)
         if client.untaken < untaken and not self._stopping:
             client.deadline = time.monotonic() + READ_ANSWER
             self._watch(client, READ)

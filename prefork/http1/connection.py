@@ -240,13 +240,9 @@ class Connection:
 
         If not, ask ``next_event``. It is the short way for those who repeat themselves to the octet.
         """
-        if self.phase is not _HEAD or self._at < len(self._buffer):
-            self.receive(data)
-            return None
-        request = self._reader.recall(data)
+        request = self._reader.recall(data) if self.phase is _HEAD and self._at >= len(self._buffer) else None
         if request is None:
-            self._buffer = data
-            self._at = 0
+            self.receive(data)
             return None
         self._version = request.line.version
         self.head_only = request.line.method == "HEAD"
